@@ -1,0 +1,1 @@
+"""Sharded, streaming, exactly resumable image input; knows nothing of training or clusters."""

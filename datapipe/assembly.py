@@ -1,0 +1,251 @@
+"""From a batch's plan to a Batch: fetch, decode in threads, fill the rows that have no sample.
+
+A row without a sample (padding, or a corrupt one) repeats a good sample of its segment, else of its
+batch, else the data set's first good one, with sample_weight 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from datapipe.batch import Batch
+from datapipe.config import DataConfig
+from datapipe.decode import DecodeError, decode_into, image_size
+from datapipe.errors import LabelOutOfRange, TooManyBadSamples
+from datapipe.index import ShardIndex
+from datapipe.order import SampleOrder
+from datapipe.plan import BatchPlan
+from datapipe.position import Span
+from datapipe.reader import RawSample, SampleReader
+from datapipe.transforms import augmentation_draws, evaluation_boxes, training_boxes
+
+LARGEST_CHUNK = 16
+"""Samples of one decode task: enough that handing it to a thread costs little."""
+
+NO_LABELS = np.zeros(0, np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class _Row:
+    """A sample, the epoch it is read in, and the slot of the batch that its image goes to."""
+
+    sample: RawSample
+    epoch: int
+    image: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
+class PendingBatch:
+    """A batch whose images are being decoded; rows without a sample are None."""
+
+    plan: BatchPlan
+    rows: list[_Row | None]
+    images: NDArray[np.uint8]
+    reasons: list[Future[list[str | None]]]
+    """For the rows that have a sample, in order: why it could not be used, or None."""
+
+
+class BatchMaker:
+    """Starts batches in one thread; they are finished, in the same order, in another one."""
+
+    def __init__(
+        self,
+        index: ShardIndex,
+        config: DataConfig,
+        *,
+        order: SampleOrder,
+        training: bool,
+        num_classes: int,
+        executor: Executor,
+    ) -> None:
+        self.reader = SampleReader(index, block_size=order.block_size, max_blocks=1)
+        self._index = index
+        self._config = config
+        self._order = order
+        self._training = training
+        self._num_classes = num_classes
+        self._executor = executor
+        self._pools: dict[Span, NDArray[np.int64]] = {}
+
+    def start(self, plan: BatchPlan) -> PendingBatch:
+        """Errors: those of `SampleReader.fetch`."""
+        num_pools = 2 * len(plan.segments)  # a segment may be leaving one pool and entering another
+        self.reader.max_blocks = num_pools * (self._order.blocks_per_pool + 1)
+        images = np.empty((plan.size, *self._image_shape), np.uint8)
+        rows: list[_Row | None] = []
+        for segment in plan.segments:
+            end = len(rows) + segment.size
+            for span in segment.spans:
+                for sample in self.reader.fetch(self._sample_ids(span, num_pools)):
+                    rows.append(_Row(sample, span.epoch, images[len(rows)]))
+            rows.extend([None] * (end - len(rows)))
+        filled = [row for row in rows if row is not None]
+        size = min(LARGEST_CHUNK, -(-len(filled) // self._config.decode_threads) or 1)
+        reasons = [
+            self._executor.submit(self._decode, filled[first : first + size])
+            for first in range(0, len(filled), size)
+        ]
+        return PendingBatch(plan, rows, images, reasons)
+
+    def finish(self, pending: PendingBatch) -> Batch:
+        """Wait for the images. Errors: `LabelOutOfRange`; `TooManyBadSamples` if none decodes."""
+        reasons = iter([reason for task in pending.reasons for reason in task.result()])
+        samples = [row.sample if row else None for row in pending.rows]
+        corrupt = []
+        for number, sample in enumerate(samples):
+            if sample is not None and (reason := next(reasons)) is not None:
+                corrupt.append(sample.corrupt(reason))
+                samples[number] = None
+        is_good = np.array([sample is not None for sample in samples])
+        segment_sizes = tuple(segment.size for segment in pending.plan.segments)
+        self._fill(samples, pending.images, sources(is_good, segment_sizes))
+        filled = [sample for sample in samples if sample is not None]
+        label_ids, label_offsets = self._labels(filled)
+        return Batch(
+            images=torch.from_numpy(pending.images),
+            label_ids=torch.from_numpy(label_ids),
+            label_offsets=torch.from_numpy(label_offsets),
+            sample_weights=torch.from_numpy(is_good.astype(np.float32)),
+            sample_ids=torch.tensor([sample.sample_id for sample in filled], dtype=torch.int64),
+            spans=pending.plan.spans,
+            segment_sizes=segment_sizes,
+            num_samples=int(is_good.sum()),
+            corrupt=tuple(corrupt),
+        )
+
+    @property
+    def _image_shape(self) -> tuple[int, int, int]:
+        return (self._config.image_size, self._config.image_size, 3)
+
+    def _sample_ids(self, span: Span, num_pools: int) -> NDArray[np.int64]:
+        """`order.sample_ids`, with the pools in use kept."""
+        parts = [NO_LABELS]
+        start = span.start
+        while start < span.stop:
+            pool = self._order.pool_at(span.epoch, start)
+            if pool not in self._pools:
+                while len(self._pools) >= num_pools:
+                    del self._pools[next(iter(self._pools))]
+                self._pools[pool] = self._order.sample_ids(pool)
+            stop = min(span.stop, pool.stop)
+            parts.append(self._pools[pool][start - pool.start : stop - pool.start])
+            start = stop
+        return np.concatenate(parts)
+
+    def _decode(self, rows: Sequence[_Row]) -> list[str | None]:
+        """Decode into the rows' images; for each row, why that failed, or None."""
+        reasons: list[str | None] = []
+        sizes = []
+        for row in rows:
+            try:
+                sizes.append(_checked_size(row.sample))
+                reasons.append(None)
+            except DecodeError as error:
+                sizes.append((1, 1))
+                reasons.append(str(error))
+        boxes, flips = self._boxes(rows, np.array(sizes, np.float64))
+        for number, row in enumerate(rows):
+            if reasons[number] is None and row.sample.payload is not None:
+                try:
+                    decode_into(row.sample.payload, boxes[number], flips[number], row.image)
+                except DecodeError as error:
+                    reasons[number] = str(error)
+        return reasons
+
+    def _boxes(
+        self, rows: Sequence[_Row], sizes: NDArray[np.float64]
+    ) -> tuple[list[tuple[float, float, float, float]], list[bool]]:
+        widths, heights = sizes[:, 0], sizes[:, 1]
+        if not self._training:
+            boxes = evaluation_boxes(widths, heights, self._config)
+            return [tuple(box) for box in boxes.tolist()], [False] * len(rows)
+        draws = augmentation_draws(
+            self._order.seed,
+            np.array([row.epoch for row in rows], np.int64),
+            np.array([row.sample.sample_id for row in rows], np.int64),
+        )
+        boxes, flips = training_boxes(widths, heights, draws, self._config)
+        return [tuple(box) for box in boxes.tolist()], flips.tolist()
+
+    def _fill(
+        self,
+        samples: list[RawSample | None],
+        images: NDArray[np.uint8],
+        source_rows: NDArray[np.int64],
+    ) -> None:
+        """Give each row without a sample the one of its source row, or the stand-in."""
+        for number, source in enumerate(source_rows.tolist()):
+            if source == number:
+                continue
+            if source < 0:
+                samples[number] = self._stand_in.sample
+                images[number] = self._stand_in.image
+            else:
+                samples[number] = samples[source]
+                images[number] = images[source]
+
+    @cached_property
+    def _stand_in(self) -> _Row:
+        """The first good sample of the data set's first epoch: what a batch without any repeats."""
+        reader = SampleReader(self._index, block_size=1, max_blocks=1)
+        corrupt = []
+        for place in range(min(self._order.num_samples, self._config.max_bad_samples + 1)):
+            sample = reader.fetch(self._order.sample_ids(Span(0, place, place + 1)))[0]
+            row = _Row(sample, 0, np.empty(self._image_shape, np.uint8))
+            (reason,) = self._decode([row])
+            if reason is None:
+                return row
+            corrupt.append(sample.corrupt(reason))
+        raise TooManyBadSamples(tuple(corrupt), self._config.max_bad_samples)
+
+    def _labels(self, samples: Sequence[RawSample]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Labels of all rows as ids and offsets."""
+        labels = [NO_LABELS if sample.labels is None else sample.labels for sample in samples]
+        label_ids = np.concatenate([NO_LABELS, *labels])
+        if label_ids.size and label_ids.max() >= self._num_classes:
+            self._raise_out_of_range(samples)
+        offsets = np.zeros(len(labels) + 1, np.int64)
+        np.cumsum([len(ids) for ids in labels], out=offsets[1:])
+        return label_ids, offsets
+
+    def _raise_out_of_range(self, samples: Sequence[RawSample]) -> None:
+        for sample in samples:
+            largest = max(() if sample.labels is None else sample.labels.tolist(), default=0)
+            if largest >= self._num_classes:
+                raise LabelOutOfRange(sample.shard, sample.key, largest, self._num_classes)
+
+
+def sources(is_good: NDArray[np.bool_], segment_sizes: Sequence[int]) -> NDArray[np.int64]:
+    """For each row, whose sample it shows: its own if good, else a good row's in turn, else -1."""
+    rows = np.arange(len(is_good), dtype=np.int64)
+    result = np.where(is_good, rows, -1)
+    end = 0
+    for size in segment_sizes:
+        start, end = end, end + size
+        _repeat(result[start:end])
+    _repeat(result)
+    return result
+
+
+def _repeat(source_rows: NDArray[np.int64]) -> None:
+    """Replace, in place, the -1 by the other values in turn, where there are any."""
+    good, missing = source_rows[source_rows >= 0], np.flatnonzero(source_rows < 0)
+    if good.size:
+        source_rows[missing] = good[np.arange(missing.size) % good.size]
+
+
+def _checked_size(sample: RawSample) -> tuple[int, int]:
+    """(width, height) of a sample whose bytes are sound. Raises `DecodeError`."""
+    problem = sample.problem()
+    if problem is not None or sample.payload is None:
+        raise DecodeError(problem)
+    if sample.width > 0 and sample.height > 0:
+        return sample.width, sample.height
+    return image_size(sample.payload)

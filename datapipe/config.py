@@ -1,0 +1,73 @@
+"""DataConfig: where the samples are and how they become batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SMALLEST_IMAGE_SIZE = 8
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The data part of a run's configuration, checked when built (`ValueError`)."""
+
+    train: str
+    """Directory or URL of the training shards (jobs/pack_shards.py, or any WebDataset)."""
+    evaluation: str | None = None
+    """Directory or URL of the held-out shards; None trains without scores."""
+    image_size: int = 299
+    """Side of the square network input, in pixels (paper, section 4.1: 299)."""
+    crop_area: tuple[float, float] = (0.08, 1.0)
+    """Training crop: smallest and largest share of the image's area."""
+    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    """Training crop: smallest and largest width over height."""
+    flip: bool = True
+    """Mirror half of the training images."""
+    evaluation_crop: float = 0.875
+    """Evaluation crop: side of the centre square over the image's shorter side."""
+    block_size: int = 64
+    """Samples in one block: what one ranged read fetches."""
+    blocks_per_pool: int = 8
+    """Blocks, from all over the data set, whose samples are shuffled together."""
+    decode_threads: int = 2
+    """Threads of a worker that decode images."""
+    prefetch_batches: int = 4
+    """Batches decoded ahead of the training step."""
+    max_bad_samples: int = 100
+    """Samples that may fail to decode (they are skipped and listed) before the run stops."""
+
+    def __post_init__(self) -> None:
+        _check(bool(self.train), "data.train", self.train, "a directory or URL of shards")
+        _check(
+            self.image_size >= SMALLEST_IMAGE_SIZE,
+            "data.image_size",
+            self.image_size,
+            f"at least {SMALLEST_IMAGE_SIZE} pixels",
+        )
+        low, high = self.crop_area
+        _check(
+            0 < low <= high <= 1, "data.crop_area", self.crop_area, "0 < smallest <= largest <= 1"
+        )
+        low, high = self.crop_aspect
+        _check(
+            0 < low <= high < float("inf"),
+            "data.crop_aspect",
+            self.crop_aspect,
+            "0 < smallest <= largest",
+        )
+        _check(
+            0 < self.evaluation_crop <= 1,
+            "data.evaluation_crop",
+            self.evaluation_crop,
+            "above 0, at most 1",
+        )
+        for name in ("block_size", "blocks_per_pool", "decode_threads", "prefetch_batches"):
+            _check(getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "at least 1")
+        _check(
+            self.max_bad_samples >= 0, "data.max_bad_samples", self.max_bad_samples, "at least 0"
+        )
+
+
+def _check(holds: bool, field: str, value: object, allowed: str) -> None:
+    if not holds:
+        raise ValueError(f"{field} is {value!r}; allowed: {allowed}")

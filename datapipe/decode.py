@@ -1,0 +1,80 @@
+"""Image bytes -> one crop of it in a batch buffer, with Pillow."""
+
+from __future__ import annotations
+
+import struct
+from io import BytesIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+LARGEST_IMAGE_PIXELS = 64_000_000
+FORMATS = ("JPEG", "PNG", "WEBP")
+PILLOW_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    struct.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
+"""What Pillow raises for broken files: each format's reader has its own ways."""
+
+Box = tuple[float, float, float, float]
+Payload = bytes | memoryview
+
+
+class DecodeError(ValueError):
+    """These bytes are not an image that can be used; the text says why."""
+
+
+def decode_into(payload: Payload, box: Box | None, flip: bool, out: NDArray[np.uint8]) -> None:
+    """Decode, crop to `box` (left, top, right, bottom in float pixels; None is all), scale, mirror.
+
+    out: (S, S, 3) uint8, RGB. Grey, palette and CMYK images become RGB. Raises `DecodeError`.
+    """
+    size = out.shape[0]
+    try:
+        with _open(payload) as image:
+            rgb = image if image.mode == "RGB" else image.convert("RGB")
+            pixels = np.asarray(rgb.resize((size, size), Image.Resampling.BILINEAR, box=box))
+    except PILLOW_ERRORS as error:
+        raise DecodeError(_reason(error)) from error
+    out[...] = pixels[:, ::-1] if flip else pixels
+
+
+def image_size(payload: Payload) -> tuple[int, int]:
+    """(width, height) from the header alone. Raises `DecodeError`."""
+    try:
+        with _open(payload) as image:
+            return image.size
+    except PILLOW_ERRORS as error:
+        raise DecodeError(_reason(error)) from error
+
+
+def check_decodes(payload: Payload) -> None:
+    """Decode all of the image and drop the result. Raises `DecodeError`."""
+    try:
+        with _open(payload) as image:
+            image.load()
+    except PILLOW_ERRORS as error:
+        raise DecodeError(_reason(error)) from error
+
+
+def _open(payload: Payload) -> Image.Image:
+    image = Image.open(BytesIO(payload), formats=FORMATS)
+    width, height = image.size
+    if width * height > LARGEST_IMAGE_PIXELS:
+        raise DecodeError(
+            f"{width} x {height} pixels; allowed: {LARGEST_IMAGE_PIXELS // 1_000_000} megapixels"
+        )
+    return image
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "not a JPEG, PNG or WebP image"
+    return str(error) or type(error).__name__

@@ -1,0 +1,94 @@
+"""How synchronous workers share an epoch: lanes. Pure.
+
+What remains of an epoch is cut into `num_lanes` contiguous parts of equal length (the first ones
+may have one place more). Every step takes the same number of places from each lane, so the places
+of a step do not depend on the number of workers; lanes belong to workers.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+
+from datapipe.position import Position, Span
+
+
+def even_part(total: int, *, num_parts: int, part: int) -> tuple[int, int]:
+    """[start, stop) of one of `num_parts` contiguous parts of 0 .. total - 1; sizes differ by 1."""
+    size, num_larger = divmod(total, num_parts)
+    start = part * size + min(part, num_larger)
+    return start, start + size + (part < num_larger)
+
+
+def assign_lanes(num_lanes: int, world_size: int) -> tuple[tuple[int, ...], ...]:
+    """The lanes of every rank: contiguous, as even as they can be."""
+    if not 1 <= world_size <= num_lanes:
+        raise ValueError(f"world_size is {world_size}; allowed: 1 to num_lanes ({num_lanes})")
+    return tuple(
+        tuple(range(*even_part(num_lanes, num_parts=world_size, part=rank)))
+        for rank in range(world_size)
+    )
+
+
+@dataclass(frozen=True)
+class LanePlan:
+    """The steps through what remains of `position.epoch`.
+
+    A plan made from `position_after(k)`, with the same `num_lanes` and `samples_per_lane`,
+    continues with the very same places; made with other numbers, it deals what is left anew.
+    """
+
+    position: Position
+    num_samples: int
+    num_lanes: int
+    samples_per_lane: int
+
+    def __post_init__(self) -> None:
+        for name in ("num_samples", "num_lanes", "samples_per_lane"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; allowed: at least 1")
+
+    @property
+    def num_steps(self) -> int:
+        """Steps until every lane is at its end."""
+        longest = -(-self._ends[-1] // self.num_lanes)
+        return -(-longest // self.samples_per_lane)
+
+    def spans(self, step: int, lane: int) -> tuple[Span, ...]:
+        """The places that this lane gives to this step: `samples_per_lane`, fewer at its end."""
+        return self._lane_spans(lane, from_step=step, to_step=step + 1)
+
+    def position_after(self, num_steps: int) -> Position:
+        done = [
+            span
+            for lane in range(self.num_lanes)
+            for span in self._lane_spans(lane, from_step=0, to_step=num_steps)
+        ]
+        return self.position.with_done(done, num_samples=self.num_samples)
+
+    @cached_property
+    def _remaining(self) -> tuple[Span, ...]:
+        return self.position.remaining(self.position.epoch, num_samples=self.num_samples)
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        """For each remaining span: how many places remain up to its end."""
+        return list(accumulate(span.num_samples for span in self._remaining))
+
+    def _lane_spans(self, lane: int, *, from_step: int, to_step: int) -> tuple[Span, ...]:
+        start, stop = even_part(self._ends[-1], num_parts=self.num_lanes, part=lane)
+        first = start + from_step * self.samples_per_lane
+        return self._cut(first, min(stop, start + to_step * self.samples_per_lane))
+
+    def _cut(self, first: int, last: int) -> tuple[Span, ...]:
+        """The remaining places number first .. last - 1, as spans."""
+        spans = []
+        number = bisect_right(self._ends, first)
+        while first < last:
+            span, end = self._remaining[number], self._ends[number]
+            stop = min(last, end)
+            spans.append(Span(span.epoch, span.stop - (end - first), span.stop - (end - stop)))
+            first, number = stop, number + 1
+        return tuple(spans)

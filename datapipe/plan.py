@@ -1,0 +1,78 @@
+"""Which places make up each batch: for lanes, for leases, for evaluation. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from datapipe.lanes import LanePlan, even_part
+from datapipe.position import Position, Span
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A part of a batch: the places in `spans`, then padding up to `size`."""
+
+    spans: tuple[Span, ...]
+    size: int
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """One batch; its shape, the sum of the segments' sizes, does not depend on what is left."""
+
+    segments: tuple[Segment, ...]
+
+    @property
+    def size(self) -> int:
+        return sum(segment.size for segment in self.segments)
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        return tuple(span for segment in self.segments for span in segment.spans)
+
+
+def lane_batches(
+    start: Position,
+    *,
+    num_samples: int,
+    num_lanes: int,
+    samples_per_lane: int,
+    lanes: Sequence[int],
+    num_epochs: int,
+) -> Iterator[BatchPlan]:
+    """The batches of the worker that owns `lanes`, one segment a lane, up to epoch `num_epochs`."""
+    position = start
+    while position.epoch < num_epochs:
+        plan = LanePlan(position, num_samples, num_lanes, samples_per_lane)
+        for step in range(plan.num_steps):
+            yield BatchPlan(
+                tuple(Segment(plan.spans(step, lane), samples_per_lane) for lane in lanes)
+            )
+        position = plan.position_after(plan.num_steps)
+
+
+def leased_batches(leases: Iterable[Span], *, batch_size: int) -> Iterator[BatchPlan]:
+    """The batches of an asynchronous worker, lease after lease; only the last one has padding."""
+    spans: list[Span] = []
+    missing = batch_size
+    for lease in leases:
+        start = lease.start
+        while start < lease.stop:
+            stop = min(lease.stop, start + missing)
+            spans.append(Span(lease.epoch, start, stop))
+            missing -= stop - start
+            start = stop
+            if not missing:
+                yield BatchPlan((Segment(tuple(spans), batch_size),))
+                spans, missing = [], batch_size
+    if spans:
+        yield BatchPlan((Segment(tuple(spans), batch_size),))
+
+
+def sequential_batches(
+    num_samples: int, batch_size: int, *, part: int = 0, num_parts: int = 1
+) -> Iterator[BatchPlan]:
+    """One pass over a contiguous part of the samples, for evaluation."""
+    start, stop = even_part(num_samples, num_parts=num_parts, part=part)
+    return leased_batches([Span(0, start, stop)], batch_size=batch_size)

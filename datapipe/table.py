@@ -1,0 +1,107 @@
+"""ShardTable: what the index knows of one shard's samples, and its Parquet form.
+
+Columns: key string; offset, size int64 (of the image's bytes in the tar); width, height int32 (0 is
+unknown); labels list<int64> (null where the shard holds no usable label); crc32 uint32 (of the
+image).
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from datapipe.errors import BadIndex
+from datapipe.storage import open_filesystem, write_bytes
+
+SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("offset", pa.int64()),
+        ("size", pa.int64()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("labels", pa.list_(pa.int64())),
+        ("crc32", pa.uint32()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class SampleEntry:
+    """One row: where a sample's image is, and what is known of it."""
+
+    key: str
+    offset: int
+    size: int
+    width: int
+    height: int
+    labels: tuple[int, ...] | None
+    crc32: int
+
+
+@dataclass(frozen=True, eq=False)
+class ShardTable:
+    """A shard's rows as columns; row i has label_ids[label_offsets[i]:label_offsets[i + 1]]."""
+
+    keys: list[str]
+    offsets: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    widths: NDArray[np.int32]
+    heights: NDArray[np.int32]
+    label_ids: NDArray[np.int64]
+    label_offsets: NDArray[np.int64]
+    has_labels: NDArray[np.bool_]
+    crc32: NDArray[np.uint32]
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.keys)
+
+
+def write_table(url: str, entries: Sequence[SampleEntry]) -> None:
+    columns = [
+        pa.array([getattr(entry, field.name) for entry in entries], type=field.type)
+        for field in SCHEMA
+    ]
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_arrays(columns, schema=SCHEMA), sink, compression="zstd")
+    write_bytes(url, sink.getvalue().to_pybytes())
+
+
+def read_table(url: str) -> ShardTable:
+    """Errors: `BadIndex` for a file that is missing or has other columns."""
+    filesystem, path = open_filesystem(url)
+    try:
+        table = pq.read_table(pa.BufferReader(filesystem.cat_file(path)))
+    except (OSError, pa.ArrowException) as error:
+        raise BadIndex(url, f"cannot be read: {error}") from error
+    if not table.schema.equals(SCHEMA):
+        raise BadIndex(url, f"columns are {table.schema.names}, needed are {SCHEMA.names}")
+    return _columns(table.combine_chunks())
+
+
+def crc32_of(payload: bytes | memoryview) -> int:
+    return zlib.crc32(payload)
+
+
+def _columns(table: Any) -> ShardTable:
+    labels = table.column("labels")
+    lengths = labels.combine_chunks().value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+    return ShardTable(
+        keys=table.column("key").to_pylist(),
+        offsets=table.column("offset").to_numpy(),
+        sizes=table.column("size").to_numpy(),
+        widths=table.column("width").to_numpy(),
+        heights=table.column("height").to_numpy(),
+        label_ids=labels.combine_chunks().flatten().to_numpy(zero_copy_only=False),
+        label_offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        has_labels=labels.is_valid().to_numpy(),
+        crc32=table.column("crc32").to_numpy(),
+    )

@@ -1,0 +1,65 @@
+"""Decoding: what Pillow gives, for every kind of image, and a reason for every broken one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datapipe.decode import DecodeError, check_decodes, decode_into, image_size
+from tests.datapipe.small_sets import encode, picture
+
+
+def decoded(
+    payload: bytes, box: tuple[float, float, float, float] | None = None, *, flip: bool = False
+) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    out = np.zeros((16, 16, 3), np.uint8)
+    decode_into(payload, box, flip, out)
+    return out
+
+
+def test_a_float_box_is_cropped_and_scaled_as_pillow_does() -> None:
+    payload, box = encode(picture(3), "PNG"), (2.5, 1.25, 20.75, 19.5)
+    expected = np.asarray(picture(3).resize((16, 16), Image.Resampling.BILINEAR, box=box))
+    assert np.array_equal(decoded(payload, box), expected)
+    assert np.array_equal(decoded(payload, box, flip=True), expected[:, ::-1])
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
+def test_formats_and_sizes(image_format: str) -> None:
+    payload = encode(picture(1, width=40, height=30), image_format)
+    assert image_size(payload) == (40, 30)
+    reference = np.asarray(picture(1, width=40, height=30).resize((16, 16))).astype(int)
+    # Lossy formats move colours a little; a wrong channel order or crop moves them by tens.
+    assert np.abs(decoded(payload).astype(int) - reference).mean() < 25
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_grey_and_cmyk_become_rgb(mode: str) -> None:
+    image = Image.new("RGB", (20, 20), (120, 120, 120)).convert(mode)
+    assert np.abs(decoded(encode(image)).astype(int) - 120).max() <= 3
+
+
+def test_a_truncated_image_is_an_error() -> None:
+    payload = encode(picture(0, width=200, height=200))
+    for cut in (len(payload) // 2, len(payload) - 200):
+        with pytest.raises(DecodeError, match="truncated"):
+            decoded(payload[:cut])
+        with pytest.raises(DecodeError, match="truncated"):
+            check_decodes(payload[:cut])
+
+
+@pytest.mark.parametrize("payload", [b"", b"<html>", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"])
+def test_what_is_no_image_is_an_error(payload: bytes) -> None:
+    with pytest.raises(DecodeError):
+        decoded(payload)
+    with pytest.raises(DecodeError):
+        image_size(payload)
+
+
+def test_a_huge_image_is_refused_by_its_header() -> None:
+    payload = bytearray(encode(picture(0), "JPEG"))
+    size_at = payload.index(b"\xff\xc0") + 5
+    payload[size_at : size_at + 4] = (20_000).to_bytes(2, "big") * 2
+    with pytest.raises(DecodeError, match=r"20000 x 20000 pixels; allowed: 64|exceeds limit"):
+        decoded(bytes(payload))

@@ -1,0 +1,115 @@
+"""Lanes: equal parts, every place once, the same places after a resume."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from datapipe.lanes import LanePlan, assign_lanes, even_part
+from datapipe.position import Position, Span
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> LanePlan:
+    """A plan from some position, in whose epoch some places are done."""
+    num_samples = draw(st.integers(1, 80))
+    position = Position(epoch=draw(st.integers(0, 2)))
+    places = draw(st.sets(st.integers(0, 2 * num_samples - 1), max_size=num_samples))
+    spans = [
+        Span(position.epoch + place // num_samples, place % num_samples, place % num_samples + 1)
+        for place in places
+    ]
+    return LanePlan(
+        position=position.with_done(spans, num_samples=num_samples),
+        num_samples=num_samples,
+        num_lanes=draw(st.integers(1, 9)),
+        samples_per_lane=draw(st.integers(1, 5)),
+    )
+
+
+def all_places(plan: LanePlan, *, lane: int) -> list[int]:
+    return [
+        place
+        for step in range(plan.num_steps)
+        for span in plan.spans(step, lane)
+        for place in range(span.start, span.stop)
+    ]
+
+
+@given(plans())
+def test_lanes_hold_what_remains_once_in_order_and_equal_within_one(plan: LanePlan) -> None:
+    lanes = [all_places(plan, lane=lane) for lane in range(plan.num_lanes)]
+    remaining = plan.position.remaining(plan.position.epoch, num_samples=plan.num_samples)
+    expected = [place for span in remaining for place in range(span.start, span.stop)]
+    assert [place for lane in lanes for place in lane] == expected
+    assert max(map(len, lanes)) - min(map(len, lanes)) <= 1
+
+
+@given(plans())
+def test_every_step_takes_the_same_number_from_each_lane_but_at_its_end(plan: LanePlan) -> None:
+    for lane in range(plan.num_lanes):
+        sizes = [
+            sum(span.num_samples for span in plan.spans(step, lane))
+            for step in range(plan.num_steps)
+        ]
+        full = sizes.count(plan.samples_per_lane)
+        assert sizes[:full] == [plan.samples_per_lane] * full
+        assert sum(1 for size in sizes[full:] if size) <= 1
+
+
+@given(plans(), st.data())
+def test_a_plan_made_anew_at_any_step_continues_with_the_same_places(
+    plan: LanePlan, data: st.DataObject
+) -> None:
+    step = data.draw(st.integers(0, plan.num_steps - 1))
+    resumed = LanePlan(
+        plan.position_after(step), plan.num_samples, plan.num_lanes, plan.samples_per_lane
+    )
+    assert resumed.num_steps == plan.num_steps - step
+    for lane in range(plan.num_lanes):
+        for later in range(resumed.num_steps):
+            assert resumed.spans(later, lane) == plan.spans(step + later, lane)
+
+
+@given(plans())
+def test_after_the_last_step_the_next_epoch_begins(plan: LanePlan) -> None:
+    assert plan.position_after(plan.num_steps).epoch > plan.position.epoch
+
+
+@given(plans(), st.lists(st.tuples(st.integers(1, 9), st.integers(1, 5)), max_size=4))
+def test_every_place_once_when_lanes_and_batch_change_in_the_middle(
+    plan: LanePlan, changes: list[tuple[int, int]]
+) -> None:
+    position = plan.position
+    for num_lanes, samples_per_lane in changes:
+        if position.epoch != plan.position.epoch:
+            break
+        step = LanePlan(position, plan.num_samples, num_lanes, samples_per_lane)
+        position = step.position_after(1)  # with_done refuses a place that is done twice
+    if position.epoch == plan.position.epoch:
+        rest = LanePlan(position, plan.num_samples, plan.num_lanes, plan.samples_per_lane)
+        position = rest.position_after(rest.num_steps)
+    assert position == plan.position_after(plan.num_steps)
+
+
+@given(st.integers(1, 40), st.data())
+def test_ranks_own_every_lane_once_and_equal_within_one(
+    num_lanes: int, data: st.DataObject
+) -> None:
+    world_size = data.draw(st.integers(1, num_lanes))
+    lanes = assign_lanes(num_lanes, world_size)
+    assert [lane for owned in lanes for lane in owned] == list(range(num_lanes))
+    assert max(map(len, lanes)) - min(map(len, lanes)) <= 1
+
+
+@pytest.mark.parametrize("world_size", [0, 5])
+def test_a_rank_without_a_lane_is_refused(world_size: int) -> None:
+    with pytest.raises(ValueError, match=r"world_size is . ?; allowed: 1 to num_lanes \(4\)"):
+        assign_lanes(4, world_size)
+
+
+def test_parts_of_a_whole() -> None:
+    assert [even_part(10, num_parts=3, part=part) for part in range(3)] == [(0, 4), (4, 7), (7, 10)]
+    with pytest.raises(ValueError, match="num_lanes is 0; allowed: at least 1"):
+        LanePlan(Position(), 10, 0, 1)
