@@ -1,0 +1,1 @@
+"""The training system: models, losses, optimizers, strategies, workers, servers and the driver."""

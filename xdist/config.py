@@ -1,0 +1,247 @@
+"""TrainConfig: everything that defines a run, as one frozen value that is checked when built.
+
+A job file holds complete values of it (presets); the command line may override any field. The
+resolved value is written to the run directory and into every checkpoint as JSON.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final, Literal
+
+from datapipe.config import DataConfig
+
+MODEL_NAMES = ("xception",)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which network is trained."""
+
+    name: str = "xception"
+    """The network: xception."""
+    num_classes: int | None = None
+    """Outputs of the network; None takes the number of labels of the training set."""
+    width: float = 1.0
+    """Factor on every channel count (1.0 is the paper's network)."""
+    middle_modules: int = 8
+    """Modules of the middle flow (paper, figure 5: 8)."""
+    residual: bool = True
+    """Residual connections around the modules (paper, section 4.7)."""
+    mid_activation: Literal["none", "relu", "elu"] = "none"
+    """Activation between depthwise and pointwise convolution (paper, figure 10: none)."""
+    segments: int | None = None
+    """Channel groups of the spatial convolutions (paper, section 3.1); None is one a channel:
+    depthwise.
+    """
+    fc: tuple[int, ...] = ()
+    """Units of fully connected layers before the classifier (paper, section 4.3: 4096 4096)."""
+    dropout: float = 0.0
+    """Dropout rate before the classifier (paper, section 4.4: 0.5 for ImageNet)."""
+
+    def __post_init__(self) -> None:
+        known = "one of " + ", ".join(MODEL_NAMES)
+        check(self.name in MODEL_NAMES, "model.name", self.name, known)
+        check_least(self, "model.", num_classes=1, middle_modules=0, segments=1)
+        check(0 < self.width <= 8, "model.width", self.width, "above 0, at most 8")
+        check(all(units >= 1 for units in self.fc), "model.fc", self.fc, "positive unit counts")
+        check(0 <= self.dropout < 1, "model.dropout", self.dropout, "at least 0, below 1")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The optimizer, its learning-rate schedule and the weight average. Schedules run on samples
+    seen.
+    """
+
+    name: Literal["sgd", "rmsprop"] = "sgd"
+    """sgd with momentum (paper: ImageNet) or rmsprop in TensorFlow's form (paper: JFT)."""
+    learning_rate: float = 0.045
+    """Learning rate before any decay."""
+    momentum: float = 0.9
+    """Momentum of either optimizer."""
+    rmsprop_decay: float = 0.9
+    """rmsprop: decay of the mean square."""
+    rmsprop_epsilon: float = 1.0
+    """rmsprop: added to the mean square, inside the root (TensorFlow's form; Google's Inception
+    recipes: 1.0).
+    """
+    decay_factor: float = 0.94
+    """The learning rate is multiplied by this every decay_every_samples."""
+    decay_every_samples: int | None = None
+    """Samples between two decays of the learning rate; None never decays."""
+    warmup_samples: int = 0
+    """The learning rate rises linearly from 0 over this many samples."""
+    l2: float = 1e-5
+    """L2 penalty: l2 * weight is added to the gradient (paper, section 4.4: 1e-5 for Xception)."""
+    l2_on: Literal["kernels", "all"] = "kernels"
+    """What the L2 penalty covers: kernels (no bias, no batch norm), or all parameters."""
+    average_half_life_samples: int | None = None
+    """Polyak average of the weights: samples after which a weight's share has halved; excludes
+    average_decay.
+    """
+    average_decay: float | None = None
+    """Polyak average of the weights: decay an update (TensorFlow's form); excludes
+    average_half_life_samples.
+    """
+
+    def __post_init__(self) -> None:
+        prefix = "optimizer."
+        check_positive(self, prefix, "learning_rate", "rmsprop_epsilon")
+        check_share(self, prefix, "momentum", "rmsprop_decay", "average_decay")
+        check_least(self, prefix, decay_every_samples=1, warmup_samples=0, l2=0)
+        check_least(self, prefix, average_half_life_samples=1)
+        factor = self.decay_factor
+        check(0 < factor <= 1, "optimizer.decay_factor", factor, "above 0, at most 1")
+        if self.average_half_life_samples is not None and self.average_decay is not None:
+            raise ValueError(
+                "optimizer.average_half_life_samples and optimizer.average_decay are both set; "
+                "set one of them to None"
+            )
+
+
+AUTO: Final = "auto"
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When the run is saved and scored, and what is kept."""
+
+    every_samples: int | None = None
+    """Samples between two checkpoints; None saves once an epoch. The end is always saved."""
+    keep: int = 3
+    """Newest checkpoints that are kept."""
+    evaluate_every: int = 1
+    """Every n-th checkpoint is scored on the evaluation shards; the last one always is. 0 scores
+    the last only.
+    """
+
+    def __post_init__(self) -> None:
+        check_least(self, "checkpoint.", every_samples=1, keep=1, evaluate_every=0)
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """What a worker and a server ask of the cluster."""
+
+    cpus_per_worker: float = 1.0
+    """CPUs a worker reserves; it computes with that many threads."""
+    gpus_per_worker: int | Literal["auto"] = AUTO
+    """GPUs a worker reserves; auto is 1 where the cluster has GPUs, else 0."""
+    cpus_per_server: float = 0.0
+    """CPUs a parameter server reserves; 0 lets it share the cores of the workers."""
+    wait_s: float = 60.0
+    """Seconds to wait for room in the cluster before giving up."""
+    max_recoveries: int = 10
+    """Lost workers and servers that are replaced before the run ends with an error."""
+
+    def __post_init__(self) -> None:
+        check_positive(self, "cluster.", "cpus_per_worker")
+        check_least(self, "cluster.", gpus_per_worker=0, cpus_per_server=0, wait_s=0)
+        check_least(self, "cluster.", max_recoveries=0)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A whole run."""
+
+    data: DataConfig
+    """Samples and batches."""
+    strategy: Literal["all_reduce", "push_pull"]
+    """all_reduce: synchronous workers; push_pull: asynchronous workers and parameter servers."""
+    loss: Literal["softmax", "sigmoid"]
+    """softmax cross-entropy (one label an image) or sigmoid cross-entropy summed over classes (many
+    labels).
+    """
+    batch_size: int
+    """Samples behind one update of the weights: all workers together (all_reduce), or one push
+    (push_pull).
+    """
+    num_epochs: int
+    """Passes over the training shards."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The network."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Optimizer, schedule and weight average."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """Saving and scoring."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """Resources."""
+    num_workers: int | Literal["auto"] = AUTO
+    """Training workers; auto takes what the cluster has: one a GPU, or one per cpus_per_worker."""
+    num_servers: int | Literal["auto"] = AUTO
+    """push_pull: parameter servers; auto is 1 for every 8 workers, at least 2. all_reduce has
+    none.
+    """
+    num_lanes: int | None = None
+    """all_reduce: parts that an epoch is dealt in; divides batch_size. None: about 4 a worker."""
+    max_steps: int | None = None
+    """Ends the run after max_steps * batch_size samples, if that is before num_epochs are over."""
+    report_every_steps: int = 20
+    """Steps a worker makes between two reports."""
+    seed: int = 0
+    """Of weights, sample order, augmentation and dropout."""
+    run_dir: str | None = None
+    """Directory or URL of the run; None is ~/xdist-runs/<job>-<hash of this config>. The same
+    command resumes there.
+    """
+
+    def __post_init__(self) -> None:
+        check_least(self, "", num_workers=1, num_servers=1, num_lanes=1, batch_size=1)
+        check_least(self, "", num_epochs=1, max_steps=1, report_every_steps=1, seed=0)
+        if self.strategy == "push_pull":
+            self._check_push_pull()
+        else:
+            self._check_all_reduce()
+
+    def _check_push_pull(self) -> None:
+        allowed = "None with strategy push_pull, whose ledger leases samples instead"
+        check(self.num_lanes is None, "num_lanes", self.num_lanes, allowed)
+
+    def _check_all_reduce(self) -> None:
+        allowed = "auto with strategy all_reduce, which has no servers"
+        check(self.num_servers == AUTO, "num_servers", self.num_servers, allowed)
+        lanes, batch = self.num_lanes, self.batch_size
+        allowed = f"a divisor of batch_size, which is {batch}"
+        check(lanes is None or batch % lanes == 0, "num_lanes", lanes, allowed)
+        if isinstance(self.num_workers, int):
+            allowed = f"at least num_workers, which is {self.num_workers}: a sample for each"
+            check(batch >= self.num_workers, "batch_size", batch, allowed)
+
+    def num_places(self, num_samples: int) -> int:
+        """Samples that the whole run goes through, on a training set of `num_samples`."""
+        whole = self.num_epochs * num_samples
+        return whole if self.max_steps is None else min(whole, self.max_steps * self.batch_size)
+
+    def to_json(self) -> dict[str, Any]:
+        """The plain values, for JSON."""
+        return asdict(self)
+
+
+def check(holds: bool, name: str, value: object, allowed: str) -> None:
+    """Raise the `ValueError` that names field, value and choices, unless the condition holds."""
+    if not holds:
+        raise ValueError(f"{name} is {value!r}; allowed: {allowed}")
+
+
+def check_least(part: object, prefix: str, **lowest: float) -> None:
+    """Each named field is finite and at least so much; None and auto pass."""
+    for name, low in lowest.items():
+        value = getattr(part, name)
+        holds = value is None or value == AUTO or low <= value < math.inf
+        check(holds, f"{prefix}{name}", value, f"at least {low}")
+
+
+def check_positive(part: object, prefix: str, *names: str) -> None:
+    """Each named field is finite and above 0."""
+    for name in names:
+        value = getattr(part, name)
+        check(0 < value < math.inf, f"{prefix}{name}", value, "above 0")
+
+
+def check_share(part: object, prefix: str, *names: str) -> None:
+    """Each named field is at least 0 and below 1; None passes."""
+    for name in names:
+        value = getattr(part, name)
+        check(value is None or 0 <= value < 1, f"{prefix}{name}", value, "at least 0, below 1")

@@ -1,0 +1,108 @@
+"""RangeState and StatisticsState: the training state that whoever owns weights keeps, and how an
+update moves it.
+
+A parameter server owns one `RangeState` of the flat vector; a synchronous worker owns one that
+spans all of it. Every operation is elementwise, so the cut into ranges changes no bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from xdist.config import OptimizerConfig
+from xdist.optim import Optimizer, fold, make_optimizer
+
+WEIGHTS = "weights"
+AVERAGE = "average"
+STATISTICS = "statistics"
+STATISTICS_AVERAGE = "statistics_average"
+
+
+@dataclass(frozen=True)
+class RangeState:
+    """Weights [start, stop) of the flat vector, their Polyak average and optimizer slots: (stop -
+    start,) float32 each.
+    """
+
+    start: int
+    stop: int
+    weights: Tensor
+    average: Tensor | None
+    optimizer: Optimizer
+
+    @classmethod
+    def from_tensors(
+        cls,
+        tensors: dict[str, Tensor],
+        *,
+        config: OptimizerConfig,
+        start: int,
+        stop: int,
+        l2_mask: Tensor,
+    ) -> RangeState:
+        """Take over `tensors` (as `tensors()` names them). What is not there starts anew: slots at
+        their initial values, the average at the weights.
+        """
+        weights = tensors[WEIGHTS]
+        optimizer = make_optimizer(config, size=stop - start, l2_mask=l2_mask)
+        for name, slot in optimizer.slots.items():
+            if name in tensors:
+                slot.copy_(tensors[name])
+        average = tensors.get(AVERAGE, weights).clone() if averages(config) else None
+        return cls(start, stop, weights, average, optimizer)
+
+    def apply(self, gradients: Tensor, *, learning_rate: float, average_decay: float) -> None:
+        """One update, in place. gradients: (stop - start,) float32, the mean over the samples of
+        the update; used up.
+        """
+        self.optimizer.step(self.weights, gradients, learning_rate=learning_rate)
+        if self.average is not None:
+            fold(self.average, self.weights, share=1 - average_decay)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything a checkpoint needs of this range, by name; the live tensors, not copies."""
+        tensors = {WEIGHTS: self.weights, **self.optimizer.slots}
+        return tensors if self.average is None else {**tensors, AVERAGE: self.average}
+
+
+@dataclass(frozen=True)
+class StatisticsState:
+    """Running batch-norm statistics and their average: (S,) float32 each."""
+
+    running: Tensor
+    average: Tensor | None
+    momentum: float
+
+    @classmethod
+    def from_tensors(
+        cls, tensors: dict[str, Tensor], *, config: OptimizerConfig, momentum: float
+    ) -> StatisticsState:
+        """Take over `tensors` (as `tensors()` names them)."""
+        running = tensors[STATISTICS]
+        average = tensors.get(STATISTICS_AVERAGE, running).clone() if averages(config) else None
+        return cls(running, average, momentum)
+
+    def apply(self, batch_statistics: Tensor, *, average_decay: float) -> None:
+        """Fold the statistics of one update's batch in, with the layers' momentum. (S,) float32."""
+        fold(self.running, batch_statistics, share=self.momentum)
+        if self.average is not None:
+            fold(self.average, self.running, share=1 - average_decay)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything a checkpoint needs of the statistics, by name; the live tensors, not
+        copies.
+        """
+        tensors = {STATISTICS: self.running}
+        return tensors if self.average is None else {**tensors, STATISTICS_AVERAGE: self.average}
+
+
+def averages(config: OptimizerConfig) -> bool:
+    """Whether the run keeps a Polyak average."""
+    return config.average_half_life_samples is not None or config.average_decay is not None
+
+
+def copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, on the host, detached from what training changes."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
