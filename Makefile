@@ -3,7 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: test lint clean
+.PHONY: demo test lint clean
+
+demo: $(INSTALLED)  ## train on synthetic scenes, on a Ray cluster of its own; minutes
+	@$(BIN)/python jobs/demo.py
 
 test: $(INSTALLED)  ## all tests
 	$(BIN)/python -m pytest

@@ -1,0 +1,105 @@
+"""Asynchronous training on parameter servers: the paper's JFT set-up (section 4), and smaller ones.
+
+ray job submit -- python jobs/jft_async.py   (built-in synthetic scenes, sized to the cluster)
+python jobs/jft_async.py --preset cifar      (on data/cifar10-multi, see the README)
+"""
+
+from __future__ import annotations
+
+import sys
+
+from built_in import SCENES, make_scenes, with_scenes
+
+from datapipe.config import DataConfig
+from xdist import command_line
+from xdist.config import CheckpointConfig, ModelConfig, OptimizerConfig, TrainConfig
+
+PAPER = TrainConfig(
+    data=DataConfig(train="jft/train", evaluation="jft/fasteval14k"),
+    strategy="push_pull",
+    loss="sigmoid",
+    model=ModelConfig(num_classes=17_000, fc=(4096, 4096)),
+    optimizer=OptimizerConfig(
+        name="rmsprop",
+        learning_rate=0.001,
+        momentum=0.9,
+        decay_factor=0.9,
+        decay_every_samples=3_000_000,
+        l2=1e-5,
+        average_decay=0.9999,
+    ),
+    batch_size=32,
+    num_epochs=3,
+    num_workers=60,
+)
+"""The paper's values, literally. It does not give the batch size, RMSProp's decay and epsilon, and
+the decay of the average.
+"""
+
+DEMO = TrainConfig(
+    data=DataConfig(
+        train=SCENES,
+        evaluation=SCENES,
+        image_size=48,
+        crop_area=(0.6, 1.0),
+        evaluation_crop=1.0,
+        decode_threads=1,
+    ),
+    strategy="push_pull",
+    loss="sigmoid",
+    model=ModelConfig(width=0.25, middle_modules=2),
+    optimizer=OptimizerConfig(
+        name="rmsprop",
+        learning_rate=0.01,
+        rmsprop_epsilon=1.0,
+        warmup_samples=2_000,
+        decay_factor=0.9,
+        decay_every_samples=5_000,
+        average_half_life_samples=4_000,
+    ),
+    checkpoint=CheckpointConfig(evaluate_every=2),
+    batch_size=32,
+    num_epochs=10,
+)
+"""Synthetic scenes, some hundreds of labels, on two cores, in minutes."""
+
+CIFAR = TrainConfig(
+    data=DataConfig(
+        train="data/cifar10-multi/train",
+        evaluation="data/cifar10-multi/test",
+        image_size=48,
+        crop_area=(0.35, 1.0),
+        evaluation_crop=1.0,
+        decode_threads=1,
+    ),
+    strategy="push_pull",
+    loss="sigmoid",
+    model=ModelConfig(width=0.25, middle_modules=2),
+    optimizer=OptimizerConfig(
+        name="rmsprop",
+        learning_rate=0.05,
+        rmsprop_epsilon=1.0,
+        warmup_samples=5_000,
+        decay_factor=0.88,
+        decay_every_samples=10_000,
+        average_half_life_samples=8_000,
+    ),
+    checkpoint=CheckpointConfig(evaluate_every=2),
+    batch_size=32,
+    num_epochs=14,
+)
+"""32-pixel photographs with the WordNet hypernyms of their classes as labels, on two cores."""
+
+PRESETS = {"paper": PAPER, "demo": DEMO, "cifar": CIFAR}
+
+if __name__ == "__main__":
+    sys.exit(
+        command_line.main(
+            "jft_async",
+            PRESETS,
+            default="demo",
+            description=__doc__,
+            complete=with_scenes,
+            on_other_nodes=make_scenes,
+        )
+    )

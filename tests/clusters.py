@@ -1,0 +1,205 @@
+"""Fixtures for a real Ray, real faults, and small runs on it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import ray
+from local_head import LocalHead
+from rich.console import Console
+from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
+
+from datapipe.batch import Batch
+from datapipe.config import DataConfig
+from datapipe.labels import Label
+from datapipe.writer import RawImage, write_shards
+from tests.datapipe.small_sets import encode, labels_of, picture
+from xdist import driver
+from xdist.config import CheckpointConfig, ModelConfig, OptimizerConfig, TrainConfig
+from xdist.driver import Summary
+from xdist.run_directory import RunDirectory
+from xdist.strategies import Progress, UpdateStrategy
+
+Result = TypeVar("Result")
+ROOT = Path(__file__).resolve().parent.parent
+NUM_TRAIN, NUM_EVALUATION = 90, 30
+NUM_LABELS = 10
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[LocalHead]:
+    """The Ray of the whole test run, which this process is connected to: 8 CPUs by name."""
+    variables = {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'jobs'}",
+        "RAY_AUTH_TOKEN": os.environ["RAY_AUTH_TOKEN"],
+    }
+    with LocalHead(num_cpus=8, variables=variables) as head:
+        ray.init(address=head.address, log_to_driver=False)
+        yield head
+        ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real images, where they are at hand: $XDIST_SHARED/data, or ../shared/data."""
+    directory = Path(os.environ.get("XDIST_SHARED", ROOT.parent / "shared")) / "data"
+    if not directory.is_dir():
+        pytest.skip(f"no real images in {directory}; set XDIST_SHARED to the directory above them")
+    return directory
+
+
+def write_run_data(directory: Path, *, single_label: bool) -> DataConfig:
+    """A training and an evaluation set of drawn images, and the configuration that reads them."""
+    for split, first, count in (("train", 0, NUM_TRAIN), ("evaluation", NUM_TRAIN, NUM_EVALUATION)):
+        images = [
+            RawImage(encode(picture(number)), "jpg", labels_of(number)[: 1 if single_label else 2])
+            for number in range(first, first + count)
+        ]
+        write_shards(
+            images,
+            directory=str(directory / split),
+            labels=[Label(i, f"label {i}", 0.1 + i / 100) for i in range(NUM_LABELS)],
+            prefix=split,
+            samples_per_shard=40,
+            shard_bytes=None,
+        )
+    return DataConfig(
+        train=str(directory / "train"),
+        evaluation=str(directory / "evaluation"),
+        image_size=16,
+        block_size=4,
+        blocks_per_pool=3,
+        decode_threads=1,
+    )
+
+
+def small_config(
+    directory: Path, *, strategy: str, is_scored: bool = False, **changes: Any
+) -> TrainConfig:
+    """A run of a few seconds on drawn images, written to `directory`; two epochs of 23 steps."""
+    is_sync = strategy == "all_reduce"
+    data = write_run_data(directory, single_label=is_sync)
+    config = TrainConfig(
+        data=data if is_scored else replace(data, evaluation=None),
+        strategy="all_reduce" if is_sync else "push_pull",
+        loss="softmax" if is_sync else "sigmoid",
+        model=ModelConfig(num_classes=NUM_LABELS, width=0.0625, middle_modules=0),
+        optimizer=OptimizerConfig(
+            name="sgd" if is_sync else "rmsprop",
+            learning_rate=0.01,
+            decay_every_samples=60,
+            average_half_life_samples=50,
+        ),
+        checkpoint=CheckpointConfig(every_samples=40, keep=100, evaluate_every=0),
+        batch_size=4,
+        num_epochs=2,
+        num_workers=2,
+        num_servers="auto" if is_sync else 2,
+        report_every_steps=3,
+    )
+    return replace(config, **changes)
+
+
+def run(config: TrainConfig, run_dir: Path, **arguments: Any) -> Summary:
+    """Drive a run to its end from this process."""
+    console = Console(stderr=True, force_terminal=False)
+    with RunDirectory(str(run_dir), config) as directory:
+        return driver.train(config, directory, console=console, **arguments)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens to the process of one rank, once in a run, before it applies its n-th update."""
+
+    rank: int
+    own_step: int
+    marker: str
+    """A file that tells that it has happened."""
+    signal_number: int = signal.SIGKILL
+
+    def strike(self, rank: int, own_step: int) -> None:
+        if rank == self.rank and own_step == self.own_step and not Path(self.marker).exists():
+            Path(self.marker).touch()
+            os.kill(os.getpid(), self.signal_number)
+
+
+class FaultyStrategy:
+    """A strategy whose process meets a planned fault."""
+
+    def __init__(self, strategy: Any, *, rank: int, fault: Fault) -> None:
+        self._strategy = strategy
+        self._rank = rank
+        self._fault = fault
+
+    @property
+    def progress(self) -> Progress:
+        progress: Progress = self._strategy.progress
+        return progress
+
+    def update(self, batch: Batch) -> int:
+        self._fault.strike(self._rank, self.progress.own_step + 1)
+        staleness: int = self._strategy.update(batch)
+        return staleness
+
+    def save(self) -> Any:
+        return self._strategy.save()
+
+    def leases(self) -> Any:
+        return self._strategy.leases()
+
+
+def faulty(make_strategy: Any, fault: Fault) -> Any:
+    """The same factory of strategies, with a fault in it."""
+
+    def make(*arguments: Any, **named: Any) -> UpdateStrategy:
+        rank = named.get("rank", named.get("worker"))
+        assert isinstance(rank, int)
+        return FaultyStrategy(make_strategy(*arguments, **named), rank=rank, fault=fault)
+
+    return make
+
+
+@pytest.fixture
+def second_node(cluster: LocalHead) -> Iterator[str]:
+    """Another real node (a raylet of its own, 2 CPUs) in the cluster of the test run; its id."""
+    known = {node["NodeID"] for node in ray.nodes()}
+    process = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("second_node.py")), cluster.address],
+        env=cluster.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        yield wait_until(lambda: new_node(known))
+    finally:
+        process.terminate()
+        process.wait()
+        wait_until(lambda: None if new_node(known) else "gone")
+
+
+def new_node(known: set[str]) -> str | None:
+    """The id of an alive node that is not among the known ones."""
+    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    return next(iter(alive - known), None)
+
+
+def wait_until(attempt: Callable[[], Result | None], *, limit_s: float = 60) -> Result:
+    """What the attempt returns, once that is something."""
+    retrying = Retrying(
+        retry=retry_if_result(lambda value: value is None),
+        wait=wait_fixed(0.2),
+        stop=stop_after_delay(limit_s),
+    )
+    result = retrying(attempt)
+    assert result is not None
+    return result

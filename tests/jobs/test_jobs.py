@@ -1,0 +1,295 @@
+"""The job files, as a user starts them."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import webdataset
+from imagenet_sync import PRESETS as SYNC_PRESETS
+from jft_async import PRESETS as ASYNC_PRESETS
+from local_head import LocalHead
+from ray.util.state import list_actors
+
+from datapipe.index import ShardIndex
+from datapipe.writer import RawImage, write_shards
+from tests.clusters import ROOT, wait_until, write_run_data
+from tests.datapipe.small_sets import encode, picture
+from xdist import command_line
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+
+SMALL = ("--model.width", "0.0625", "--model.middle-modules", "0", "--data.image-size", "16")
+SMALL_DATA = ("--data.block-size", "4", "--batch-size", "4", "--num-workers", "2")
+
+
+def data_options(directory: Path) -> list[str]:
+    data = write_run_data(directory, single_label=True)
+    return ["--data.train", data.train, "--data.evaluation", str(data.evaluation)]
+
+
+def main(arguments: Sequence[str], *, job: str = "imagenet_sync") -> int:
+    """The job's main in this process, on the test run's cluster."""
+    presets = SYNC_PRESETS if job == "imagenet_sync" else ASYNC_PRESETS
+    options = [*SMALL, *SMALL_DATA, *arguments]
+    return command_line.main(job, presets, default="cifar", description="", arguments=options)
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("job", ["imagenet_sync", "jft_async"])
+def test_a_job_runs_for_two_steps(
+    tmp_path: Path, job: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [*data_options(tmp_path), "--max-steps", "2", "--run-dir", str(tmp_path / "run")]
+    assert main(options, job=job) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["step"], summary["num_samples"]) == (2, 8)
+    assert "run finished" in capsys.readouterr().err
+    assert "scored step=2" in (tmp_path / "run" / "log.txt").read_text()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_actors_and_the_run_resumes(
+    tmp_path: Path, cluster: LocalHead, number: int, code: int
+) -> None:
+    command = [sys.executable, "jobs/imagenet_sync.py", *SMALL, *SMALL_DATA]
+    endless = ["--num-epochs", "100000", "--report-every-steps", "1"]
+    options = [*data_options(tmp_path), *endless, "--run-dir", str(tmp_path / "run")]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [*command, *options],
+            cwd=ROOT,
+            env=cluster.environment,
+            stdout=log,
+            stderr=log,
+            preexec_fn=heed_interrupts,
+        )
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    wait_until(lambda: (metrics.exists() and '"train"' in metrics.read_text()) or None)
+    process.send_signal(number)
+    assert process.wait(30) == code
+    assert "the same command resumes" in (tmp_path / "log").read_text()
+    running = [actor for actor in list_actors(address=cluster.address) if actor["state"] == "ALIVE"]
+    assert not [actor for actor in running if actor["class_name"] == "Worker"]
+
+
+def heed_interrupts() -> None:
+    """A background process of a shell ignores SIGINT, and so would all that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@pytest.mark.usefixtures("cluster")
+class TestBadInput:
+    """One clear message and exit code 2."""
+
+    def run(self, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> str:
+        assert main([*options, "--run-dir", str(tmp_path / "run")]) == 2
+        text = capsys.readouterr().err
+        assert "Traceback" not in text
+        return text
+
+    def test_a_missing_shard(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        options = data_options(tmp_path)
+        (tmp_path / "train" / "train-00001.tar").unlink()
+        text = self.run(options, tmp_path, capsys)
+        assert "1 shard is in the index but not in storage" in text
+        assert "train-00001.tar" in text
+
+    def test_an_empty_folder(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (tmp_path / "empty").mkdir()
+        text = self.run(["--data.train", str(tmp_path / "empty")], tmp_path, capsys)
+        assert "neither index.json nor *.tar files are here" in text
+
+    def test_a_label_outside_the_range(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        options = [*data_options(tmp_path), "--model.num-classes", "3"]
+        text = self.run(options, tmp_path, capsys)
+        assert "the model has 3 outputs; set model.num_classes to at least 10" in text
+
+    def test_an_evaluation_set_with_other_labels(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        options = data_options(tmp_path)
+        labels = tmp_path / "evaluation" / "labels.json"
+        labels.write_text(labels.read_text().replace("label 0", "apple"))
+        text = self.run(options, tmp_path, capsys)
+        assert "label 0 is 'label 0' in" in text
+        assert "pack the evaluation set with --labels" in text
+
+    def test_a_run_is_not_resumed_on_other_data(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        options = [*data_options(tmp_path), "--max-steps", "2"]
+        assert main([*options, "--run-dir", str(tmp_path / "run")]) == 0
+        manifest = tmp_path / "train" / "index.json"
+        value = json.loads(manifest.read_text())
+        value["num_samples"] -= value["shards"].pop()["num_samples"]
+        manifest.write_text(json.dumps(value))
+        text = self.run(options, tmp_path, capsys)
+        assert "was trained with another training set" in text
+
+    def test_too_few_samples_for_batch_norm(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        options = [*data_options(tmp_path), "--num-workers", "4", "--batch-size", "4"]
+        text = self.run(options, tmp_path, capsys)
+        assert "1 images of 16 px a worker and step do not go through the network" in text
+
+    def test_truncated_images_beyond_the_budget(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        payload = encode(picture(0))
+        images = [RawImage(payload[: len(payload) // 2], "jpg", (0,)) for _ in range(8)]
+        directory = str(tmp_path / "broken")
+        write_shards(
+            images,
+            directory=directory,
+            labels=None,
+            prefix="train",
+            samples_per_shard=None,
+            shard_bytes=None,
+        )
+        options = ["--data.train", directory, "--data.evaluation", "None"]
+        text = self.run([*options, "--data.max-bad-samples", "3"], tmp_path, capsys)
+        assert "data.max_bad_samples allows 3" in text
+        assert (tmp_path / "run" / "quarantine.jsonl").exists()
+        assert ShardIndex.open(directory).num_samples == 8
+
+    def test_more_workers_than_room(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        options = [*data_options(tmp_path), "--cluster.cpus-per-worker", "5"]
+        text = self.run(options, tmp_path, capsys)
+        assert "2 workers of 5 CPU do not fit: the cluster has 8 CPU" in text
+
+    def test_a_run_directory_that_cannot_be_written(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "file").touch()
+        assert main([*data_options(tmp_path), "--run-dir", str(tmp_path / "file" / "run")]) == 2
+        assert "cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("cluster")
+def test_shards_of_stock_tools_train_and_are_scored(tmp_path: Path) -> None:
+    for split, count in (("train", 24), ("evaluation", 12)):
+        (tmp_path / split).mkdir()
+        with webdataset.TarWriter(str(tmp_path / split / "a.tar")) as tar:
+            for number in range(count):
+                sample = {"__key__": f"{number}", "jpeg": encode(picture(number))}
+                tar.write({**sample, "json": {"labels": [number % 3, 3]}})
+    options = ["--data.train", str(tmp_path / "train")]
+    options += ["--data.evaluation", str(tmp_path / "evaluation"), "--num-epochs", "1"]
+    assert main([*options, "--run-dir", str(tmp_path / "run")], job="jft_async") == 0
+    scores = json.loads((tmp_path / "run" / "summary.json").read_text())["scores"]["average"]
+    third = 1 / 3  # Weights 1/3, 1/3, 1/3 and 1 are prevalences, too.
+    assert scores["map100_prevalence"] == pytest.approx((3 * third**2 + 1) / 2)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_corrupt_evaluation_images_are_listed(tmp_path: Path) -> None:
+    options = data_options(tmp_path)
+    shard = tmp_path / "evaluation" / "evaluation-00000.tar"
+    table = ShardIndex.open(str(tmp_path / "evaluation")).table(0)
+    payload = bytearray(shard.read_bytes())
+    start, size = int(table.offsets[4]), int(table.sizes[4])
+    payload[start : start + size] = bytes(size)
+    shard.write_bytes(payload)
+    run_dir = tmp_path / "run"
+    assert main([*options, "--max-steps", "2", "--run-dir", str(run_dir)]) == 0
+    lines = (run_dir / "quarantine.jsonl").read_text().splitlines()
+    assert [json.loads(line)["key"] for line in lines] == ["000004"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--num-workers", "0"], "num_workers is 0; allowed: at least 1"),
+        (["--num-workes", "2"], "--num-workers"),
+        (["--preset", "imagenet"], "invalid choice: 'imagenet'"),
+        (["--loss", "hinge"], "softmax"),
+    ],
+)
+def test_a_wrong_option_says_what_is_allowed(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        command_line.main("job", SYNC_PRESETS, default="cifar", description="", arguments=options)
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_help_explains_every_field(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        command_line.main("job", SYNC_PRESETS, default="cifar", description="", arguments=["-h"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for option in ("--num-workers", "--data.image-size", "--optimizer.l2", "--model.fc"):
+        assert option in text
+
+
+def test_the_same_command_has_the_same_run_directory() -> None:
+    config = SYNC_PRESETS["cifar"]
+    first = command_line.default_run_dir("job", config)
+    assert first == command_line.default_run_dir("job", config)
+    assert first != command_line.default_run_dir("job", SYNC_PRESETS["paper"])
+
+
+def test_the_literal_command_trains_on_scenes_and_resumes(tmp_path: Path) -> None:
+    variables = {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with LocalHead(num_cpus=2, variables=variables) as head:
+        environment = {**head.environment, "RAY_ADDRESS": head.jobs_address}
+        first = submit(environment)
+        run_dir = wait_for_a_checkpoint(tmp_path)
+        log = ray_job(environment, "logs", first)
+        lines = [line for line in log.splitlines() if " INFO " in line]
+        assert "--data.train" in lines[0]
+        assert "workers=2 servers=2" in log
+        ray_job(environment, "stop", first)
+        second = submit(environment)
+        log = wait_until(lambda: resumption(ray_job(environment, "logs", second)), limit_s=100)
+        ray_job(environment, "stop", second)
+        assert "step=0 " not in log
+        assert json.loads((run_dir / "config.json").read_text())["num_workers"] == 2
+
+
+def submit(environment: dict[str, str]) -> str:
+    """`ray job submit -- python jobs/jft_async.py`; the job's id."""
+    output = ray_job(environment, "submit", "--no-wait", "--", "python", "jobs/jft_async.py")
+    return next(word.strip("'") for word in output.split() if word.startswith("'raysubmit_"))
+
+
+def ray_job(environment: dict[str, str], *arguments: str) -> str:
+    command = [str(Path(sys.executable).with_name("ray")), "job", *arguments]
+    finished = subprocess.run(
+        command,
+        env=environment,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=True,
+    )
+    return finished.stdout.decode()
+
+
+def resumption(log: str) -> str | None:
+    """The line that tells from where the run went on."""
+    return next((line for line in log.splitlines() if "run resumed" in line), None)
+
+
+def wait_for_a_checkpoint(home: Path) -> Path:
+    """The run directory, once it holds a checkpoint of trained weights."""
+
+    def find() -> Path | None:
+        for metrics in home.glob("xdist-runs/*/metrics.jsonl"):
+            if '"checkpoint"' in metrics.read_text():
+                return metrics.parent
+        return None
+
+    return wait_until(find, limit_s=150)

@@ -1,0 +1,147 @@
+"""Checkpoints: any range comes back, nothing damaged is loaded, the newest whole one counts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from datapipe.position import Position
+from xdist import checkpoint
+from xdist.checkpoint import Checkpoint, Cut, Manifest
+from xdist.errors import CheckpointDamaged
+from xdist.flat import FlatModel, Layout, even_ranges
+
+
+def make_layout() -> Layout:
+    return FlatModel(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))).layout
+
+
+LAYOUT = make_layout()
+SIZE = LAYOUT.num_weights
+TENSORS = {name: torch.randn(SIZE) for name in ("weights", "average", "momentum")}
+STATISTICS = {"statistics": torch.randn(8), "statistics_average": torch.randn(8)}
+
+
+def save(run_dir: Path, *, step: int, num_parts: int = 3) -> Checkpoint:
+    url = checkpoint.checkpoint_url(str(run_dir), step)
+    parts = [
+        checkpoint.write_range(url, cut_out(start, stop), start=start, stop=stop)
+        for start, stop in even_ranges(SIZE, num_parts)
+    ]
+    parts.append(checkpoint.write_statistics(url, STATISTICS))
+    cut = Cut(step, 10 * step, Position(1, ((0, 3), (7, 9))), is_final=False)
+    manifest = Manifest(cut, LAYOUT, tuple(parts), "data", {"seed": 1}, checkpoint.versions())
+    return checkpoint.publish(url, manifest)
+
+
+def cut_out(start: int, stop: int) -> dict[str, Tensor]:
+    return {name: tensor[start:stop] for name, tensor in TENSORS.items()}
+
+
+@settings(derandomize=True, deadline=None, max_examples=20)
+@given(num_parts=st.integers(1, 6), edges=st.tuples(st.integers(0, SIZE), st.integers(0, SIZE)))
+def test_any_range_comes_back_whatever_parts_were_written(
+    tmp_path_factory: pytest.TempPathFactory, num_parts: int, edges: tuple[int, int]
+) -> None:
+    start, stop = sorted(edges)
+    written = save(tmp_path_factory.mktemp("run"), step=3, num_parts=num_parts)
+    read = Checkpoint.open(written.url).read_range(start, stop)
+    if start < stop:
+        assert all(torch.equal(read[name], TENSORS[name][start:stop]) for name in TENSORS)
+
+
+def test_manifest_and_statistics_come_back(tmp_path: Path) -> None:
+    written = save(tmp_path, step=3)
+    opened = Checkpoint.open(written.url)
+    assert opened == written
+    statistics = opened.read_statistics()
+    assert all(torch.equal(statistics[name], STATISTICS[name]) for name in STATISTICS)
+
+
+def test_without_a_manifest_it_is_not_a_checkpoint(tmp_path: Path) -> None:
+    written = save(tmp_path, step=3)
+    Path(written.url, checkpoint.MANIFEST).unlink()
+    assert checkpoint.latest(str(tmp_path)) is None
+    with pytest.raises(CheckpointDamaged, match=r"no manifest.json; not a checkpoint"):
+        Checkpoint.open(written.url)
+
+
+def test_an_incomplete_set_of_parts_is_known_as_such(tmp_path: Path) -> None:
+    manifest = save(tmp_path, step=3).manifest
+    for number in range(len(manifest.parts)):
+        parts = manifest.parts[:number] + manifest.parts[number + 1 :]
+        lacking = Manifest(manifest.cut, manifest.layout, parts, "data", {}, {})
+        assert not lacking.is_complete
+    assert manifest.is_complete
+
+
+def files() -> list[str]:
+    ranges = [f"range-{start:012d}-{stop:012d}.safetensors" for start, stop in even_ranges(SIZE, 3)]
+    return [*ranges, checkpoint.STATISTICS_PART]
+
+
+@pytest.mark.parametrize("file", files())
+@pytest.mark.parametrize("damage", ["flip", "truncate", "delete"])
+def test_a_damaged_part_is_named_and_the_one_before_is_taken(
+    tmp_path: Path, file: str, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(tmp_path, step=3)
+    path = Path(save(tmp_path, step=5).url, file)
+    payload = bytearray(path.read_bytes())
+    if damage == "flip":
+        payload[len(payload) // 2] ^= 1
+        path.write_bytes(payload)
+    elif damage == "truncate":
+        path.write_bytes(payload[:-1])
+    else:
+        path.unlink()
+    found = checkpoint.latest(str(tmp_path))
+    assert found is not None
+    assert found.manifest.cut.step == 3
+    assert file in caplog.text
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": "xdist-checkpoint"}'])
+def test_a_damaged_manifest_is_refused(tmp_path: Path, text: str) -> None:
+    written = save(tmp_path, step=3)
+    Path(written.url, checkpoint.MANIFEST).write_text(text)
+    with pytest.raises(CheckpointDamaged, match="not readable"):
+        Checkpoint.open(written.url)
+
+
+def test_another_version_is_refused_with_both_versions(tmp_path: Path) -> None:
+    path = Path(save(tmp_path, step=3).url, checkpoint.MANIFEST)
+    value = json.loads(path.read_text())
+    path.write_text(json.dumps(value | {"version": 99}))
+    with pytest.raises(CheckpointDamaged, match=r"version 99; this program reads .* version 1"):
+        Checkpoint.open(str(path.parent))
+
+
+def test_pruning_keeps_the_newest_and_the_spared(tmp_path: Path) -> None:
+    saved = [save(tmp_path, step=step) for step in range(1, 6)]
+    checkpoint.prune(str(tmp_path), keep=2, spare={saved[0].url})
+    left = sorted(path.name[-2:] for path in Path(tmp_path, "checkpoints").iterdir())
+    assert left == ["01", "04", "05"]
+
+
+def test_pruning_leaves_an_unpublished_newest_one_alone(tmp_path: Path) -> None:
+    save(tmp_path, step=1)
+    url = checkpoint.checkpoint_url(str(tmp_path), 2)
+    checkpoint.write_statistics(url, STATISTICS)
+    checkpoint.prune(str(tmp_path), keep=1)
+    assert Path(url).exists()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"), [(0, 9, False), (9, 10, True), (10, 19, False), (9, 31, True)]
+)
+def test_a_checkpoint_is_due_when_a_multiple_is_crossed(
+    before: int, after: int, expected: bool
+) -> None:
+    assert checkpoint.is_due(before, after, every=10) is expected

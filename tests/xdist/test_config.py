@@ -1,0 +1,85 @@
+"""A configuration that cannot be is refused with field, value and choices."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from imagenet_sync import PRESETS as SYNC_PRESETS
+from jft_async import PRESETS as ASYNC_PRESETS
+
+from datapipe.config import DataConfig
+from xdist.config import (
+    CheckpointConfig,
+    ClusterConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
+
+CONFIG = TrainConfig(
+    data=DataConfig(train="somewhere"),
+    strategy="all_reduce",
+    loss="softmax",
+    batch_size=8,
+    num_epochs=1,
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "message"),
+    [
+        (ModelConfig, {"name": "alexnet"}, "model.name is 'alexnet'; allowed: one of xception"),
+        (ModelConfig, {"width": float("nan")}, "model.width is nan; allowed: above 0, at most 8"),
+        (ModelConfig, {"fc": (0,)}, "model.fc"),
+        (ModelConfig, {"dropout": 1.0}, "model.dropout is 1.0; allowed: at least 0, below 1"),
+        (ModelConfig, {"num_classes": 0}, "model.num_classes is 0; allowed: at least 1"),
+        (OptimizerConfig, {"learning_rate": 0.0}, "learning_rate is 0.0; allowed: above 0"),
+        (OptimizerConfig, {"learning_rate": float("inf")}, "learning_rate is inf"),
+        (OptimizerConfig, {"momentum": -0.1}, "optimizer.momentum is -0.1"),
+        (OptimizerConfig, {"l2": float("nan")}, "optimizer.l2 is nan; allowed: at least 0"),
+        (OptimizerConfig, {"decay_factor": 1.1}, "decay_factor is 1.1; allowed: above 0, at most"),
+        (OptimizerConfig, {"decay_every_samples": 0}, "decay_every_samples is 0"),
+        (
+            OptimizerConfig,
+            {"average_decay": 0.9, "average_half_life_samples": 5},
+            "both set; set one of them to None",
+        ),
+        (CheckpointConfig, {"keep": 0}, "checkpoint.keep is 0; allowed: at least 1"),
+        (ClusterConfig, {"cpus_per_worker": 0.0}, "cluster.cpus_per_worker is 0.0"),
+        (ClusterConfig, {"gpus_per_worker": -1}, "cluster.gpus_per_worker is -1"),
+    ],
+)
+def test_a_part_says_what_is_wrong(kind: type, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+        kind(**values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"num_workers": 0}, "num_workers is 0; allowed: at least 1"),
+        ({"batch_size": 0}, "batch_size is 0; allowed: at least 1"),
+        ({"num_epochs": -1}, "num_epochs is -1"),
+        ({"num_lanes": 3}, "num_lanes is 3; allowed: a divisor of batch_size, which is 8"),
+        ({"num_servers": 2}, "num_servers is 2; allowed: auto with strategy all_reduce"),
+        ({"num_workers": 9}, "batch_size is 8; allowed: at least num_workers, which is 9"),
+        ({"strategy": "push_pull", "num_lanes": 4}, "num_lanes is 4; allowed: None with strategy"),
+    ],
+)
+def test_a_run_says_what_is_wrong(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(CONFIG, **values)
+
+
+def test_max_steps_bounds_the_places_of_a_run() -> None:
+    assert replace(CONFIG, num_epochs=3).num_places(100) == 300
+    assert replace(CONFIG, num_epochs=3, max_steps=5).num_places(100) == 40
+    assert replace(CONFIG, num_epochs=3, max_steps=500).num_places(100) == 300
+
+
+@pytest.mark.parametrize("config", [*SYNC_PRESETS.values(), *ASYNC_PRESETS.values()])
+def test_presets_survive_json(config: TrainConfig) -> None:
+    assert json.loads(json.dumps(config.to_json()))["batch_size"] == config.batch_size

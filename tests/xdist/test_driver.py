@@ -1,0 +1,313 @@
+"""Whole runs on a real Ray, with real faults."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import torch
+from local_head import LocalHead
+from torch import Tensor
+
+from datapipe.batch import Batch, normalize
+from datapipe.index import ShardIndex
+from datapipe.order import SampleOrder
+from datapipe.plan import leased_batches
+from datapipe.position import Position, Span
+from datapipe.stream import SampleStream
+from tests.clusters import NUM_LABELS, NUM_TRAIN, Fault, faulty, run, small_config
+from xdist import checkpoint, losses, optim
+from xdist.checkpoint import Checkpoint
+from xdist.config import CheckpointConfig, ClusterConfig, TrainConfig
+from xdist.errors import NotEnoughResources, RunDirectoryError, RunFailed
+from xdist.flat import FlatModel
+from xdist.strategies import UpdateStrategy
+from xdist.topologies.all_reduce import AllReduceTopology, all_reduce_strategy
+from xdist.topologies.push_pull import PushPullTopology, push_pull_strategy
+from xdist.worker import initial_model
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(180), pytest.mark.usefixtures("cluster")]
+
+NUM_STEPS = 2 * math.ceil(NUM_TRAIN / 4)
+STRATEGIES = ("all_reduce", "push_pull")
+
+
+def final(run_dir: Path) -> Checkpoint:
+    found = checkpoint.latest(str(run_dir))
+    assert found is not None
+    assert found.manifest.cut.is_final
+    return found
+
+
+def weights_of(saved: Checkpoint, name: str = "weights") -> Tensor:
+    return saved.read_range(0, saved.manifest.layout.num_weights)[name]
+
+
+def records(run_dir: Path, kind: str) -> list[dict[str, Any]]:
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if record["kind"] == kind]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_run_trains_saves_and_scores(tmp_path: Path, strategy: str) -> None:
+    config = small_config(tmp_path, strategy=strategy, is_scored=True)
+    summary = run(config, tmp_path / "run")
+    assert final(tmp_path / "run").manifest.cut.position == Position(epoch=2)
+    assert summary.num_samples == 2 * NUM_TRAIN
+    assert set(summary.scores) == {"average", "raw"}
+    measure = "top1" if strategy == "all_reduce" else "map100"
+    assert 0 <= summary.scores["average"][measure] <= 1
+    files = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"config.json", "metrics.jsonl", "curves.png", "checkpoints"} <= files
+    train = records(tmp_path / "run", "train")
+    assert train[-1]["samples"] == 2 * NUM_TRAIN
+    assert all(math.isfinite(record["loss"]) for record in train)
+
+
+def test_two_synchronous_runs_are_equal_to_the_bit(tmp_path: Path) -> None:
+    config = small_config(tmp_path, strategy="all_reduce")
+    curves = []
+    for name in ("one", "two"):
+        run(config, tmp_path / name)
+        train = records(tmp_path / name, "train")
+        curves.append([(record["step"], record["loss"]) for record in train])
+    assert curves[0] == curves[1]
+    assert torch.equal(weights_of(final(tmp_path / "one")), weights_of(final(tmp_path / "two")))
+
+
+@pytest.mark.parametrize("num_servers", [1, 3])
+def test_one_asynchronous_worker_equals_a_plain_loop_to_the_bit(
+    tmp_path: Path, num_servers: int
+) -> None:
+    config = small_config(
+        tmp_path, strategy="push_pull", num_workers=1, num_servers=num_servers, max_steps=12
+    )
+    run(config, tmp_path / "run")
+    flat, average, statistics = plain_loop(config)
+    saved = final(tmp_path / "run")
+    assert saved.manifest.cut.step == 12
+    assert torch.equal(weights_of(saved), flat)
+    assert torch.equal(weights_of(saved, "average"), average)
+    assert torch.equal(saved.read_statistics()["statistics"], statistics)
+
+
+def plain_loop(config: TrainConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """The same training without Ray, servers and ledger: weights, average, statistics."""
+    flat = FlatModel(initial_model(config, num_classes=NUM_LABELS).train())
+    running, average = flat.statistics.clone(), flat.weights.clone()
+    size = flat.layout.num_weights
+    mask = flat.layout.l2_mask(config.optimizer.l2_on)
+    optimizer = optim.make_optimizer(config.optimizer, size=size, l2_mask=mask)
+    for step, batch in enumerate(plain_batches(config)):
+        torch.manual_seed(0)
+        flat.gradients.zero_()
+        logits = flat.model(normalize(batch.images))
+        loss = losses.sigmoid_cross_entropy(logits, batch.label_ids, batch.label_offsets)
+        torch.autograd.backward(losses.weighted_mean(loss, batch.sample_weights))
+        decay = optim.average_decay(config.optimizer, num_samples=4, num_updates=step)
+        rate = optim.learning_rate(config.optimizer, 4 * step)
+        optimizer.step(flat.weights, flat.gradients, learning_rate=rate)
+        optim.fold(average, flat.weights, share=1 - decay)
+        optim.fold(running, flat.statistics, share=flat.layout.statistics_momentum)
+    return flat.weights, average, running
+
+
+def plain_batches(config: TrainConfig) -> list[Batch]:
+    index = ShardIndex.open(config.data.train)
+    data = config.data
+    order = SampleOrder(index.num_samples, data.block_size, data.blocks_per_pool, config.seed)
+    plans = leased_batches([Span(0, 0, 48)], batch_size=4)
+    with SampleStream(
+        index, data, plans, order=order, training=True, num_classes=NUM_LABELS
+    ) as stream:
+        return list(stream)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_run_goes_on_where_it_stopped(tmp_path: Path, strategy: str) -> None:
+    config = small_config(tmp_path, strategy=strategy, num_workers=1)
+    config = replace(config, model=replace(config.model, dropout=0.3))
+    run(config, tmp_path / "whole")
+    run(config, tmp_path / "parts")
+    steps = sorted((tmp_path / "parts" / "checkpoints").iterdir())
+    for late in steps[3:]:  # As after a crash: these were never published.
+        (late / "manifest.json").unlink()
+    run(config, tmp_path / "parts")
+    assert records(tmp_path / "parts", "start")[-1]["step"] == int(steps[2].name[5:])
+    whole, parts = final(tmp_path / "whole"), final(tmp_path / "parts")
+    assert whole.manifest.cut == parts.manifest.cut
+    assert torch.equal(weights_of(whole), weights_of(parts))
+    assert torch.equal(weights_of(whole, "average"), weights_of(parts, "average"))
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
+    config = small_config(tmp_path, strategy="all_reduce", max_steps=4, is_scored=True)
+    first = run(config, tmp_path / "run")
+    second = run(config, tmp_path / "run")
+    assert second.scores == first.scores
+    assert second.step == first.step == 4
+
+
+def test_a_run_changes_from_servers_to_all_reduce(tmp_path: Path) -> None:
+    config = small_config(tmp_path, strategy="push_pull")
+    run(replace(config, max_steps=12), tmp_path / "run")
+    assert final(tmp_path / "run").manifest.cut.step == 12
+    changed = replace(config, strategy="all_reduce", num_servers="auto")
+    summary = run(changed, tmp_path / "run")
+    assert summary.num_samples == 2 * NUM_TRAIN
+    assert summary.step > 12
+
+
+@pytest.mark.parametrize("own_step", [1, 5])
+def test_a_killed_asynchronous_worker_is_replaced_and_nothing_is_lost(
+    tmp_path: Path, own_step: int
+) -> None:
+    config = small_config(tmp_path, strategy="push_pull")
+    fault = Fault(rank=1, own_step=own_step, marker=str(tmp_path / "struck"))
+    make = partial(PushPullTopology, make_strategy=faulty(push_pull_strategy, fault))
+    run(config, tmp_path / "run", topologies={"push_pull": make})
+    assert Path(fault.marker).exists()
+    assert final(tmp_path / "run").manifest.cut.position == Position(epoch=2)
+    assert [record["cause"] for record in records(tmp_path / "run", "recovery")] == [
+        "worker 1 lost"
+    ]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_synchronous_worker_costs_no_sample(tmp_path: Path, rank: int) -> None:
+    config = small_config(tmp_path, strategy="all_reduce")
+    run(config, tmp_path / "undisturbed")
+    fault = Fault(rank=rank, own_step=25, marker=str(tmp_path / "struck"))
+    make = partial(AllReduceTopology, make_strategy=faulty(all_reduce_strategy, fault))
+    run(config, tmp_path / "run", topologies={"all_reduce": make})
+    assert Path(fault.marker).exists()
+    disturbed, undisturbed = final(tmp_path / "run"), final(tmp_path / "undisturbed")
+    assert disturbed.manifest.cut == undisturbed.manifest.cut
+    assert torch.equal(weights_of(disturbed), weights_of(undisturbed))
+
+
+def test_a_killed_server_takes_the_run_back_to_the_last_checkpoint(tmp_path: Path) -> None:
+    config = small_config(tmp_path, strategy="push_pull")
+    fault = Fault(rank=0, own_step=12, marker=str(tmp_path / "struck"))
+    make = partial(PushPullTopology, make_strategy=partial(killing_a_server, fault))
+    run(config, tmp_path / "run", topologies={"push_pull": make})
+    assert Path(fault.marker).exists()
+    assert final(tmp_path / "run").manifest.cut.position == Position(epoch=2)
+    assert len(records(tmp_path / "run", "recovery")) == 1
+
+
+def killing_a_server(fault: Fault, *arguments: Any, **named: Any) -> UpdateStrategy:
+    """A worker's strategy which at the planned step kills the second server's process."""
+    strategy = push_pull_strategy(*arguments, **named)
+    return KillsServer(strategy, named["servers"][1], rank=named["worker"], fault=fault)
+
+
+class KillsServer:
+    def __init__(self, strategy: Any, server: Any, *, rank: int, fault: Fault) -> None:
+        self._strategy = strategy
+        self._server = server
+        self._rank = rank
+        self._fault = fault
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._strategy, name)
+
+    def update(self, batch: Batch) -> int:
+        step = self._strategy.progress.own_step + 1
+        marker = Path(self._fault.marker)
+        if (self._rank, step) == (self._fault.rank, self._fault.own_step) and not marker.exists():
+            marker.touch()
+            ray.kill(self._server)
+        staleness: int = self._strategy.update(batch)
+        return staleness
+
+
+def test_too_many_faults_end_the_run_with_their_history(tmp_path: Path) -> None:
+    config = small_config(
+        tmp_path, strategy="push_pull", cluster=ClusterConfig(max_recoveries=0, wait_s=30)
+    )
+    fault = Fault(rank=1, own_step=2, marker=str(tmp_path / "struck"))
+    make = partial(PushPullTopology, make_strategy=faulty(push_pull_strategy, fault))
+    with pytest.raises(RunFailed, match=r"1 faults, cluster.max_recoveries allows 0:\s+worker 1"):
+        run(config, tmp_path / "run", topologies={"push_pull": make})
+
+
+class Broken(Exception):
+    """A bug."""
+
+
+def broken_strategy(*arguments: Any, **named: Any) -> UpdateStrategy:
+    if named["rank"] == 1:
+        raise Broken("rank 1 has a bug")
+    return all_reduce_strategy(*arguments, **named)
+
+
+def test_an_exception_in_one_worker_ends_the_run_with_its_traceback(tmp_path: Path) -> None:
+    config = small_config(tmp_path, strategy="all_reduce")
+    make = partial(AllReduceTopology, make_strategy=broken_strategy)
+    with pytest.raises(Broken, match="rank 1 has a bug") as caught:
+        run(config, tmp_path / "run", topologies={"all_reduce": make})
+    assert "broken_strategy" in str(caught.value)
+
+
+def test_more_workers_than_there_is_room_for_are_refused(tmp_path: Path) -> None:
+    config = small_config(tmp_path, strategy="push_pull", num_workers=9)
+    with pytest.raises(NotEnoughResources, match="9 workers of 1 CPU and 2 servers"):
+        run(config, tmp_path / "run")
+
+
+def test_room_that_others_hold_is_waited_for_and_then_named(
+    tmp_path: Path, cluster: LocalHead
+) -> None:
+    assert cluster
+    actor_class: Any = ray.remote(Holder)
+    holder = actor_class.options(num_cpus=7).remote()
+    ray.get(holder.ready.remote())
+    config = small_config(tmp_path, strategy="push_pull", cluster=ClusterConfig(wait_s=1))
+    try:
+        with pytest.raises(NotEnoughResources, match=r"no room for 2 workers .* free now: 1 CPU"):
+            run(config, tmp_path / "run")
+    finally:
+        ray.kill(holder)
+
+
+class Holder:
+    """Holds CPUs."""
+
+    def ready(self) -> None:
+        """Return when it holds them."""
+
+
+def test_corrupt_samples_are_skipped_listed_and_counted(tmp_path: Path) -> None:
+    config = small_config(tmp_path, strategy="push_pull", num_epochs=1)
+    spoil(Path(config.data.train) / "train-00000.tar", ShardIndex.open(config.data.train), 3)
+    run(config, tmp_path / "run")
+    lines = (tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()
+    assert sorted(json.loads(line)["key"] for line in lines) == ["000000", "000001", "000002"]
+    assert final(tmp_path / "run").manifest.cut.position == Position(epoch=1)
+
+
+def spoil(shard: Path, index: ShardIndex, num_samples: int) -> None:
+    """Overwrite the first images of a shard with zeros."""
+    table = index.table(0)
+    payload = np.fromfile(shard, np.uint8)
+    for row in range(num_samples):
+        start = int(table.offsets[row])
+        payload[start : start + int(table.sizes[row])] = 0
+    payload.tofile(shard)
+
+
+def test_another_configuration_does_not_go_into_the_same_directory(tmp_path: Path) -> None:
+    config = small_config(
+        tmp_path, strategy="all_reduce", max_steps=2, checkpoint=CheckpointConfig()
+    )
+    run(config, tmp_path / "run")
+    with pytest.raises(RunDirectoryError, match=r"holds a run with batch_size = 4, not 8"):
+        run(replace(config, batch_size=8), tmp_path / "run")

@@ -1,0 +1,93 @@
+"""What Prometheus sees is what the workers did."""
+
+from __future__ import annotations
+
+import json
+import math
+import urllib.request
+from pathlib import Path
+
+from xdist.metrics import TARGETS, Metrics
+from xdist.strategies import Progress
+from xdist.worker import WorkerReport
+
+
+def make_report(rank: int, *, step: int, loss: float, num_samples: int) -> WorkerReport:
+    return WorkerReport(
+        rank=rank,
+        progress=Progress(step, step, 8 * step, 0.5),
+        num_steps=2,
+        num_samples=num_samples,
+        loss=loss,
+        seconds=0.5,
+        data_wait_s=0.1,
+        staleness={0: 1, 3: 1},
+        corrupt=(),
+        parts=(),
+        is_final=False,
+    )
+
+
+def make_metrics() -> Metrics:
+    metrics = Metrics(epoch_samples=100, num_workers=2)
+    metrics.start_from(step=0, num_samples=0)
+    return metrics
+
+
+def test_a_record_weighs_the_ranks_by_samples() -> None:
+    reports = [
+        make_report(0, step=4, loss=1.0, num_samples=30),
+        make_report(1, step=4, loss=2.0, num_samples=10),
+    ]
+    record = make_metrics().reports(reports)
+    assert record["loss"] == 1.25
+    assert (record["step"], record["samples"], record["epoch"]) == (4, 32, 0.32)
+    assert (record["staleness_mean"], record["staleness_max"]) == (1.5, 3)
+
+
+def test_records_do_not_fall_behind_when_reports_overtake_each_other() -> None:
+    metrics = make_metrics()
+    metrics.reports([make_report(0, step=4, loss=1.0, num_samples=16)])
+    late = metrics.reports([make_report(1, step=3, loss=1.0, num_samples=16)])
+    assert (late["step"], late["samples"]) == (4, 32)
+
+
+def test_records_fall_back_with_the_run() -> None:
+    metrics = make_metrics()
+    metrics.reports([make_report(0, step=4, loss=1.0, num_samples=16)])
+    metrics.start_from(step=1, num_samples=8)
+    again = metrics.reports([make_report(0, step=2, loss=1.0, num_samples=8)])
+    assert (again["step"], again["samples"]) == (2, 16)
+    assert again["samples_per_s"] > 0
+
+
+def test_a_report_without_samples_has_no_loss() -> None:
+    record = make_metrics().reports([make_report(0, step=4, loss=math.nan, num_samples=0)])
+    assert record["loss"] is None
+    json.dumps(record, allow_nan=False)
+
+
+def test_prometheus_finds_and_reads_it(tmp_path: Path) -> None:
+    metrics = make_metrics()
+    address = metrics.serve("127.0.0.1", tmp_path)
+    metrics.reports([make_report(0, step=4, loss=1.0, num_samples=30)])
+    metrics.recovery("worker")
+    metrics.checkpoint(0.2)
+    metrics.scores("average", {"map100": 0.5})
+    assert json.loads((tmp_path / TARGETS).read_text())[0]["targets"] == [address]
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=5) as answer:
+        lines = set(answer.read().decode().splitlines())
+    metrics.close()
+    assert {
+        "xdist_samples_total 30.0",
+        "xdist_steps_total 2.0",
+        "xdist_workers 2.0",
+        "xdist_loss 1.0",
+        "xdist_gradient_staleness_count 2.0",
+        "xdist_gradient_staleness_sum 3.0",
+        "xdist_step_seconds_count 2.0",
+        "xdist_data_wait_seconds_total 0.1",
+        'xdist_recoveries_total{cause="worker"} 1.0',
+        'xdist_score{measure="map100",weights="average"} 0.5',
+        "xdist_checkpoint_seconds_count 1.0",
+    } <= lines

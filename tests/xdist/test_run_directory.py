@@ -1,0 +1,111 @@
+"""A run directory keeps its records, its configuration, and its twin in the bucket."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from datapipe.config import DataConfig
+from datapipe.errors import CorruptSample
+from xdist.config import CheckpointConfig, ClusterConfig, OptimizerConfig, TrainConfig
+from xdist.errors import RunDirectoryError
+from xdist.run_directory import RunDirectory
+
+CONFIG = TrainConfig(
+    data=DataConfig(train="somewhere"),
+    strategy="all_reduce",
+    loss="softmax",
+    batch_size=8,
+    num_epochs=1,
+)
+
+
+def test_records_come_back_in_order(tmp_path: Path) -> None:
+    run = RunDirectory(str(tmp_path / "run"), CONFIG)
+    run.record(kind="start", step=1, samples=8)
+    run.record(kind="start", step=2, samples=16)
+    run.close()
+    with RunDirectory(str(tmp_path / "run"), CONFIG) as again:
+        assert [record["step"] for record in again.records()] == [1, 2]
+
+
+def test_it_belongs_to_one_run_at_a_time(tmp_path: Path) -> None:
+    with (
+        RunDirectory(str(tmp_path), CONFIG),
+        pytest.raises(RunDirectoryError, match="in use by a run that is under way"),
+    ):
+        RunDirectory(str(tmp_path), CONFIG)
+    RunDirectory(str(tmp_path), CONFIG).close()
+
+
+def test_a_line_that_a_crash_cut_short_is_left_out(tmp_path: Path) -> None:
+    run = RunDirectory(str(tmp_path), CONFIG)
+    run.record(kind="start", step=1, samples=8)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "tra')
+    run.close()
+    run = RunDirectory(str(tmp_path), CONFIG)
+    run.record(kind="start", step=2, samples=16)
+    assert [record["step"] for record in run.records()] == [1, 2]
+    run.close()
+
+
+def test_the_configuration_is_stored_as_json(tmp_path: Path) -> None:
+    RunDirectory(str(tmp_path), CONFIG).close()
+    stored = json.loads((tmp_path / "config.json").read_text())
+    assert stored["optimizer"]["learning_rate"] == 0.045
+
+
+def test_another_configuration_is_refused_with_the_field(tmp_path: Path) -> None:
+    RunDirectory(str(tmp_path), CONFIG).close()
+    changed = replace(CONFIG, optimizer=OptimizerConfig(learning_rate=0.5))
+    with pytest.raises(RunDirectoryError, match=r"optimizer.learning_rate = 0.045, not 0.5"):
+        RunDirectory(str(tmp_path), changed)
+
+
+def test_what_does_not_change_the_training_may_change(tmp_path: Path) -> None:
+    RunDirectory(str(tmp_path), CONFIG).close()
+    changed = replace(
+        CONFIG,
+        num_workers=3,
+        cluster=ClusterConfig(max_recoveries=3),
+        checkpoint=CheckpointConfig(keep=1),
+    )
+    RunDirectory(str(tmp_path), changed).close()
+
+
+def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunDirectoryError, match=r"file/run cannot be written: .*--run-dir"):
+        RunDirectory(str(tmp_path / "file" / "run"), CONFIG)
+
+
+def test_corrupt_samples_are_listed_once(tmp_path: Path) -> None:
+    run = RunDirectory(str(tmp_path), CONFIG)
+    first, second = (CorruptSample("a.tar", key, 512, "broken") for key in "79")
+    assert len(run.quarantine([first])) == 1
+    assert len(run.quarantine([first, second])) == 2  # Met again in the next epoch, listed once.
+    run.close()
+    text = (tmp_path / "quarantine.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert [line["key"] for line in lines] == ["7", "9"]
+    assert lines[0] == {"shard": "a.tar", "key": "7", "offset": 512, "reason": "broken"}
+
+
+def test_a_remote_directory_has_everything_after_a_sync() -> None:
+    url = "memory://bucket/run"
+    run = RunDirectory(url, CONFIG)
+    run.record(kind="start", step=5, samples=40, time=0.0)
+    run.sync()
+    run.close()
+    filesystem = fsspec.filesystem("memory")
+    names = {Path(path).name for path in filesystem.ls("/bucket/run", detail=False)}
+    assert {"config.json", "metrics.jsonl", "curves.png"} <= names
+    with RunDirectory(url, CONFIG) as again:
+        assert [record["step"] for record in again.records()] == [5]
+        local = again.local
+    assert not local.exists()

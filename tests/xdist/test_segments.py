@@ -1,0 +1,66 @@
+"""The walk of a synchronous run: where it reports, saves and ends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datapipe.position import Position
+from xdist.checkpoint import Cut
+from xdist.segments import Segment, SegmentPlanner
+
+START = Cut(0, 0, Position(), is_final=False)
+
+
+def walk(start: Cut = START, **changes: Any) -> list[Segment]:
+    values: dict[str, Any] = {
+        "num_samples": 50,
+        "num_lanes": 4,
+        "samples_per_lane": 2,
+        "num_epochs": 2,
+        "max_steps": None,
+        "report_every_steps": 5,
+        "save_every_samples": 20,
+    }
+    planner = SegmentPlanner(start, **(values | changes))
+    return list(iter(planner.next_segment, None))
+
+
+def test_it_reports_saves_and_ends() -> None:
+    segments = walk()
+    assert [segment.until_step for segment in segments if segment.cut] == [3, 5, 9, 11, 14]
+    assert segments[-1].cut == Cut(14, 100, Position(epoch=2), is_final=True)
+    assert [segment.until_step for segment in segments] == [3, 5, 9, 10, 11, 14]
+
+
+def test_it_reports_between_saves() -> None:
+    segments = walk(save_every_samples=10**9, report_every_steps=4)
+    assert [(segment.until_step, segment.cut is not None) for segment in segments] == [
+        (4, False), (8, False), (12, False), (14, True),
+    ]  # fmt: skip
+
+
+def test_max_steps_ends_it() -> None:
+    last = walk(max_steps=9)[-1]
+    assert last.until_step == 9
+    assert last.cut is not None
+    assert last.cut.is_final
+
+
+@settings(derandomize=True, deadline=None)
+@given(st.integers(1, 90), st.integers(1, 5), st.integers(1, 40), st.data())
+def test_resuming_at_any_cut_walks_the_rest(
+    num_samples: int, report: int, save: int, data: st.DataObject
+) -> None:
+    changes: dict[str, Any] = {
+        "num_samples": num_samples,
+        "report_every_steps": report,
+        "save_every_samples": save,
+    }
+    whole = walk(**changes)
+    cuts = [segment.cut for segment in whole if segment.cut]
+    cut = data.draw(st.sampled_from(cuts))
+    rest = walk(cut, **changes)
+    assert rest == [segment for segment in whole if segment.until_step > cut.step]

@@ -1,0 +1,68 @@
+"""A run takes what the cluster has, and says what is missing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from datapipe.config import DataConfig
+from xdist.config import ClusterConfig, TrainConfig
+from xdist.errors import NotEnoughResources, UserError
+from xdist.sizing import num_lanes, sized
+
+SYNC = TrainConfig(
+    data=DataConfig(train="somewhere"),
+    strategy="all_reduce",
+    loss="softmax",
+    batch_size=64,
+    num_epochs=1,
+)
+ASYNC = replace(SYNC, strategy="push_pull")
+
+
+def test_auto_is_a_worker_a_cpu_and_two_servers() -> None:
+    config = sized(ASYNC, {"CPU": 2.0})
+    assert (config.num_workers, config.num_servers) == (2, 2)
+    assert config.cluster.gpus_per_worker == 0
+
+
+def test_auto_is_a_worker_a_gpu_where_there_are_some() -> None:
+    config = sized(ASYNC, {"CPU": 600.0, "GPU": 60.0})
+    assert (config.num_workers, config.num_servers) == (60, 8)
+    assert config.cluster.gpus_per_worker == 1
+
+
+def test_a_synchronous_run_has_no_servers_and_no_more_workers_than_samples() -> None:
+    config = sized(SYNC, {"CPU": 100.0})
+    assert (config.num_workers, config.num_servers) == (64, "auto")
+
+
+def test_too_many_workers_are_refused_with_what_is_missing() -> None:
+    with pytest.raises(
+        NotEnoughResources,
+        match=r"5 workers of 1 CPU and 2 servers .* has 2 CPU",
+    ):
+        sized(replace(ASYNC, num_workers=5), {"CPU": 2.0})
+
+
+def test_a_cluster_without_room_for_one_worker_is_refused() -> None:
+    with pytest.raises(NotEnoughResources, match="1 workers of 4 CPU"):
+        sized(replace(ASYNC, cluster=ClusterConfig(cpus_per_worker=4)), {"CPU": 2.0})
+
+
+def test_servers_that_reserve_cpus_count() -> None:
+    cluster = ClusterConfig(cpus_per_server=1)
+    assert sized(replace(ASYNC, cluster=cluster), {"CPU": 6.0}).num_workers == 4
+    with pytest.raises(NotEnoughResources, match=r"2 servers of 50 CPU do not fit"):
+        sized(replace(ASYNC, cluster=ClusterConfig(cpus_per_server=50)), {"CPU": 6.0})
+
+
+@pytest.mark.parametrize(("workers", "lanes"), [(1, 4), (2, 8), (3, 16), (60, 64)])
+def test_lanes_divide_the_batch_and_are_about_four_a_worker(workers: int, lanes: int) -> None:
+    assert num_lanes(SYNC, num_workers=workers) == lanes
+
+
+def test_fewer_lanes_than_workers_are_refused() -> None:
+    with pytest.raises(UserError, match="num_lanes is 2; allowed: at least num_workers"):
+        num_lanes(replace(SYNC, num_lanes=2), num_workers=4)

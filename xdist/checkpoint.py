@@ -1,0 +1,286 @@
+"""Checkpoints: parts written by the owners of the state, and a manifest that makes them one.
+
+A checkpoint is a directory `step-000000001234` below `<run>/checkpoints`:
+
+- `range-<start>-<stop>.safetensors`: one range of the flat vector (weights, average, optimizer
+slots),
+- `statistics.safetensors`: running batch-norm statistics and their average,
+- `manifest.json`: step, samples, position, layout of the flat vector, config, versions, and every
+part's size and SHA-256.
+
+The manifest is written last, under another name, and renamed: without it there is no checkpoint.
+Both strategies write this format, and a reader may ask for any range whatever ranges were written.
+Only tensors and plain values are stored; nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import platform
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from datapipe.position import Position
+from datapipe.storage import open_filesystem, read_bytes, write_bytes
+from xdist.errors import CheckpointDamaged
+from xdist.flat import Layout
+
+FORMAT = "xdist-checkpoint"
+VERSION = 1
+MANIFEST = "manifest.json"
+STATISTICS_PART = "statistics.safetensors"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file of a checkpoint. Ranges carry [start, stop) of the flat vector; the statistics carry
+    (0, 0).
+    """
+
+    file: str
+    start: int
+    stop: int
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A moment of the run at which all state fits together: after update `step`."""
+
+    step: int
+    num_samples: int
+    """Places done since the start of training."""
+    position: Position
+    is_final: bool
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint says of itself."""
+
+    cut: Cut
+    layout: Layout
+    parts: tuple[Part, ...]
+    data: str
+    """Fingerprint of the training set that the position counts in."""
+    config: dict[str, Any]
+    versions: dict[str, str]
+
+    @property
+    def ranges(self) -> list[Part]:
+        """The parts that hold ranges of the flat vector, in order."""
+        parts = [part for part in self.parts if part.file != STATISTICS_PART]
+        return sorted(parts, key=lambda part: part.start)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the parts hold the whole flat vector and the statistics."""
+        reached = 0
+        for part in self.ranges:
+            if part.start != reached:
+                return False
+            reached = part.stop
+        return reached == self.layout.num_weights and len(self.ranges) < len(self.parts)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "created": time.time(),
+            "step": self.cut.step,
+            "num_samples": self.cut.num_samples,
+            "position": self.cut.position.to_json(),
+            "is_final": self.cut.is_final,
+            "layout": self.layout.to_json(),
+            "parts": [asdict(part) for part in self.parts],
+            "data": self.data,
+            "config": self.config,
+            "versions": self.versions,
+        }
+
+    @classmethod
+    def from_json(cls, value: Any) -> Manifest:
+        """What `to_json` wrote; anything else is a `ValueError`, `KeyError` or `TypeError`."""
+        if not isinstance(value, dict):
+            raise TypeError(f"{type(value).__name__} instead of an object")
+        if value.get("format") != FORMAT or value.get("version") != VERSION:
+            raise ValueError(
+                f"format {value.get('format')!r} version {value.get('version')!r}; "
+                f"this program reads {FORMAT!r} version {VERSION}"
+            )
+        cut = Cut(
+            int(value["step"]),
+            int(value["num_samples"]),
+            Position.from_json(value["position"]),
+            bool(value["is_final"]),
+        )
+        parts = tuple(Part(**part) for part in value["parts"])
+        layout = Layout.from_json(value["layout"])
+        return cls(cut, layout, parts, value["data"], value["config"], value["versions"])
+
+
+def is_due(before: int, after: int, *, every: int) -> bool:
+    """Whether a checkpoint is due after an update that brought the samples done from `before` to
+    `after`.
+    """
+    return before // every < after // every
+
+
+def versions() -> dict[str, str]:
+    """The software that writes a checkpoint."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "safetensors": safetensors.__version__,
+    }
+
+
+def checkpoint_url(run_dir: str, step: int) -> str:
+    """Where the checkpoint of `step` lives."""
+    return f"{checkpoints_url(run_dir)}/step-{step:012d}"
+
+
+def checkpoints_url(run_dir: str) -> str:
+    """Where the checkpoints of a run live."""
+    return f"{run_dir.rstrip('/')}/checkpoints"
+
+
+def write_range(url: str, tensors: Mapping[str, Tensor], *, start: int, stop: int) -> Part:
+    """Write one range of the flat vector into the checkpoint directory `url`."""
+    return _write(url, f"range-{start:012d}-{stop:012d}.safetensors", tensors, start, stop)
+
+
+def write_statistics(url: str, tensors: Mapping[str, Tensor]) -> Part:
+    """Write the batch-norm statistics into the checkpoint directory `url`."""
+    return _write(url, STATISTICS_PART, tensors, 0, 0)
+
+
+def _write(url: str, file: str, tensors: Mapping[str, Tensor], start: int, stop: int) -> Part:
+    payload = safetensors.torch.save(
+        {name: tensor.contiguous() for name, tensor in tensors.items()}
+    )
+    write_bytes(f"{url}/{file}", payload)
+    return Part(file, start, stop, len(payload), hashlib.sha256(payload).hexdigest())
+
+
+def publish(url: str, manifest: Manifest) -> Checkpoint:
+    """Make the parts in `url` a checkpoint."""
+    assert manifest.is_complete
+    write_bytes(f"{url}/{MANIFEST}", json.dumps(manifest.to_json(), indent=1).encode())
+    return Checkpoint(url, manifest)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A published checkpoint. Reading verifies size and SHA-256 of what it reads
+    (`CheckpointDamaged`).
+    """
+
+    url: str
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, url: str) -> Checkpoint:
+        """Read the manifest in the directory `url`. Raises `CheckpointDamaged` when there is none,
+        or no valid one.
+        """
+        try:
+            value = json.loads(read_bytes(f"{url}/{MANIFEST}"))
+            return cls(url, Manifest.from_json(value))
+        except FileNotFoundError as error:
+            raise CheckpointDamaged(f"{url}: no {MANIFEST}; not a checkpoint") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointDamaged(f"{url}/{MANIFEST}: not readable ({error})") from error
+
+    def read_range(self, start: int, stop: int) -> dict[str, Tensor]:
+        """Tensors [start, stop) of the flat vector by name, (stop - start,) float32 each."""
+        pieces: dict[str, Tensor] = {}
+        for part in self.manifest.ranges:
+            low, high = max(start, part.start), min(stop, part.stop)
+            if low >= high:
+                continue
+            for name, tensor in self._read(part).items():
+                whole = pieces.setdefault(name, torch.empty(stop - start, dtype=tensor.dtype))
+                whole[low - start : high - start] = tensor[low - part.start : high - part.start]
+        return pieces
+
+    def read_statistics(self) -> dict[str, Tensor]:
+        """Batch-norm statistics by name, (S,) float32 each."""
+        part = next(part for part in self.manifest.parts if part.file == STATISTICS_PART)
+        return self._read(part)
+
+    def verify(self) -> None:
+        """Read every part. Raises `CheckpointDamaged` naming the first that is not what the
+        manifest says.
+        """
+        for part in self.manifest.parts:
+            self._read_bytes(part)
+
+    def _read(self, part: Part) -> dict[str, Tensor]:
+        return safetensors.torch.load(self._read_bytes(part))
+
+    def _read_bytes(self, part: Part) -> bytes:
+        try:
+            payload = read_bytes(f"{self.url}/{part.file}")
+        except FileNotFoundError as error:
+            raise CheckpointDamaged(f"{self.url}/{part.file}: missing") from error
+        if len(payload) != part.num_bytes or hashlib.sha256(payload).hexdigest() != part.sha256:
+            raise CheckpointDamaged(
+                f"{self.url}/{part.file}: {len(payload)} bytes, which are not the "
+                f"{part.num_bytes} whose SHA-256 the manifest holds"
+            )
+        return payload
+
+
+def latest(run_dir: str) -> Checkpoint | None:
+    """The newest checkpoint of a run that verifies; a damaged one is named in the log and the one
+    before it taken.
+    """
+    for url in reversed(_directories(run_dir)):
+        try:
+            checkpoint = Checkpoint.open(url)
+            checkpoint.verify()
+        except CheckpointDamaged as error:
+            logger.warning("checkpoint skipped: %s", error)
+        else:
+            return checkpoint
+    return None
+
+
+def prune(run_dir: str, *, keep: int, spare: Collection[str] = ()) -> None:
+    """Delete all but the newest `keep` published checkpoints and those in `spare` (URLs); what was
+    never published and is older than these goes too.
+    """
+    filesystem, _ = open_filesystem(run_dir)
+    published = 0
+    for url in reversed(_directories(run_dir)):
+        _, path = open_filesystem(url)
+        if published >= keep and url not in spare:
+            filesystem.rm(path, recursive=True)
+        published += filesystem.exists(f"{path}/{MANIFEST}")
+
+
+def _directories(run_dir: str) -> list[str]:
+    root = checkpoints_url(run_dir)
+    filesystem, path = open_filesystem(root)
+    if not filesystem.exists(path):
+        return []
+    filesystem.invalidate_cache(path)
+    names = sorted(
+        entry.rstrip("/").rsplit("/", 1)[-1] for entry in filesystem.ls(path, detail=False)
+    )
+    return [f"{root}/{name}" for name in names if name.startswith("step-")]

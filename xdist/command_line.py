@@ -1,0 +1,183 @@
+"""The command line of the jobs: presets, overrides, logging, exit codes.
+
+`--preset NAME` picks a complete configuration, any other option overrides one field of it. Exit
+codes: 0 done, 2 something the user can mend, 1 anything else, 130 interrupted, 143 terminated; all
+but 0 leave a run that the same command resumes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
+from types import FrameType
+
+import tyro
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from datapipe.errors import DataError
+from datapipe.storage import absolute
+from xdist import driver
+from xdist.config import TrainConfig
+from xdist.driver import Summary
+from xdist.errors import RunFailed, UserError
+from xdist.run_directory import RunDirectory
+
+logger = logging.getLogger(__name__)
+
+RUNS = "~/xdist-runs"
+SUMMARY = "summary.json"
+FORMAT = "%(asctime)s %(levelname)s %(message)s"
+
+
+def _nothing() -> None:
+    """Leave the other nodes as they are."""
+
+
+def main(
+    job: str,
+    presets: Mapping[str, TrainConfig],
+    *,
+    default: str,
+    description: str,
+    complete: Callable[[TrainConfig], TrainConfig] = lambda config: config,
+    on_other_nodes: Callable[[], object] = _nothing,
+    arguments: Sequence[str] | None = None,
+) -> int:
+    """Run a job to the end and return its exit code.
+
+    `complete` fills in what the parsed configuration leaves open, for instance the built-in data
+    set; where it did, `on_other_nodes` is called once on each of them, to do the same there.
+    """
+    config = parse(presets, default=default, description=description, arguments=arguments)
+    console = Console(stderr=True)
+    terminated = threading.Event()
+    with _logging(_console_handler(console)), ExitStack() as stack:
+        try:
+            completed = complete(config)
+            was_completed = completed != config
+            config = _anchored(completed)
+            where = config.run_dir or default_run_dir(job, config)
+            run = stack.enter_context(RunDirectory(where, config))
+            stack.enter_context(_logging(logging.FileHandler(run.log)))
+            logger.info("run directory %s", run.url)
+            driver.connect()
+            stack.enter_context(_termination(terminated))  # After Ray has installed its own.
+            prepare_node = on_other_nodes if was_completed else _nothing
+            summary = driver.train(config, run, console=console, on_other_nodes=prepare_node)
+            _finish(run, summary, console)
+        except (DataError, UserError) as error:
+            logger.error("%s", error)
+            return 2
+        except RunFailed as error:
+            logger.error("%s", error)
+            return 1
+        except KeyboardInterrupt:
+            logger.warning("interrupted; the same command resumes from the last checkpoint")
+            return 143 if terminated.is_set() else 130
+        except Exception:
+            logger.exception("the run ended with an error that is a bug, or a fault nobody foresaw")
+            return 1
+        return 0
+
+
+def parse(
+    presets: Mapping[str, TrainConfig],
+    *,
+    default: str,
+    description: str,
+    arguments: Sequence[str] | None,
+) -> TrainConfig:
+    """The configuration of a command line. Leaves the program with code 2 and one message when
+    there is none.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    picker = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    picker.add_argument("--preset", choices=sorted(presets), default=default)
+    picked, others = picker.parse_known_args(arguments)
+    names = ", ".join(sorted(presets))
+    return tyro.cli(
+        TrainConfig,
+        default=presets[picked.preset],
+        args=others,
+        description=f"{description}\n\n--preset picks the values below: {names} "
+        f"(now {picked.preset}).",
+    )
+
+
+def default_run_dir(job: str, config: TrainConfig) -> str:
+    """The run directory of this job and configuration: the same command comes back to it."""
+    text = json.dumps(config.to_json(), sort_keys=True)
+    return f"{RUNS}/{job}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _console_handler(console: Console) -> logging.Handler:
+    if console.is_terminal:
+        return RichHandler(console=console, show_path=False, show_time=False)
+    return logging.StreamHandler()
+
+
+@contextmanager
+def _logging(handler: logging.Handler) -> Iterator[None]:
+    """What is logged inside the block goes to the handler too."""
+    if not isinstance(handler, RichHandler):
+        handler.setFormatter(logging.Formatter(FORMAT))
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.INFO)
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(level)
+        handler.close()
+
+
+@contextmanager
+def _termination(terminated: threading.Event) -> Iterator[None]:
+    """Inside the block SIGTERM unwinds the program as Ctrl-C does, so that the actors are ended.
+
+    `terminated` tells the two apart: on its way through Ray the exception's own type is lost.
+    """
+
+    def terminate(_number: int, _frame: FrameType | None) -> None:
+        terminated.set()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _anchored(config: TrainConfig) -> TrainConfig:
+    """`config` with data paths that mean the same from every working directory."""
+    data = config.data
+    evaluation = None if data.evaluation is None else absolute(data.evaluation)
+    return replace(config, data=replace(data, train=absolute(data.train), evaluation=evaluation))
+
+
+def _finish(run: RunDirectory, summary: Summary, console: Console) -> None:
+    """Store and show the summary."""
+    run.store(SUMMARY, asdict(summary))
+    run.sync()
+    table = Table(title="run finished", show_header=False)
+    table.add_row("updates", str(summary.step))
+    table.add_row("samples", str(summary.num_samples))
+    table.add_row("seconds", f"{summary.seconds:.1f}")
+    for weights, scores in summary.scores.items():
+        for name, value in scores.items():
+            table.add_row(f"{name} ({weights} weights)", f"{value:.4f}")
+    console.print(table)
+    console.print(f"run directory: {summary.run_dir}", markup=False, soft_wrap=True)

@@ -1,0 +1,53 @@
+"""The exceptions of the training system.
+
+    Exception
+    ├── ValueError             a configuration or command line that cannot be: exit code 2
+    ├── datapipe.errors.DataError   shards, indexes and samples that cannot be used: exit code 2
+    └── XdistError
+        ├── UserError          the surroundings do not fit the configuration: exit code 2
+        │   ├── NotEnoughResources   the cluster has no room for the workers and servers
+        │   └── RunDirectoryError    the run directory cannot be written, or holds another run
+        ├── CheckpointDamaged  a part of a checkpoint is missing or fails its SHA-256
+        ├── PeerLost           another worker or a server is gone; this one is healthy
+        ├── LeaseLost          this worker was replaced; its late push was refused
+        └── RunFailed          more faults than max_recoveries: exit code 1
+
+All of them take their facts as positional arguments, so that they cross process borders (pickle)
+undamaged.
+"""
+
+from __future__ import annotations
+
+
+class XdistError(Exception):
+    """Anything this package raises on purpose, save for `ValueError`."""
+
+
+class UserError(XdistError):
+    """Something the user can mend; the message says what, where, and what to do next."""
+
+
+class NotEnoughResources(UserError):
+    """The cluster has no room for the workers and servers that were asked for."""
+
+
+class RunDirectoryError(UserError):
+    """The run directory cannot be written, or holds another run."""
+
+
+class CheckpointDamaged(XdistError):
+    """A part of a checkpoint is missing or is not what the manifest says."""
+
+
+class PeerLost(XdistError):
+    """Another worker or a server is gone; the one that raises this is healthy."""
+
+
+class LeaseLost(XdistError):
+    """The worker's fencing token is not the current one: it was replaced, and nothing of its late
+    call was applied.
+    """
+
+
+class RunFailed(XdistError):
+    """The run met more faults than its budget allows; holds the history of what failed."""

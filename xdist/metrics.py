@@ -1,0 +1,151 @@
+"""What Prometheus and metrics.jsonl see of a run.
+
+Names are in base units; counters end in `_total`; no label has many values.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+from xdist.worker import WorkerReport
+
+STALENESS_BUCKETS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256)
+SECONDS_BUCKETS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
+TARGETS = "prometheus_targets.json"
+
+
+class Metrics:
+    """The driver's metrics, in a registry of their own."""
+
+    def __init__(self, *, epoch_samples: int, num_workers: int) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.step = 0
+        """Updates of the weights, as far as the reports tell. Reports of asynchronous workers
+        arrive in any order.
+        """
+        self.num_samples = 0
+        """Places done, as far as the reports tell."""
+        self._epoch_samples = epoch_samples
+        self._num_workers = num_workers
+        self._window: deque[tuple[float, int]] = deque(maxlen=2 * num_workers + 1)
+        self._samples = Counter("xdist_samples", "Samples trained on", registry=registry)
+        self._steps = Counter("xdist_steps", "Updates that workers made", registry=registry)
+        self._corrupt = Counter("xdist_corrupt_samples", "Samples not decoded", registry=registry)
+        self._recoveries = Counter("xdist_recoveries", "Lost actors", ["cause"], registry=registry)
+        self._step_seconds = Histogram(
+            "xdist_step_seconds", "Time of a step", buckets=SECONDS_BUCKETS, registry=registry
+        )
+        self._data_wait = Counter(
+            "xdist_data_wait_seconds", "Time that workers waited for data", registry=registry
+        )
+        self._staleness = Histogram(
+            "xdist_gradient_staleness",
+            "Commits between pull and push",
+            buckets=STALENESS_BUCKETS,
+            registry=registry,
+        )
+        self._loss = Gauge("xdist_loss", "Mean loss of the last report", registry=registry)
+        self._rate = Gauge("xdist_samples_per_second", "Of all workers", registry=registry)
+        self._learning_rate = Gauge("xdist_learning_rate", "Of the last update", registry=registry)
+        self._workers = Gauge("xdist_workers", "Workers of the run", registry=registry)
+        self._workers.set(num_workers)
+        self._score = Gauge("xdist_score", "Last score", ["weights", "measure"], registry=registry)
+        self._checkpoint_seconds = Histogram(
+            "xdist_checkpoint_seconds",
+            "From the first part to the manifest",
+            buckets=SECONDS_BUCKETS,
+            registry=registry,
+        )
+
+    def serve(self, host: str, directory: Path) -> str:
+        """Serve on a free port of `host`; write the file that Prometheus' file_sd_configs reads.
+        Returns the address.
+        """
+        self._server, self._thread = start_http_server(0, addr=host, registry=self.registry)
+        address = f"{host}:{self._server.server_port}"
+        partial = directory / f"{TARGETS}.partial"
+        partial.write_text(json.dumps([{"targets": [address], "labels": {"job": "xdist"}}]))
+        partial.replace(directory / TARGETS)
+        return address
+
+    def close(self) -> None:
+        """Stop serving."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def start_from(self, *, step: int, num_samples: int) -> None:
+        """The run goes on from here, for the first time or again: what came later is void."""
+        self.step, self.num_samples = step, num_samples
+        self._window.clear()
+        self._window.append((time.monotonic(), num_samples))
+
+    def reports(self, reports: Sequence[WorkerReport]) -> dict[str, Any]:
+        """Observe a segment of one worker, or of all ranks together; return the `train` record."""
+        newest = max((report.progress for report in reports), key=lambda progress: progress.step)
+        self.step = max(self.step, newest.step)
+        self.num_samples = max(self.num_samples, newest.num_samples)
+        num_samples = sum(report.num_samples for report in reports)
+        weighted = [report.loss * report.num_samples for report in reports if report.num_samples]
+        loss = sum(weighted) / num_samples if num_samples else None
+        staleness = [value for report in reports for value in report.staleness.items()]
+        self._count(reports, num_samples)
+        rate = self._samples_per_s()
+        self._rate.set(rate)
+        self._learning_rate.set(newest.learning_rate)
+        if loss is not None:
+            self._loss.set(loss)
+        return {
+            "kind": "train",
+            "time": time.time(),
+            "step": self.step,
+            "samples": self.num_samples,
+            "epoch": self.num_samples / self._epoch_samples,
+            "loss": loss,
+            "learning_rate": newest.learning_rate,
+            "samples_per_s": rate,
+            "data_wait_s": sum(report.data_wait_s for report in reports) / len(reports),
+            "num_workers": self._num_workers,
+            "staleness_mean": _mean(staleness),
+            "staleness_max": max((value for value, _ in staleness), default=None),
+        }
+
+    def recovery(self, cause: str) -> None:
+        self._recoveries.labels(cause).inc()
+
+    def checkpoint(self, seconds: float) -> None:
+        self._checkpoint_seconds.observe(seconds)
+
+    def scores(self, weights: str, scores: dict[str, float]) -> None:
+        for name, value in scores.items():
+            self._score.labels(weights, name).set(value)
+
+    def _count(self, reports: Sequence[WorkerReport], num_samples: int) -> None:
+        self._samples.inc(num_samples)
+        for report in reports:
+            self._steps.inc(report.num_steps)
+            self._corrupt.inc(len(report.corrupt))
+            self._data_wait.inc(report.data_wait_s)
+            for _ in range(report.num_steps):
+                self._step_seconds.observe(report.seconds / report.num_steps)
+            for staleness, count in report.staleness.items():
+                for _ in range(count):
+                    self._staleness.observe(staleness)
+
+    def _samples_per_s(self) -> float:
+        now = time.monotonic()
+        then, samples_then = self._window[0]
+        self._window.append((now, self.num_samples))
+        return (self.num_samples - samples_then) / max(now - then, 1e-9)
+
+
+def _mean(counts: Sequence[tuple[int, int]]) -> float | None:
+    total = sum(count for _, count in counts)
+    return sum(value * count for value, count in counts) / total if total else None

@@ -1,0 +1,170 @@
+"""Preparation: all that is settled before the first actor starts, so that what is wrong is said at
+once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from datapipe.index import ShardIndex, ensure_index
+from datapipe.labels import LABELS_NAME, Label, read_labels
+from datapipe.order import SampleOrder
+from datapipe.position import Position
+from datapipe.storage import absolute, exists, join
+from xdist import checkpoint, sizing
+from xdist.checkpoint import Checkpoint, Cut, Manifest
+from xdist.config import TrainConfig
+from xdist.errors import RunDirectoryError, UserError
+from xdist.flat import FlatModel
+from xdist.run_directory import RunDirectory
+from xdist.scoring import ScoringPlan, class_weights
+from xdist.state import STATISTICS, WEIGHTS
+from xdist.topologies import RunPlan
+from xdist.worker import initial_model
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What a driver needs to begin."""
+
+    plan: RunPlan
+    scoring: ScoringPlan | None
+    start: Checkpoint
+
+
+def prepare(config: TrainConfig, run: RunDirectory, resources: Mapping[str, float]) -> Preparation:
+    """Size the run, find and check the data, and find or write the checkpoint to start from.
+
+    Raises `NotEnoughResources`, `DataError`, `UserError`, `RunDirectoryError`.
+    """
+    config = sizing.sized(config, resources)
+    index_url = ensure_index(config.data.train, index_directory=f"{run.url}/index/train")
+    index = ShardIndex.open(index_url)
+    index.check_shards()
+    frequencies = _frequencies(index, config.data.train)
+    num_classes = config.model.num_classes or max(len(frequencies), index.num_labels)
+    _check_labels(max(len(frequencies), index.num_labels), config.data.train, num_classes)
+    _check_shapes(config, num_classes)
+    scoring = _scoring(config, run, num_classes, frequencies)
+    plan = RunPlan(
+        config=config,
+        run_dir=run.url,
+        index_url=index_url,
+        num_classes=num_classes,
+        order=SampleOrder(
+            index.num_samples, config.data.block_size, config.data.blocks_per_pool, config.seed
+        ),
+        num_places=config.num_places(index.num_samples),
+        save_every_samples=config.checkpoint.every_samples or index.num_samples,
+    )
+    start = _start(plan, index.fingerprint())
+    logger.info(
+        "run prepared strategy=%s workers=%s servers=%s samples=%d classes=%d parameters=%d",
+        config.strategy,
+        config.num_workers,
+        config.num_servers if config.strategy == "push_pull" else 0,
+        index.num_samples,
+        num_classes,
+        start.manifest.layout.num_weights,
+    )
+    return Preparation(plan, scoring, start)
+
+
+def _frequencies(index: ShardIndex, url: str) -> Sequence[float]:
+    """The share of training images that carry each label: from labels.json, or else counted."""
+    labels = _labels(url)
+    return [label.weight for label in labels] if labels else index.label_frequencies().tolist()
+
+
+def _check_labels(num_labels: int, url: str, num_classes: int) -> None:
+    if num_labels > num_classes:
+        raise UserError(
+            f"{url}: there are labels up to {num_labels - 1}, the model has {num_classes} outputs; "
+            f"set model.num_classes to at least {num_labels}"
+        )
+    if num_labels == 0:
+        raise UserError(f"{url}: no image has a label; pack it with labels (jobs/pack_shards.py)")
+
+
+def _check_shapes(config: TrainConfig, num_classes: int) -> None:
+    """The smallest batch of a worker must go through the network: nothing is computed."""
+    assert isinstance(config.num_workers, int), "sizing.sized resolves auto"
+    smallest = config.batch_size
+    if config.strategy == "all_reduce":
+        lanes = sizing.num_lanes(config, num_workers=config.num_workers)
+        smallest = lanes // config.num_workers * (config.batch_size // lanes)
+    size = config.data.image_size
+    model = initial_model(config, num_classes=num_classes).to("meta").train()
+    try:
+        model(torch.empty(smallest, 3, size, size, device="meta"))
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"{smallest} images of {size} px a worker and step do not go through the network "
+            f"({error}); raise batch_size or data.image_size"
+        ) from error
+
+
+def _scoring(
+    config: TrainConfig, run: RunDirectory, num_classes: int, frequencies: Sequence[float]
+) -> ScoringPlan | None:
+    if config.data.evaluation is None:
+        return None
+    index_url = ensure_index(config.data.evaluation, index_directory=f"{run.url}/index/evaluation")
+    index = ShardIndex.open(index_url)
+    index.check_shards()
+    _check_labels(index.num_labels, config.data.evaluation, num_classes)
+    _check_same_labels(config.data.train, config.data.evaluation)
+    weights = class_weights(frequencies, num_classes=num_classes)
+    return ScoringPlan(config, num_classes, index_url, weights)
+
+
+def _check_same_labels(train: str, evaluation: str) -> None:
+    """Where both sets have a labels.json, an id must mean the same in both."""
+    ours, theirs = _labels(train), _labels(evaluation)
+    for one, other in zip(ours, theirs, strict=False):
+        if one.name != other.name:
+            raise UserError(
+                f"label {one.id} is {one.name!r} in {train}, {other.name!r} in {evaluation}; "
+                f"pack the evaluation set with --labels {train}/{LABELS_NAME}"
+            )
+
+
+def _labels(url: str) -> tuple[Label, ...]:
+    labels_url = join(absolute(url), LABELS_NAME)
+    return read_labels(labels_url) if exists(labels_url) else ()
+
+
+def _start(plan: RunPlan, data: str) -> Checkpoint:
+    """The run's last checkpoint, or a new one of step 0 with the initial weights.
+
+    Raises `RunDirectoryError` when the checkpoint is of other data or of another network.
+    """
+    flat = FlatModel(initial_model(plan.config, num_classes=plan.num_classes))
+    found = checkpoint.latest(plan.run_dir)
+    if found is not None:
+        what = "training set" if found.manifest.data != data else "network"
+        if found.manifest.data != data or found.manifest.layout != flat.layout:
+            raise RunDirectoryError(
+                f"{found.url} was trained with another {what} than {plan.config.data.train} and "
+                "this configuration give; choose another --run-dir"
+            )
+        cut = found.manifest.cut
+        logger.info("run resumed step=%d samples=%d", cut.step, cut.num_samples)
+        return found
+    url = checkpoint.checkpoint_url(plan.run_dir, 0)
+    size = flat.layout.num_weights
+    parts = (
+        checkpoint.write_range(url, {WEIGHTS: flat.weights}, start=0, stop=size),
+        checkpoint.write_statistics(url, {STATISTICS: flat.statistics}),
+    )
+    cut = Cut(0, 0, Position(), is_final=False)
+    config = plan.config.to_json()
+    return checkpoint.publish(
+        url, Manifest(cut, flat.layout, parts, data, config, checkpoint.versions())
+    )

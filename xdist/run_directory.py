@@ -1,0 +1,205 @@
+"""RunDirectory: what a run leaves behind, apart from its checkpoints.
+
+    config.json         the whole configuration
+    metrics.jsonl       one record a line: start, train, evaluation, checkpoint, recovery
+    quarantine.jsonl    the samples that could not be decoded
+    log.txt             the driver's log
+    curves.png          loss, score and throughput against samples
+    checkpoints/        see checkpoint.py
+
+A remote run directory has a local twin, which is uploaded whenever `sync` is called. A local one
+belongs to one process at a time, by a lock that ends with the process.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from datapipe.errors import CorruptSample
+from datapipe.storage import absolute, open_filesystem, read_bytes, write_bytes
+from xdist import charts
+from xdist.config import TrainConfig
+from xdist.errors import RunDirectoryError
+
+CONFIG, METRICS, QUARANTINE, LOG, CURVES = (
+    "config.json", "metrics.jsonl", "quarantine.jsonl", "log.txt", "curves.png",
+)  # fmt: skip
+LOCK = ".lock"
+PLACE = ("shard", "key", "offset")
+MAY_CHANGE = (
+    "strategy",
+    "num_epochs",
+    "max_steps",
+    "num_lanes",
+    "num_workers",
+    "num_servers",
+    "cluster",
+    "run_dir",
+    "report_every_steps",
+    "checkpoint",
+)
+
+
+class RunDirectory:
+    """Opens or creates the directory at `url`. Raises `RunDirectoryError` when that cannot be, or
+    when it holds a run of another configuration.
+    """
+
+    def __init__(self, url: str, config: TrainConfig) -> None:
+        self.url = absolute(url)
+        self._is_remote = "://" in self.url
+        try:
+            self.local = (
+                Path(tempfile.mkdtemp(prefix="xdist-run-")) if self._is_remote else Path(self.url)
+            )
+            self.local.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.local / LOCK).open("w")
+        except OSError as error:
+            raise self._not_writable(error) from error
+        try:
+            self._open(config)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, config: TrainConfig) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._fetch()
+            self._check_config(config)
+            self.store(CONFIG, config.to_json())
+            self._end_last_line(METRICS)
+            self._end_last_line(QUARANTINE)
+            self.sync()
+        except BlockingIOError as error:
+            raise RunDirectoryError(
+                f"{self.url} is in use by a run that is under way; wait for it, end it, "
+                "or choose another --run-dir"
+            ) from error
+        except OSError as error:
+            raise self._not_writable(error) from error
+
+    def _not_writable(self, error: OSError) -> RunDirectoryError:
+        return RunDirectoryError(
+            f"run_dir {self.url} cannot be written: {error}; choose another with --run-dir"
+        )
+
+    @property
+    def log(self) -> Path:
+        return self.local / LOG
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the directory free."""
+        self._lock.close()
+        if self._is_remote:
+            shutil.rmtree(self.local)
+
+    def store(self, name: str, value: dict[str, Any]) -> None:
+        """Write a JSON file; a crash leaves the old one or the new one."""
+        write_bytes(str(self.local / name), json.dumps(value, indent=1).encode())
+
+    def record(self, **values: Any) -> None:
+        """Append a record to metrics.jsonl."""
+        with (self.local / METRICS).open("a") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def records(self) -> list[dict[str, Any]]:
+        """All records, in order; a last line that a crash cut short is left out."""
+        return list(_parsed((self.local / METRICS).read_text().splitlines()))
+
+    def quarantine(self, samples: Iterable[CorruptSample]) -> tuple[CorruptSample, ...]:
+        """List samples in quarantine.jsonl, each once however often it is met. Returns all that are
+        listed.
+        """
+        path = self.local / QUARANTINE
+        lines = path.read_text().splitlines() if path.exists() else []
+        listed = {
+            (entry["shard"], entry["key"], entry["offset"]): CorruptSample(**entry)
+            for entry in _parsed(lines)
+        }
+        with path.open("a") as file:
+            for sample in samples:
+                place = (sample.shard, sample.key, sample.offset)
+                if place not in listed:
+                    listed[place] = sample
+                    entry = {**dict(zip(PLACE, place, strict=True)), "reason": sample.reason}
+                    file.write(json.dumps(entry) + "\n")
+        return tuple(listed.values())
+
+    def sync(self) -> None:
+        """Draw the curves anew, and upload everything when the directory is remote."""
+        charts.draw_curves(self.records(), self.local / CURVES)
+        if self._is_remote:
+            filesystem, path = open_filesystem(self.url)
+            for file in self.local.iterdir():
+                if file.name == LOCK:
+                    continue
+                filesystem.pipe_file(f"{path}/{file.name}", file.read_bytes())
+
+    def _end_last_line(self, name: str) -> None:
+        """A crash may have cut it short; what comes next is a line of its own."""
+        with (self.local / name).open("a+") as file:
+            file.seek(0)
+            text = file.read()
+            if text and not text.endswith("\n"):
+                file.write("\n")
+
+    def _fetch(self) -> None:
+        if self._is_remote:
+            for name in (CONFIG, METRICS, QUARANTINE, LOG):
+                try:
+                    (self.local / name).write_bytes(read_bytes(f"{self.url}/{name}"))
+                except FileNotFoundError:
+                    continue
+
+    def _check_config(self, config: TrainConfig) -> None:
+        path = self.local / CONFIG
+        if not path.exists():
+            return
+        try:
+            stored = dict(_leaves(json.loads(path.read_text())))
+        except ValueError as error:
+            raise RunDirectoryError(
+                f"{path} is not readable ({error}); choose another --run-dir"
+            ) from error
+        asked = dict(_leaves(json.loads(json.dumps(config.to_json()))))
+        for name, value in asked.items():
+            if name.split(".")[0] not in MAY_CHANGE and stored.get(name) != value:
+                raise RunDirectoryError(
+                    f"{self.url} holds a run with {name} = {stored.get(name)!r}, not {value!r}; "
+                    "choose another --run-dir, or give the same configuration to resume it"
+                )
+
+
+def _parsed(lines: Iterable[str]) -> Iterable[dict[str, Any]]:
+    for line in lines:
+        try:
+            yield json.loads(line)
+        except ValueError:
+            continue
+
+
+def _leaves(value: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for name, item in value.items():
+        if isinstance(item, dict):
+            yield from _leaves(item, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", item

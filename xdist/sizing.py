@@ -1,0 +1,93 @@
+"""How many workers and servers a run gets: from its configuration and the cluster's resources.
+Pure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+from xdist.config import TrainConfig
+from xdist.errors import NotEnoughResources, UserError
+
+WORKERS_PER_SERVER = 8
+FEWEST_SERVERS = 2
+LANES_PER_WORKER = 4
+
+
+def sized(config: TrainConfig, resources: Mapping[str, float]) -> TrainConfig:
+    """`config` with every `auto` resolved against the cluster's total `resources` (CPU, GPU).
+
+    Raises `NotEnoughResources` that says what is missing.
+    """
+    gpus = _gpus_per_worker(config, resources)
+    cluster = replace(config.cluster, gpus_per_worker=gpus)
+    config = replace(config, cluster=cluster)
+    num_workers = config.num_workers
+    if not isinstance(num_workers, int):
+        num_workers = _most_workers(config, resources)
+    servers = _num_servers(config, num_workers)
+    if not _fits(config, resources, num_workers):
+        raise NotEnoughResources(_missing(config, resources, num_workers, servers))
+    num_servers = servers if config.strategy == "push_pull" else config.num_servers
+    return replace(config, num_workers=num_workers, num_servers=num_servers)
+
+
+def num_lanes(config: TrainConfig, *, num_workers: int) -> int:
+    """Parts that an epoch is dealt in: the configured number, or the smallest divisor of the batch
+    with 4 a worker.
+    """
+    if config.num_lanes is not None:
+        if config.num_lanes < num_workers:
+            raise UserError(
+                f"num_lanes is {config.num_lanes}; allowed: at least num_workers ({num_workers})"
+            )
+        return config.num_lanes
+    wanted = min(LANES_PER_WORKER * num_workers, config.batch_size)
+    return next(n for n in range(wanted, config.batch_size + 1) if config.batch_size % n == 0)
+
+
+def _gpus_per_worker(config: TrainConfig, resources: Mapping[str, float]) -> int:
+    gpus = config.cluster.gpus_per_worker
+    return gpus if isinstance(gpus, int) else int(resources.get("GPU", 0) >= 1)
+
+
+def _num_servers(config: TrainConfig, num_workers: int) -> int:
+    if config.strategy == "all_reduce":
+        return 0
+    if isinstance(config.num_servers, int):
+        return config.num_servers
+    return max(FEWEST_SERVERS, -(-num_workers // WORKERS_PER_SERVER))
+
+
+def _fits(config: TrainConfig, resources: Mapping[str, float], num_workers: int) -> bool:
+    cluster = config.cluster
+    servers = _num_servers(config, num_workers)
+    cpus = num_workers * cluster.cpus_per_worker + servers * cluster.cpus_per_server
+    gpus = num_workers * _gpus_per_worker(config, resources)
+    return cpus <= resources.get("CPU", 0) and gpus <= resources.get("GPU", 0)
+
+
+def _most_workers(config: TrainConfig, resources: Mapping[str, float]) -> int:
+    """As many as fit, at least one; not more than a synchronous batch has samples."""
+    most = 1
+    largest = config.batch_size if config.strategy == "all_reduce" else math.inf
+    while most < largest and _fits(config, resources, most + 1):
+        most += 1
+    return most
+
+
+def _missing(
+    config: TrainConfig, resources: Mapping[str, float], num_workers: int, num_servers: int
+) -> str:
+    cluster = config.cluster
+    gpus = _gpus_per_worker(config, resources)
+    each = f"{cluster.cpus_per_worker:g} CPU" + (f" and {gpus} GPU" if gpus else "")
+    servers = f" and {num_servers} servers of {cluster.cpus_per_server:g} CPU"
+    there = f"{resources.get('CPU', 0):g} CPU and {resources.get('GPU', 0):g} GPU"
+    return (
+        f"{num_workers} workers of {each}{servers if num_servers else ''} do not fit: "
+        f"the cluster has {there}; lower num_workers, cluster.cpus_per_worker or "
+        "cluster.cpus_per_server, or add nodes"
+    )

@@ -1,0 +1,97 @@
+"""Topologies: which actors exist, who owns the weights, how a lost one is replaced.
+
+A topology submits work to its actors and turns what comes back into outcomes; it never waits for a
+result, so that one busy or dead actor does not hold up the rest. The driver waits, decides,
+publishes and scores.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import ray
+
+from datapipe.order import SampleOrder
+from xdist.checkpoint import Checkpoint, Cut, Part
+from xdist.config import TrainConfig
+from xdist.worker import WorkerReport
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What a topology is built from: the sized configuration, and what follows from the data."""
+
+    config: TrainConfig
+    run_dir: str
+    index_url: str
+    num_classes: int
+    order: SampleOrder
+    num_places: int
+    """Places of the whole run, from the start of training."""
+    save_every_samples: int
+    servers_node: str | None = None
+    """Node id that the servers are bound to; None lets Ray choose."""
+
+    @property
+    def num_workers(self) -> int:
+        assert isinstance(self.config.num_workers, int), "sizing.sized resolves auto"
+        return self.config.num_workers
+
+    @property
+    def num_servers(self) -> int:
+        assert isinstance(self.config.num_servers, int), "sizing.sized resolves auto"
+        return self.config.num_servers
+
+
+@dataclass(frozen=True)
+class Task:
+    """What was asked of which actor."""
+
+    actor: str
+    action: Literal["connect", "start", "train", "watch", "cut", "save"]
+    number: int
+    """Rank of the worker, or number of the server."""
+    cut: Cut | None = None
+    """save: which one."""
+
+    @property
+    def ends(self) -> bool:
+        """Whether it comes to an end by itself when the run does."""
+        return self.action in ("connect", "start", "train", "save")
+
+
+Pending = dict[ray.ObjectRef[Any], Task]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Parts of the checkpoint of a cut that an owner of state wrote."""
+
+    cut: Cut
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one result means: reports to observe, parts to publish, and the work that follows."""
+
+    reports: tuple[WorkerReport, ...] = ()
+    saved: tuple[Saved, ...] = ()
+    pending: Pending = field(default_factory=dict)
+
+
+class Topology(Protocol):
+    """A set of actors that trains from a checkpoint to the end of the run."""
+
+    def launch(self, start: Checkpoint) -> Pending:
+        """Create the actors and submit their first work. Raises `NotEnoughResources`."""
+
+    def receive(self, task: Task, result: Any) -> Outcome:
+        """What the result of a task means."""
+
+    def replace(self, lost: Task, /) -> Pending | None:
+        """Replace a lost actor while the others go on; None where only a new launch helps."""
+
+    def close(self) -> None:
+        """End all actors."""

@@ -1,0 +1,172 @@
+"""PushPullTopology: asynchronous workers and parameter servers.
+
+A lost worker touches nobody else: its replacement goes on with its leases. A lost server takes the
+run back to the last checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+from ray.actor import ActorHandle
+
+from datapipe.batch import Batch
+from datapipe.index import ShardIndex
+from datapipe.plan import leased_batches
+from datapipe.stream import SampleStream
+from xdist.checkpoint import Checkpoint, Cut, checkpoint_url
+from xdist.flat import FlatModel, even_ranges
+from xdist.parameter_server import Commit, ServerPlan
+from xdist.strategies import UpdateStrategy
+from xdist.strategies.push_pull import PushPull
+from xdist.topologies import Outcome, Pending, RunPlan, Saved, Task
+from xdist.topologies.actors import Room, end, server_on
+from xdist.worker import WorkerReport
+
+MakeStrategy = Callable[..., UpdateStrategy]
+
+
+class PushPullTopology:
+    """`num_servers` servers, of which the first leads, and `num_workers` workers that do not know
+    each other.
+    """
+
+    def __init__(self, plan: RunPlan, *, make_strategy: MakeStrategy | None = None) -> None:
+        """`make_strategy` wraps or replaces the workers' strategies; it takes the arguments of
+        `push_pull_strategy`.
+        """
+        self._plan = plan
+        self._make_strategy = make_strategy or push_pull_strategy
+        self._servers: list[ActorHandle[Any]] = []
+        self._workers: dict[int, ActorHandle[Any]] = {}
+        self._room: Room | None = None
+
+    def launch(self, start: Checkpoint) -> Pending:
+        plan = self._plan
+        num_in_room = 0 if plan.servers_node else plan.num_servers
+        self._room = Room(plan.config, num_workers=plan.num_workers, num_servers=num_in_room)
+        self._ranges = even_ranges(start.manifest.layout.num_weights, plan.num_servers)
+        self._servers = [self._server(number, start) for number in range(plan.num_servers)]
+        send = partial(send_commit, self._servers[1:])
+        pending: Pending = {self._servers[0].connect.remote(send): Task("server 0", "connect", 0)}
+        pending |= {
+            actor.watch.remote(): Task(f"server {number}", "watch", number)
+            for number, actor in enumerate(self._servers)
+        }
+        return pending | self._next_cut(after_step=start.manifest.cut.step)
+
+    def _start_workers(self) -> Pending:
+        pending: Pending = {}
+        for rank in range(self._plan.num_workers):
+            pending |= self._start_worker(rank)
+        return pending
+
+    def _server(self, number: int, start: Checkpoint) -> ActorHandle[Any]:
+        first, last = self._ranges[number]
+        plan = ServerPlan(
+            config=self._plan.config,
+            checkpoint_url=start.url,
+            start=first,
+            stop=last,
+            order=self._plan.order,
+            num_places=self._plan.num_places,
+            save_every_samples=self._plan.save_every_samples,
+            is_lead=number == 0,
+        )
+        assert self._room is not None
+        node = self._plan.servers_node
+        return server_on(node, plan) if node else self._room.server(number, plan)
+
+    def _start_worker(self, rank: int) -> Pending:
+        assert self._room is not None
+        self._workers[rank] = self._room.worker(
+            rank,
+            self._plan.config,
+            num_classes=self._plan.num_classes,
+            make_strategy=partial(
+                self._make_strategy, servers=tuple(self._servers), ranges=self._ranges, worker=rank
+            ),
+            make_batches=partial(_stream, self._plan),
+        )
+        return {self._workers[rank].start.remote(): Task(f"worker {rank}", "start", rank)}
+
+    def _train(self, rank: int, *, until_step: int) -> Pending:
+        return {self._workers[rank].train.remote(until_step): Task(f"worker {rank}", "train", rank)}
+
+    def _next_cut(self, *, after_step: int) -> Pending:
+        return {self._servers[0].next_cut.remote(after_step): Task("server 0", "cut", 0)}
+
+    def receive(self, task: Task, result: Any) -> Outcome:
+        match task.action:
+            case "connect":
+                return Outcome(pending=self._start_workers())
+            case "start":
+                until_step = self._plan.config.report_every_steps
+                return Outcome(pending=self._train(task.number, until_step=until_step))
+            case "train":
+                return self._receive_report(task.number, result)
+            case "cut":
+                return Outcome(pending=self._save(result))
+            case "save":
+                assert task.cut is not None
+                return Outcome(saved=(Saved(task.cut, result),))
+        raise AssertionError(f"{task} does not end")
+
+    def _receive_report(self, rank: int, report: WorkerReport) -> Outcome:
+        if report.is_final:
+            return Outcome(reports=(report,))
+        until_step = report.progress.own_step + self._plan.config.report_every_steps
+        return Outcome(reports=(report,), pending=self._train(rank, until_step=until_step))
+
+    def _save(self, cut: Cut) -> Pending:
+        url = checkpoint_url(self._plan.run_dir, cut.step)
+        saves: Pending = {
+            actor.save.remote(cut.step, url): Task(f"server {number}", "save", number, cut)
+            for number, actor in enumerate(self._servers)
+        }
+        return saves if cut.is_final else saves | self._next_cut(after_step=cut.step)
+
+    def replace(self, lost: Task, /) -> Pending | None:
+        if lost.action not in ("start", "train"):
+            return None
+        end([self._workers.pop(lost.number)])
+        return self._start_worker(lost.number)
+
+    def close(self) -> None:
+        end([*self._workers.values(), *self._servers])
+        self._workers, self._servers = {}, []
+        if self._room is not None:
+            self._room.close()
+            self._room = None
+
+
+def send_commit(followers: Sequence[ActorHandle[Any]], commit: Commit) -> None:
+    """Tell the other servers of a commit, without waiting; they apply by version, whatever arrives
+    first.
+    """
+    for follower in followers:
+        follower.apply.remote(commit)
+
+
+def push_pull_strategy(
+    flat: FlatModel,
+    *,
+    servers: tuple[ActorHandle[Any], ...],
+    ranges: tuple[tuple[int, int], ...],
+    worker: int,
+) -> PushPull:
+    """The strategy of one incarnation of a worker."""
+    return PushPull(flat, servers=servers, ranges=ranges, worker=worker)
+
+
+def _stream(plan: RunPlan, strategy: PushPull) -> Iterator[Batch]:
+    return SampleStream(
+        ShardIndex.open(plan.index_url),
+        plan.config.data,
+        leased_batches(strategy.leases(), batch_size=plan.config.batch_size),
+        order=plan.order,
+        training=True,
+        num_classes=plan.num_classes,
+    )
