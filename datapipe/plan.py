@@ -52,11 +52,20 @@ def lane_batches(
         position = plan.position_after(plan.num_steps)
 
 
-def leased_batches(leases: Iterable[Span], *, batch_size: int) -> Iterator[BatchPlan]:
-    """The batches of an asynchronous worker, lease after lease; only the last one has padding."""
+def leased_batches(leases: Iterable[Span | None], *, batch_size: int) -> Iterator[BatchPlan]:
+    """The batches of an asynchronous worker, lease after lease; the last one has padding.
+
+    So has a batch that was begun when None came: nothing is to be leased for now, and what waits to
+    be filled up might wait for ever.
+    """
     spans: list[Span] = []
     missing = batch_size
     for lease in leases:
+        if lease is None:
+            if spans:
+                yield BatchPlan((Segment(tuple(spans), batch_size),))
+                spans, missing = [], batch_size
+            continue
         start = lease.start
         while start < lease.stop:
             stop = min(lease.stop, start + missing)

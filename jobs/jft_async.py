@@ -12,7 +12,13 @@ from built_in import SCENES, make_scenes, with_scenes
 
 from datapipe.config import DataConfig
 from xdist import command_line
-from xdist.config import CheckpointConfig, ModelConfig, OptimizerConfig, TrainConfig
+from xdist.config import (
+    CheckpointConfig,
+    ClusterConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
 
 PAPER = TrainConfig(
     data=DataConfig(train="jft/train", evaluation="jft/fasteval14k"),
@@ -28,12 +34,18 @@ PAPER = TrainConfig(
         l2=1e-5,
         average_decay=0.9999,
     ),
+    checkpoint=CheckpointConfig(every_samples=1_000_000, evaluate_every=30),
+    cluster=ClusterConfig(max_recoveries=1000),
     batch_size=32,
     num_epochs=3,
     num_workers=60,
+    max_steps=30_000_000,
+    report_every_steps=200,
 )
-"""The paper's values, literally. It does not give the batch size, RMSProp's decay and epsilon, and
-the decay of the average.
+"""The paper's values, literally; a run of more than a month. It does not give the batch size,
+RMSProp's decay and epsilon, and the decay of the average. Its decay every 3,000,000 *samples* ends
+all learning within one epoch of 350 million; read as steps of 32 it is
+`--optimizer.decay-every-samples 96000000`.
 """
 
 DEMO = TrainConfig(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -16,13 +17,16 @@ import ray
 from local_head import LocalHead
 from rich.console import Console
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
+from torch import Tensor
 
 from datapipe.batch import Batch
 from datapipe.config import DataConfig
+from datapipe.index import ShardIndex
 from datapipe.labels import Label
 from datapipe.writer import RawImage, write_shards
 from tests.datapipe.small_sets import encode, labels_of, picture
-from xdist import driver
+from xdist import checkpoint, driver
+from xdist.checkpoint import Checkpoint
 from xdist.config import CheckpointConfig, ModelConfig, OptimizerConfig, TrainConfig
 from xdist.driver import Summary
 from xdist.run_directory import RunDirectory
@@ -116,6 +120,37 @@ def run(config: TrainConfig, run_dir: Path, **arguments: Any) -> Summary:
         return driver.train(config, directory, console=console, **arguments)
 
 
+def final(run_dir: Path) -> Checkpoint:
+    """The last checkpoint of a run that has ended."""
+    found = checkpoint.latest(str(run_dir))
+    assert found is not None
+    assert found.manifest.cut.is_final
+    return found
+
+
+def weights_of(saved: Checkpoint, name: str = "weights") -> Tensor:
+    return saved.read_range(0, saved.manifest.layout.num_weights)[name]
+
+
+def records(run_dir: Path, kind: str) -> list[dict[str, Any]]:
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if record["kind"] == kind]
+
+
+def spoil(shard: Path, *, num_samples: int) -> None:
+    """Overwrite the first images of a shard, the first of its directory, with zeros."""
+    table = ShardIndex.open(str(shard.parent)).table(0)
+    payload = bytearray(shard.read_bytes())
+    for start, size in zip(table.offsets[:num_samples], table.sizes[:num_samples], strict=True):
+        payload[int(start) : int(start + size)] = bytes(int(size))
+    shard.write_bytes(payload)
+
+
+def causes(run_dir: Path) -> list[str]:
+    """Who was lost, in order."""
+    return [record["cause"] for record in records(run_dir, "recovery")]
+
+
 @dataclass(frozen=True)
 class Fault:
     """What happens to the process of one rank, once in a run, before it applies its n-th update."""
@@ -168,9 +203,19 @@ def faulty(make_strategy: Any, fault: Fault) -> Any:
     return make
 
 
+@dataclass(frozen=True)
+class SecondNode:
+    """Another node of the cluster, and the process whose SIGTERM ends it."""
+
+    node_id: str
+    process_id: int
+    ends_from_first: bool = False
+    """For tests that end it: from a worker on the first node."""
+
+
 @pytest.fixture
-def second_node(cluster: LocalHead) -> Iterator[str]:
-    """Another real node (a raylet of its own, 2 CPUs) in the cluster of the test run; its id."""
+def second_node(cluster: LocalHead) -> Iterator[SecondNode]:
+    """Another real node (a raylet of its own, 2 CPUs) in the cluster of the test run."""
     known = {node["NodeID"] for node in ray.nodes()}
     process = subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name("second_node.py")), cluster.address],
@@ -180,7 +225,7 @@ def second_node(cluster: LocalHead) -> Iterator[str]:
         start_new_session=True,
     )
     try:
-        yield wait_until(lambda: new_node(known))
+        yield SecondNode(wait_until(lambda: new_node(known)), process.pid)
     finally:
         process.terminate()
         process.wait()

@@ -5,8 +5,8 @@ A checkpoint is a directory `step-000000001234` below `<run>/checkpoints`:
 - `range-<start>-<stop>.safetensors`: one range of the flat vector (weights, average, optimizer
 slots),
 - `statistics.safetensors`: running batch-norm statistics and their average,
-- `manifest.json`: step, samples, position, layout of the flat vector, config, versions, and every
-part's size and SHA-256.
+- `manifest.json`: step, samples, position and what it counts in, layout of the flat vector, config,
+versions, every part's size and SHA-256, and the SHA-256 of all this.
 
 The manifest is written last, under another name, and renamed: without it there is no checkpoint.
 Both strategies write this format, and a reader may ask for any range whatever ranges were written.
@@ -32,7 +32,7 @@ from torch import Tensor
 
 from datapipe.position import Position
 from datapipe.storage import open_filesystem, read_bytes, write_bytes
-from xdist.errors import CheckpointDamaged
+from xdist.errors import CheckpointDamaged, RunDirectoryError, UnknownFormat
 from xdist.flat import Layout
 
 FORMAT = "xdist-checkpoint"
@@ -74,8 +74,8 @@ class Manifest:
     cut: Cut
     layout: Layout
     parts: tuple[Part, ...]
-    data: str
-    """Fingerprint of the training set that the position counts in."""
+    data: dict[str, Any]
+    """What the position counts in: the training set's fingerprint, and the order of its samples."""
     config: dict[str, Any]
     versions: dict[str, str]
 
@@ -96,7 +96,7 @@ class Manifest:
         return reached == self.layout.num_weights and len(self.ranges) < len(self.parts)
 
     def to_json(self) -> dict[str, Any]:
-        return {
+        body = {
             "format": FORMAT,
             "version": VERSION,
             "created": time.time(),
@@ -110,26 +110,39 @@ class Manifest:
             "config": self.config,
             "versions": self.versions,
         }
+        return {**body, "sha256": _sha256_of(body)}
 
     @classmethod
     def from_json(cls, value: Any) -> Manifest:
-        """What `to_json` wrote; anything else is a `ValueError`, `KeyError` or `TypeError`."""
+        """What `to_json` wrote; anything else is a `ValueError`, `KeyError` or `TypeError`. Raises
+        `UnknownFormat` for what another version of this program wrote.
+        """
         if not isinstance(value, dict):
             raise TypeError(f"{type(value).__name__} instead of an object")
-        if value.get("format") != FORMAT or value.get("version") != VERSION:
-            raise ValueError(
-                f"format {value.get('format')!r} version {value.get('version')!r}; "
-                f"this program reads {FORMAT!r} version {VERSION}"
+        body = {name: item for name, item in value.items() if name != "sha256"}
+        if value.get("sha256") != _sha256_of(body):
+            raise ValueError("its content is not the one whose SHA-256 it holds")
+        if body["format"] != FORMAT or body["version"] != VERSION:
+            raise UnknownFormat(
+                f"format {body['format']!r} version {body['version']!r}; this program reads "
+                f"{FORMAT!r} version {VERSION}"
             )
         cut = Cut(
-            int(value["step"]),
-            int(value["num_samples"]),
-            Position.from_json(value["position"]),
-            bool(value["is_final"]),
+            int(body["step"]),
+            int(body["num_samples"]),
+            Position.from_json(body["position"]),
+            bool(body["is_final"]),
         )
-        parts = tuple(Part(**part) for part in value["parts"])
-        layout = Layout.from_json(value["layout"])
-        return cls(cut, layout, parts, value["data"], value["config"], value["versions"])
+        parts = tuple(Part(**part) for part in body["parts"])
+        layout = Layout.from_json(body["layout"])
+        manifest = cls(cut, layout, parts, body["data"], body["config"], body["versions"])
+        if not manifest.is_complete:
+            raise ValueError("its parts do not cover the flat vector")
+        return manifest
+
+
+def _sha256_of(value: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def is_due(before: int, after: int, *, every: int) -> bool:
@@ -173,7 +186,11 @@ def _write(url: str, file: str, tensors: Mapping[str, Tensor], start: int, stop:
     payload = safetensors.torch.save(
         {name: tensor.contiguous() for name, tensor in tensors.items()}
     )
-    write_bytes(f"{url}/{file}", payload)
+    try:
+        write_bytes(f"{url}/{file}", payload)
+    except OSError as error:
+        host = platform.node()
+        raise RunDirectoryError(f"{url}/{file} cannot be written from {host}: {error}") from error
     return Part(file, start, stop, len(payload), hashlib.sha256(payload).hexdigest())
 
 
@@ -196,13 +213,17 @@ class Checkpoint:
     @classmethod
     def open(cls, url: str) -> Checkpoint:
         """Read the manifest in the directory `url`. Raises `CheckpointDamaged` when there is none,
-        or no valid one.
+        or no valid one, `UnknownFormat` when another version of this program wrote it.
         """
         try:
             value = json.loads(read_bytes(f"{url}/{MANIFEST}"))
             return cls(url, Manifest.from_json(value))
         except FileNotFoundError as error:
             raise CheckpointDamaged(f"{url}: no {MANIFEST}; not a checkpoint") from error
+        except UnknownFormat as error:
+            raise UnknownFormat(
+                f"{url}: {error}; use that version, or another --run-dir"
+            ) from error
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointDamaged(f"{url}/{MANIFEST}: not readable ({error})") from error
 
@@ -261,13 +282,17 @@ def latest(run_dir: str) -> Checkpoint | None:
     return None
 
 
-def prune(run_dir: str, *, keep: int, spare: Collection[str] = ()) -> None:
-    """Delete all but the newest `keep` published checkpoints and those in `spare` (URLs); what was
-    never published and is older than these goes too.
+def prune(run_dir: str, *, newest: int, keep: int, spare: Collection[str] = ()) -> None:
+    """Delete all checkpoints before step `newest` but the newest `keep`, that one included, and
+    those in `spare` (URLs); what was never published and is older than these goes too.
+
+    What comes after `newest` is none of this life's: damaged, or it would have been resumed from.
     """
     filesystem, _ = open_filesystem(run_dir)
     published = 0
     for url in reversed(_directories(run_dir)):
+        if url > checkpoint_url(run_dir, newest):
+            continue
         _, path = open_filesystem(url)
         if published >= keep and url not in spare:
             filesystem.rm(path, recursive=True)
@@ -277,9 +302,9 @@ def prune(run_dir: str, *, keep: int, spare: Collection[str] = ()) -> None:
 def _directories(run_dir: str) -> list[str]:
     root = checkpoints_url(run_dir)
     filesystem, path = open_filesystem(root)
+    filesystem.invalidate_cache(path)
     if not filesystem.exists(path):
         return []
-    filesystem.invalidate_cache(path)
     names = sorted(
         entry.rstrip("/").rsplit("/", 1)[-1] for entry in filesystem.ls(path, detail=False)
     )

@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
+from pathlib import Path
 from types import FrameType
 
 import tyro
@@ -30,12 +31,14 @@ from xdist import driver
 from xdist.config import TrainConfig
 from xdist.driver import Summary
 from xdist.errors import RunFailed, UserError
-from xdist.run_directory import RunDirectory
+from xdist.run_directory import RunDirectory, identity
 
 logger = logging.getLogger(__name__)
 
 RUNS = "~/xdist-runs"
 SUMMARY = "summary.json"
+WORKING_COPIES = "working_dir_files"
+"""The directory of Ray's session below which the working directories of jobs are unpacked."""
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
@@ -66,7 +69,7 @@ def main(
             completed = complete(config)
             was_completed = completed != config
             config = _anchored(completed)
-            where = config.run_dir or default_run_dir(job, config)
+            where = _run_dir(job, config)
             run = stack.enter_context(RunDirectory(where, config))
             stack.enter_context(_logging(logging.FileHandler(run.log)))
             logger.info("run directory %s", run.url)
@@ -114,9 +117,24 @@ def parse(
     )
 
 
+def _run_dir(job: str, config: TrainConfig) -> str:
+    """Where the run goes. Raises `UserError` for a path inside the copy of the working directory
+    that Ray makes for a job, and deletes.
+    """
+    where = absolute(config.run_dir or default_run_dir(job, config))
+    if WORKING_COPIES in Path(where).parts:
+        raise UserError(
+            f"run_dir is {config.run_dir!r}, relative to the working directory of a Ray job, which "
+            "Ray deletes; give --run-dir an absolute path or a URL"
+        )
+    return where
+
+
 def default_run_dir(job: str, config: TrainConfig) -> str:
-    """The run directory of this job and configuration: the same command comes back to it."""
-    text = json.dumps(config.to_json(), sort_keys=True)
+    """The run directory of this job and configuration: the same command comes back to it, also with
+    other resources.
+    """
+    text = json.dumps(identity(config), sort_keys=True)
     return f"{RUNS}/{job}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 

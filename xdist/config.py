@@ -130,7 +130,7 @@ class ClusterConfig:
     gpus_per_worker: int | Literal["auto"] = AUTO
     """GPUs a worker reserves; auto is 1 where the cluster has GPUs, else 0."""
     cpus_per_server: float = 0.0
-    """CPUs a parameter server reserves; 0 lets it share the cores of the workers."""
+    """push_pull: CPUs a parameter server reserves; 0 lets it share the cores of the workers."""
     wait_s: float = 60.0
     """Seconds to wait for room in the cluster before giving up."""
     max_recoveries: int = 10
@@ -177,7 +177,9 @@ class TrainConfig:
     num_lanes: int | None = None
     """all_reduce: parts that an epoch is dealt in; divides batch_size. None: about 4 a worker."""
     max_steps: int | None = None
-    """Ends the run after max_steps * batch_size samples, if that is before num_epochs are over."""
+    """Ends the run, if num_epochs are not over before: after max_steps updates (all_reduce), or
+    after max_steps * batch_size samples (push_pull).
+    """
     report_every_steps: int = 20
     """Steps a worker makes between two reports."""
     seed: int = 0
@@ -202,6 +204,9 @@ class TrainConfig:
     def _check_all_reduce(self) -> None:
         allowed = "auto with strategy all_reduce, which has no servers"
         check(self.num_servers == AUTO, "num_servers", self.num_servers, allowed)
+        cpus = self.cluster.cpus_per_server
+        allowed = "0 with strategy all_reduce, which has no servers"
+        check(cpus == 0, "cluster.cpus_per_server", cpus, allowed)
         lanes, batch = self.num_lanes, self.batch_size
         allowed = f"a divisor of batch_size, which is {batch}"
         check(lanes is None or batch % lanes == 0, "num_lanes", lanes, allowed)

@@ -6,11 +6,12 @@ dealt with first.
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
 
 import ray
 from ray.exceptions import (
@@ -26,15 +27,15 @@ from rich.console import Console
 
 from datapipe.errors import CorruptSample, DataError, TooManyBadSamples
 from xdist import checkpoint, scoring
-from xdist.checkpoint import Checkpoint, Cut, Manifest, Part
+from xdist.checkpoint import Checkpoint
 from xdist.config import TrainConfig
-from xdist.errors import LeaseLost, PeerLost, RunFailed, UserError
+from xdist.errors import LeaseLost, NotEnoughResources, PeerLost, RunFailed, UserError
 from xdist.metrics import Metrics
-from xdist.preparation import Preparation, prepare
+from xdist.preparation import Preparation, prepare, starting_checkpoint
 from xdist.progress import ProgressDisplay
+from xdist.publication import Publications
 from xdist.run_directory import CONFIG, RunDirectory
-from xdist.scoring import WeightsName
-from xdist.state import averages
+from xdist.scoring import ScoringQueue, ScoringRequest
 from xdist.topologies import Outcome, Pending, RunPlan, Saved, Task, Topology, nodes
 from xdist.topologies.all_reduce import AllReduceTopology
 from xdist.topologies.push_pull import PushPullTopology
@@ -58,6 +59,8 @@ GRACE_S = 5.0
 """After a fault: how long others may take to say what they know of it. The first to notice is
 seldom the culprit.
 """
+PATIENCE_S = 5.0
+"""Without any news for so long, the driver looks whether it waits for room that is not there."""
 
 
 @dataclass(frozen=True)
@@ -82,25 +85,42 @@ class Fault:
     """False: the one that reports it is healthy."""
 
 
-@dataclass
-class _Publication:
-    """Parts of a checkpoint that are there so far."""
+class FaultHistory:
+    """What failed in a run so far, within its budget."""
 
-    cut: Cut
-    started: float
-    parts: list[Part] = field(default_factory=list)
+    def __init__(self, allowed: int) -> None:
+        self._allowed = allowed
+        self._lines: list[str] = []
+
+    def add(self, actor: str, cause: str) -> None:
+        """Count a fault. Raises `RunFailed`, with the history, when the budget is spent."""
+        self._lines.append(f"{actor}: {cause}")
+        number, allowed = len(self._lines), self._allowed
+        logger.warning("%s lost recoveries=%d allowed=%d cause=%s", actor, number, allowed, cause)
+        if number > allowed:
+            history = "\n  ".join(self._lines)
+            raise RunFailed(
+                f"{number} faults, cluster.max_recoveries allows {allowed}:\n  {history}"
+                "\nthe same command resumes from the last checkpoint"
+            )
 
 
 class Driver:
     """Drives one run from its latest checkpoint to its end."""
 
     def __init__(
-        self, preparation: Preparation, run: RunDirectory, topology: Topology, *, console: Console
+        self,
+        preparation: Preparation,
+        run: RunDirectory,
+        topology: Topology,
+        *,
+        start: Checkpoint,
+        console: Console,
     ) -> None:
         self._plan: RunPlan = preparation.plan
         self._scoring = preparation.scoring
         self._run = run
-        self._latest: Checkpoint = preparation.start
+        self._latest = start
         cut = self._latest.manifest.cut
         self._metrics = Metrics(
             epoch_samples=self._plan.order.num_samples, num_workers=self._plan.num_workers
@@ -111,11 +131,13 @@ class Driver:
         )
         self._topology = topology
         self._pending: Pending = {}
-        self._scorings: dict[ray.ObjectRef[Any], tuple[Checkpoint, WeightsName]] = {}
-        self._publications: dict[int, _Publication] = {}
-        self._num_published = 0
+        self._to_score = ScoringQueue(
+            preparation.plan.config, save_every_samples=preparation.plan.save_every_samples
+        )
+        self._scoring_task: ray.ObjectRef[Any] | None = None
+        self._publications = Publications(self._plan.run_dir, self._plan.config)
         self._scores: dict[str, dict[str, float]] = {}
-        self._faults: list[str] = []
+        self._faults = FaultHistory(self._plan.config.cluster.max_recoveries)
 
     def drive(self) -> Summary:
         """Train, save and score to the end. Raises what a worker raised, and `RunFailed` after too
@@ -139,14 +161,14 @@ class Driver:
 
     def _train(self) -> None:
         if self._is_trained():
-            self._submit_scoring(self._latest, is_last=True)
+            self._plan_scoring(self._latest, is_last=True)
         else:
             self._pending = self._topology.launch(self._latest)
         while not self._is_over():
             self._handle_next()
 
     def _is_over(self) -> bool:
-        unfinished = self._scorings or any(task.ends for task in self._pending.values())
+        unfinished = self._to_score.first or any(task.ends for task in self._pending.values())
         return self._is_trained() and not unfinished
 
     def _is_trained(self) -> bool:
@@ -158,11 +180,33 @@ class Driver:
         return all_places or all_steps
 
     def _handle_next(self) -> None:
-        [ready], _ = ray.wait([*self._pending, *self._scorings], num_returns=1)
-        if ready in self._scorings:
-            self._receive_scores(ready)
-        elif (fault := self._receive(ready)) is not None:
+        waiting = list(self._pending)
+        if self._scoring_task is not None:
+            waiting.append(self._scoring_task)
+        ready, _ = ray.wait(waiting, num_returns=1, timeout=PATIENCE_S)
+        if not ready:
+            self._check_room()
+        elif ready[0] == self._scoring_task:
+            self._receive_scores()
+        elif (fault := self._receive(ready[0])) is not None:
             self._recover(fault)
+
+    def _check_room(self) -> None:
+        """Raise `NotEnoughResources` when nobody is left, and a replacement has waited for too
+        long.
+        """
+        actions = [task.action for task in self._pending.values()]
+        starting = [task for task in self._pending.values() if task.action == "start"]
+        wait_s = self._plan.config.cluster.wait_s
+        waited = max((time.monotonic() - task.submitted for task in starting), default=0.0)
+        if "train" in actions or waited < wait_s or not self._topology.lacks_room():
+            return
+        lost = ", ".join(task.actor for task in starting)
+        raise NotEnoughResources(
+            f"{lost} lost, nobody is left, and there was no room for a replacement within "
+            f"{wait_s:g} s (cluster.wait_s); add nodes, or end what else runs; "
+            "the same command resumes from the last checkpoint"
+        )
 
     def _receive(self, ready: ray.ObjectRef[Any]) -> Fault | None:
         """Deal with a finished task, or return what went wrong with it."""
@@ -185,15 +229,19 @@ class Driver:
         except RayTaskError as error:
             if isinstance(error.cause, (PeerLost, LeaseLost)):
                 return Fault(task, str(error.cause), is_culprit=False)
-            if isinstance(error.cause, TooManyBadSamples):
-                self._run.quarantine(error.cause.samples)
-            if isinstance(error.cause, (DataError, UserError)):
-                raise error.cause from error
-            raise
+            self._raise_cause(error)
         except LOST as error:
             if isinstance(error, RayActorError) and error.actor_init_failed:
                 raise
             return Fault(task, _first_line(error), is_culprit=True)
+
+    def _raise_cause(self, error: RayTaskError) -> NoReturn:
+        """Raise what the user can mend as itself, and a bug with its own traceback."""
+        if isinstance(error.cause, TooManyBadSamples):
+            self._run.quarantine(error.cause.samples)
+        if isinstance(error.cause, (DataError, UserError)):
+            raise error.cause from error
+        raise error
 
     def _observe(self, reports: tuple[WorkerReport, ...]) -> None:
         corrupt = [sample for report in reports for sample in report.corrupt]
@@ -213,68 +261,61 @@ class Driver:
 
     def _publish_if_complete(self, saved: Saved) -> None:
         """Publish a checkpoint once all its parts are there; then score it, and delete old ones."""
-        publication = self._publications.setdefault(
-            saved.cut.step, _Publication(saved.cut, time.monotonic())
-        )
-        publication.parts.extend(saved.parts)
-        previous = self._latest.manifest
-        manifest = Manifest(
-            saved.cut,
-            previous.layout,
-            tuple(publication.parts),
-            previous.data,
-            self._plan.config.to_json(),
-            checkpoint.versions(),
-        )
-        if not manifest.is_complete:
+        if saved.corrupt:
+            self._quarantine(saved.corrupt)
+        cut, previous = saved.cut, self._latest.manifest
+        published = self._publications.add(cut, saved.parts, previous=previous)
+        if published is None:
             return
-        del self._publications[saved.cut.step]
-        url = checkpoint.checkpoint_url(self._plan.run_dir, saved.cut.step)
-        published = checkpoint.publish(url, manifest)
-        if saved.cut.step > previous.cut.step:  # Parts of two cuts may be written side by side.
-            self._latest = published
-        self._num_published += 1
-        seconds = time.monotonic() - publication.started
+        if cut.step > previous.cut.step:  # Parts of two cuts may be written side by side.
+            self._latest = published.checkpoint
+        seconds, path = published.seconds, published.checkpoint.url
         self._metrics.checkpoint(seconds)
-        cut = saved.cut
-        self._record("checkpoint", cut.step, cut.num_samples, seconds=seconds, path=url)
-        self._submit_scoring(published, is_last=saved.cut.is_final)
-        unpublished = [
-            checkpoint.checkpoint_url(self._plan.run_dir, step) for step in self._publications
-        ]
-        spare = {*unpublished, *(scored.url for scored, _ in self._scorings.values())}
-        checkpoint.prune(self._plan.run_dir, keep=self._plan.config.checkpoint.keep, spare=spare)
+        self._metrics.reach(step=cut.step, num_samples=cut.num_samples)
+        self._record("checkpoint", cut.step, cut.num_samples, seconds=seconds, path=path)
+        self._plan_scoring(published.checkpoint, is_last=cut.is_final)
+        newest = self._latest.manifest.cut.step
+        self._publications.prune(newest=newest, scoring=self._to_score.checkpoint_urls)
         self._run.sync()
 
-    def _submit_scoring(self, scored: Checkpoint, *, is_last: bool) -> None:
-        every = self._plan.config.checkpoint.evaluate_every
-        is_due = every and self._num_published % every == 0
-        if self._scoring is None or not (is_due or is_last):
-            return
-        best: WeightsName = "average" if averages(self._plan.config.optimizer) else "raw"
-        names: tuple[WeightsName, ...] = (
-            ("average", "raw") if is_last and best == "average" else (best,)
-        )
-        here = NodeAffinitySchedulingStrategy(nodes.here(), soft=True)
-        task = ray.remote(scoring.score).options(num_cpus=0, scheduling_strategy=here)
-        for name in names:
-            self._scorings[task.remote(self._scoring, scored.url, name)] = (scored, name)
+    def _plan_scoring(self, wanted: Checkpoint, *, is_last: bool) -> None:
+        if self._scoring is not None:
+            self._to_score.add(wanted, is_last=is_last)
+            self._score_next()
 
-    def _receive_scores(self, ready: ray.ObjectRef[Any]) -> None:
-        scored, weights = self._scorings.pop(ready)
-        try:
-            scores, corrupt = ray.get(ready)
-        except RayTaskError as error:
-            raise (error.cause if isinstance(error.cause, DataError) else error) from error
-        except LOST as error:
-            logger.warning("not scored checkpoint=%s cause=%s", scored.url, _first_line(error))
+    def _score_next(self) -> None:
+        wanted = self._to_score.first
+        if self._scoring_task is not None or wanted is None:
             return
-        if corrupt:
-            self._quarantine(corrupt)
-        cut = scored.manifest.cut
+        here = NodeAffinitySchedulingStrategy(nodes.here(), soft=True)
+        options = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": here}
+        task: Any = ray.remote(scoring.score).options(**options)
+        self._scoring_task = task.remote(self._scoring, wanted.checkpoint.url, wanted.weights)
+
+    def _receive_scores(self) -> None:
+        task, wanted = self._scoring_task, self._to_score.first
+        assert task is not None
+        assert wanted is not None
+        self._scoring_task = None
+        try:
+            scores, corrupt = ray.get(task)
+        except RayTaskError as error:
+            self._raise_cause(error)
+        except LOST as error:
+            self._count_fault("scoring", _first_line(error))
+        else:
+            self._to_score.remove_first()
+            if corrupt:
+                self._quarantine(corrupt)
+            self._record_scores(wanted, scores)
+        self._score_next()
+
+    def _record_scores(self, scored: ScoringRequest, scores: dict[str, float]) -> None:
+        cut = scored.checkpoint.manifest.cut
+        weights = scored.weights
         self._metrics.scores(weights, scores)
         self._display.score(scores)
-        if scored == self._latest:
+        if scored.checkpoint == self._latest:
             self._scores[weights] = scores
         self._record("evaluation", cut.step, cut.num_samples, weights=weights, scores=scores)
         text = " ".join(f"{name}={value:.4f}" for name, value in scores.items())
@@ -289,15 +330,16 @@ class Driver:
         if self._is_trained():
             return
         for fault in self._culprits(first):
-            self._count_fault(fault)
+            self._count_fault(fault.task.actor, fault.cause)
             replacement = self._topology.replace(fault.task)
             if replacement is None:
                 self._relaunch()
+            else:
+                self._pending |= replacement
+            cause = f"{fault.task.actor} lost"
+            self._record("recovery", self._metrics.step, self._metrics.num_samples, cause=cause)
+            if replacement is None:
                 break
-            self._pending |= replacement
-        self._metrics.recovery(first.task.actor.split()[0])
-        cause = f"{first.task.actor} lost"
-        self._record("recovery", self._metrics.step, self._metrics.num_samples, cause=cause)
 
     def _culprits(self, first: Fault) -> list[Fault]:
         """The fault, and those that explain it, first: a healthy actor's complaint is followed by
@@ -315,17 +357,9 @@ class Driver:
                 faults.append(fault)
         return sorted(faults, key=lambda fault: not fault.is_culprit)
 
-    def _count_fault(self, fault: Fault) -> None:
-        self._faults.append(f"{fault.task.actor}: {fault.cause}")
-        allowed = self._plan.config.cluster.max_recoveries
-        logger.warning("%s lost recoveries=%d allowed=%d cause=%s",
-                       fault.task.actor, len(self._faults), allowed, fault.cause)  # fmt: skip
-        if len(self._faults) > allowed:
-            history = "\n  ".join(self._faults)
-            raise RunFailed(
-                f"{len(self._faults)} faults, cluster.max_recoveries allows {allowed}:\n  {history}"
-                "\nthe same command resumes from the last checkpoint"
-            )
+    def _count_fault(self, actor: str, cause: str) -> None:
+        self._metrics.recovery(actor.split()[0])
+        self._faults.add(actor, cause)
 
     def _relaunch(self) -> None:
         """All actors anew, from the last checkpoint. Nothing that they still say is heard."""
@@ -366,11 +400,15 @@ def train(
     `on_other_nodes` is called once on each of them before anything else.
     """
     nodes.on_others(on_other_nodes)
-    preparation = prepare(config, run, ray.cluster_resources())
-    preparation = replace(preparation, plan=nodes.placed(preparation.plan))
-    run.store(CONFIG, preparation.plan.config.to_json())
-    topology = topologies[config.strategy](preparation.plan)
-    return Driver(preparation, run, topology, console=console).drive()
+    preparation = prepare(config, run, nodes.resources())
+    plan = nodes.placed(preparation.plan)
+    resolved = plan.config.to_json()
+    run.store(CONFIG, resolved)
+    logger.info("configuration %s", json.dumps(resolved))
+    start = starting_checkpoint(plan)
+    topology = topologies[config.strategy](plan)
+    preparation = replace(preparation, plan=plan)
+    return Driver(preparation, run, topology, start=start, console=console).drive()
 
 
 def _first_line(error: BaseException) -> str:

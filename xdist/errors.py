@@ -6,7 +6,8 @@
     └── XdistError
         ├── UserError          the surroundings do not fit the configuration: exit code 2
         │   ├── NotEnoughResources   the cluster has no room for the workers and servers
-        │   └── RunDirectoryError    the run directory cannot be written, or holds another run
+        │   ├── RunDirectoryError    the run directory cannot be written, or holds another run
+        │   └── UnknownFormat        another version of this program wrote the checkpoint
         ├── CheckpointDamaged  a part of a checkpoint is missing or fails its SHA-256
         ├── PeerLost           another worker or a server is gone; this one is healthy
         ├── LeaseLost          this worker was replaced; its late push was refused
@@ -33,6 +34,10 @@ class NotEnoughResources(UserError):
 
 class RunDirectoryError(UserError):
     """The run directory cannot be written, or holds another run."""
+
+
+class UnknownFormat(UserError):
+    """Another version of this program wrote the checkpoint."""
 
 
 class CheckpointDamaged(XdistError):

@@ -2,9 +2,9 @@
 free.
 
 Promises: every place is leased to one worker at a time and becomes done exactly once, in the same
-moment in which the push that covers it is committed. A worker that is replaced hands its unfinished
-leases to its successor, and its own fencing token is refused from then on. Pure: no clock, no I/O;
-the state that has to outlive a process is the `Position` alone.
+moment in which the push that covers it is committed. What a lost worker had leased is free again,
+first in line, and its fencing token is refused from then on. Pure: no clock, no I/O; the state that
+has to outlive a process is the `Position` alone.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from xdist.errors import LeaseLost
 
 
 class Ledger:
-    """Deals the places up to `num_places` (counted from the start of training) to asynchronous
-    workers.
+    """Deals places to asynchronous workers until `num_places` are done, counted from the start of
+    training.
 
     A lease is a pool or the rest of one. Towards the end of the run leases shrink, down to
     `batch_size`, so that no worker waits long for another's last lease. There is no barrier between
@@ -38,7 +38,6 @@ class Ledger:
         self._tokens: dict[int, int] = {}
         self._sequences: dict[int, int] = {}
         self._leased: dict[int, list[Span]] = {}
-        self._inherited: dict[int, deque[Span]] = {}
 
     @property
     def position(self) -> Position:
@@ -55,24 +54,31 @@ class Ledger:
         """Whether every place of the run is done."""
         return self.num_done >= self._num_places
 
+    @property
+    def has_free(self) -> bool:
+        """Whether there is a place to lease now: of the rest of the run, all may be leased."""
+        return self._num_free > 0
+
     def register(self, worker: int) -> int:
-        """Return a new fencing token for `worker`; what its predecessor had leased goes on under
-        it.
-        """
-        self._tokens[worker] = self._tokens.get(worker, 0) + 1
+        """Return a new fencing token for `worker`; what its predecessor had leased is free."""
+        self.release(worker)
         self._sequences[worker] = 0
-        left = self._inherited.get(worker, deque())
-        self._inherited[worker] = deque([*self._leased.get(worker, []), *left])
-        self._leased[worker] = []
         return self._tokens[worker]
 
+    def release(self, worker: int) -> None:
+        """`worker` is lost: refuse its token, and free what it had leased, first in line."""
+        self._tokens[worker] = self._tokens.get(worker, 0) + 1
+        self._free.extendleft(reversed(self._leased.get(worker, [])))
+        self._leased[worker] = []
+
+    def is_current(self, worker: int, token: int) -> bool:
+        """Whether this is the worker's newest token."""
+        return self._tokens.get(worker) == token
+
     def lease(self, worker: int, token: int) -> Span | None:
-        """Lease the next places to `worker`; None when nothing is left for it. Raises
-        `LeaseLost`.
-        """
+        """Lease the next places to `worker`; None when none is free. Raises `LeaseLost`."""
         self._check(worker, token)
-        inherited = self._inherited[worker]
-        span = inherited.popleft() if inherited else self._take()
+        span = self._take() if self.has_free else None
         if span is not None:
             self._leased[worker].append(span)
         return span
@@ -90,17 +96,20 @@ class Ledger:
         self._sequences[worker] = sequence
 
     def _check(self, worker: int, token: int) -> None:
-        current = self._tokens.get(worker)
-        if token != current:
+        if not self.is_current(worker, token):
             raise LeaseLost(
-                f"worker {worker} holds token {token}, current is {current}; it was replaced"
+                f"worker {worker} holds token {token}, current is {self._tokens.get(worker)}; "
+                "it was replaced"
             )
 
-    def _take(self) -> Span | None:
-        while not self._free and self._open_next_epoch():
-            pass
-        if not self._free:
-            return None
+    @property
+    def _num_free(self) -> int:
+        leased = sum(span.num_samples for spans in self._leased.values() for span in spans)
+        return self._num_places - self.num_done - leased
+
+    def _take(self) -> Span:
+        while not self._free:
+            self._open_next_epoch()
         span = self._free.popleft()
         pool = self._order.pool_at(span.epoch, span.start)
         stop = min(span.stop, pool.stop, span.start + self._largest_lease())
@@ -108,23 +117,14 @@ class Ledger:
             self._free.appendleft(Span(span.epoch, stop, span.stop))
         return Span(span.epoch, span.start, stop)
 
-    def _open_next_epoch(self) -> bool:
+    def _open_next_epoch(self) -> None:
         num_samples = self._order.num_samples
-        epoch = self._next_epoch
-        end = self._num_places - epoch * num_samples
-        if end <= 0:
-            return False
+        self._free.extend(self._position.remaining(self._next_epoch, num_samples=num_samples))
         self._next_epoch += 1
-        for span in self._position.remaining(epoch, num_samples=num_samples):
-            if span.start < end:
-                self._free.append(Span(epoch, span.start, min(span.stop, end)))
-        return True
 
     def _largest_lease(self) -> int:
-        leased = sum(span.num_samples for spans in self._leased.values() for span in spans)
-        left = self._num_places - self.num_done - leased
-        batches = left // (2 * len(self._tokens) * self._batch_size)
-        return max(1, batches) * self._batch_size
+        batches = self._num_free // (2 * len(self._tokens) * self._batch_size)
+        return min(self._num_free, max(1, batches) * self._batch_size)
 
 
 def subtract(leases: Iterable[Span], spans: Sequence[Span]) -> list[Span]:

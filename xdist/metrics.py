@@ -6,6 +6,7 @@ Names are in base units; counters end in `_total`; no label has many values.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -27,11 +28,11 @@ class Metrics:
     def __init__(self, *, epoch_samples: int, num_workers: int) -> None:
         self.registry = registry = CollectorRegistry()
         self.step = 0
-        """Updates of the weights, as far as the reports tell. Reports of asynchronous workers
-        arrive in any order.
+        """Updates of the weights, as far as is known: what asynchronous workers report arrives in
+        any order.
         """
         self.num_samples = 0
-        """Places done, as far as the reports tell."""
+        """Places done, as far as is known."""
         self._epoch_samples = epoch_samples
         self._num_workers = num_workers
         self._window: deque[tuple[float, int]] = deque(maxlen=2 * num_workers + 1)
@@ -87,20 +88,24 @@ class Metrics:
         self._window.clear()
         self._window.append((time.monotonic(), num_samples))
 
+    def reach(self, *, step: int, num_samples: int) -> None:
+        """The run has come so far, or farther."""
+        self.step = max(self.step, step)
+        self.num_samples = max(self.num_samples, num_samples)
+
     def reports(self, reports: Sequence[WorkerReport]) -> dict[str, Any]:
         """Observe a segment of one worker, or of all ranks together; return the `train` record."""
         newest = max((report.progress for report in reports), key=lambda progress: progress.step)
-        self.step = max(self.step, newest.step)
-        self.num_samples = max(self.num_samples, newest.num_samples)
+        self.reach(step=newest.step, num_samples=newest.num_samples)
         num_samples = sum(report.num_samples for report in reports)
         weighted = [report.loss * report.num_samples for report in reports if report.num_samples]
-        loss = sum(weighted) / num_samples if num_samples else None
+        loss = sum(weighted) / num_samples if num_samples else math.nan
         staleness = [value for report in reports for value in report.staleness.items()]
         self._count(reports, num_samples)
         rate = self._samples_per_s()
         self._rate.set(rate)
         self._learning_rate.set(newest.learning_rate)
-        if loss is not None:
+        if num_samples:
             self._loss.set(loss)
         return {
             "kind": "train",
@@ -108,7 +113,7 @@ class Metrics:
             "step": self.step,
             "samples": self.num_samples,
             "epoch": self.num_samples / self._epoch_samples,
-            "loss": loss,
+            "loss": loss if math.isfinite(loss) else None,  # JSON has no NaN.
             "learning_rate": newest.learning_rate,
             "samples_per_s": rate,
             "data_wait_s": sum(report.data_wait_s for report in reports) / len(reports),

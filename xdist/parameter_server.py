@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from datapipe.errors import CorruptSample
 from datapipe.order import SampleOrder
 from datapipe.position import Span
 from xdist import checkpoint, optim
@@ -41,6 +42,8 @@ class Push:
     """Number of this push, from 1, under this token."""
     spans: tuple[Span, ...]
     """The places it covers."""
+    corrupt: tuple[CorruptSample, ...]
+    """The samples at these places that could not be decoded."""
     base_version: int
     """Oldest version, over the ranges, of the weights that the gradient was computed with."""
 
@@ -64,8 +67,8 @@ class Commit:
 
 
 class Sequencer:
-    """Decides the order of updates; keeps the ledger, the schedules, the batch-norm statistics and
-    the version. Pure.
+    """Decides the order of updates; keeps the ledger, the schedules, the batch-norm statistics, the
+    version, and which samples were corrupt. Pure.
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class Sequencer:
         self.ledger = ledger
         self.statistics = statistics
         self.version = version
+        self.corrupt: tuple[CorruptSample, ...] = ()
         self._config = config
         self._save_every_samples = save_every_samples
 
@@ -90,6 +94,7 @@ class Sequencer:
         before = self.ledger.num_done
         self.ledger.commit(push.worker, push.token, push.sequence, push.spans)
         after = self.ledger.num_done
+        self.corrupt += push.corrupt
         decay = optim.average_decay(
             self._config.optimizer, num_samples=after - before, num_updates=self.version
         )
@@ -197,16 +202,33 @@ class ParameterServer:
     async def register(self, worker: int) -> tuple[int, int]:
         """Server 0: a new fencing token for a worker, and the version that it starts from.
 
-        Its predecessor's leases go on under the token. Its predecessor's last commit is in that
-        version: who pulls it from a server may stage there without replacing what is still needed.
+        Its predecessor's last commit is in that version: who pulls it from a server may stage there
+        without replacing what is still needed.
         """
         return self._lead.ledger.register(worker), self._lead.version
 
+    async def release(self, worker: int) -> None:
+        """Server 0: a worker is lost; what it had leased goes to whoever asks first."""
+        self._lead.ledger.release(worker)
+        async with self._changed:
+            self._changed.notify_all()
+
     async def lease(self, worker: int, token: int) -> Span | None:
-        """Server 0: the next places for a worker; None when the run has none left for it. Raises
-        `LeaseLost`.
-        """
+        """Server 0: the next places for a worker; None when none is free. Raises `LeaseLost`."""
         return self._lead.ledger.lease(worker, token)
+
+    async def await_lease(self, worker: int, token: int) -> Span | None:
+        """Server 0: the next places for a worker, as soon as there are any: others may be lost.
+        None when the run is over. Raises `LeaseLost`.
+        """
+        ledger = self._lead.ledger
+        async with self._changed:
+            await self._changed.wait_for(
+                lambda: (
+                    ledger.has_free or ledger.is_finished or not ledger.is_current(worker, token)
+                )
+            )
+            return ledger.lease(worker, token)
 
     async def stage(self, worker: int, token: int, sequence: int, gradients: Vector) -> None:
         """Keep one push's piece until its commit. gradients: (stop - start,) float32, copied.
@@ -261,10 +283,11 @@ class ParameterServer:
             self._take_snapshot(commit.cut)
 
     def _take_snapshot(self, cut: Cut) -> None:
-        statistics = (
-            None if self._sequencer is None else copies(self._sequencer.statistics.tensors())
-        )
-        self._saved[cut.step] = Snapshot(copies(self._state.tensors()), statistics)
+        snapshot = Snapshot(copies(self._state.tensors()))
+        if self._sequencer is not None:
+            statistics = copies(self._sequencer.statistics.tensors())
+            snapshot = replace(snapshot, statistics=statistics, corrupt=self._sequencer.corrupt)
+        self._saved[cut.step] = snapshot
         self._cuts.append(cut)
 
     async def pull(self, min_version: int) -> tuple[int, Vector]:
@@ -283,14 +306,15 @@ class ParameterServer:
             )
         return next(cut for cut in self._cuts if cut.step > after_step)
 
-    async def save(self, step: int, url: str) -> tuple[Part, ...]:
+    async def save(self, step: int, url: str) -> tuple[tuple[Part, ...], tuple[CorruptSample, ...]]:
         """Write this server's parts of the cut at `step` into the checkpoint directory `url`,
-        beside the updates.
+        beside the updates. Server 0 also returns the corrupt samples met since it began.
         """
         async with self._changed:
             await self._changed.wait_for(lambda: step in self._saved)
         snapshot = self._saved.pop(step)
-        return await asyncio.to_thread(snapshot.write, url, self._state.start, self._state.stop)
+        parts = await asyncio.to_thread(snapshot.write, url, self._state.start, self._state.stop)
+        return parts, snapshot.corrupt
 
     async def watch(self) -> None:
         """Never returns: whoever waits for it learns at once when this server is gone, and what a
@@ -320,7 +344,9 @@ class Snapshot:
     """Host copies of a server's state at a cut."""
 
     tensors: dict[str, Tensor]
-    statistics: dict[str, Tensor] | None
+    statistics: dict[str, Tensor] | None = None
+    """Server 0's."""
+    corrupt: tuple[CorruptSample, ...] = ()
 
     def write(self, url: str, start: int, stop: int) -> tuple[Part, ...]:
         part = checkpoint.write_range(url, self.tensors, start=start, stop=stop)

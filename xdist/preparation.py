@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 
@@ -14,7 +14,7 @@ from datapipe.index import ShardIndex, ensure_index
 from datapipe.labels import LABELS_NAME, Label, read_labels
 from datapipe.order import SampleOrder
 from datapipe.position import Position
-from datapipe.storage import absolute, exists, join
+from datapipe.storage import absolute, directory_of, exists, join
 from xdist import checkpoint, sizing
 from xdist.checkpoint import Checkpoint, Cut, Manifest
 from xdist.config import TrainConfig
@@ -28,6 +28,11 @@ from xdist.worker import initial_model
 
 logger = logging.getLogger(__name__)
 
+DATA_NAMES = {
+    "fingerprint": "training set",
+    "order": "order of samples (seed, data.block_size, data.blocks_per_pool)",
+}
+
 
 @dataclass(frozen=True)
 class Preparation:
@@ -35,22 +40,26 @@ class Preparation:
 
     plan: RunPlan
     scoring: ScoringPlan | None
-    start: Checkpoint
 
 
-def prepare(config: TrainConfig, run: RunDirectory, resources: Mapping[str, float]) -> Preparation:
-    """Size the run, find and check the data, and find or write the checkpoint to start from.
+def prepare(
+    config: TrainConfig, run: RunDirectory, resources: Sequence[Mapping[str, float]]
+) -> Preparation:
+    """Size the run for nodes with these resources, find and check the data.
 
-    Raises `NotEnoughResources`, `DataError`, `UserError`, `RunDirectoryError`.
+    Nothing is written but the index of shards that have none: what is wrong can be mended, and the
+    same run directory used. Raises `NotEnoughResources`, `DataError`, `UserError`.
     """
     config = sizing.sized(config, resources)
     index_url = ensure_index(config.data.train, index_directory=f"{run.url}/index/train")
     index = ShardIndex.open(index_url)
     index.check_shards()
-    frequencies = _frequencies(index, config.data.train)
-    num_classes = config.model.num_classes or max(len(frequencies), index.num_labels)
-    _check_labels(max(len(frequencies), index.num_labels), config.data.train, num_classes)
+    labels = _labels(config.data.train)
+    num_labels = max(len(labels), index.num_labels)
+    num_classes = config.model.num_classes or num_labels
+    _check_labels(num_labels, config.data.train, num_classes)
     _check_shapes(config, num_classes)
+    frequencies = [label.weight for label in labels] or index.label_frequencies().tolist()
     scoring = _scoring(config, run, num_classes, frequencies)
     plan = RunPlan(
         config=config,
@@ -60,26 +69,19 @@ def prepare(config: TrainConfig, run: RunDirectory, resources: Mapping[str, floa
         order=SampleOrder(
             index.num_samples, config.data.block_size, config.data.blocks_per_pool, config.seed
         ),
+        fingerprint=index.fingerprint(),
         num_places=config.num_places(index.num_samples),
         save_every_samples=config.checkpoint.every_samples or index.num_samples,
     )
-    start = _start(plan, index.fingerprint())
     logger.info(
-        "run prepared strategy=%s workers=%s servers=%s samples=%d classes=%d parameters=%d",
+        "run prepared strategy=%s workers=%s servers=%s samples=%d classes=%d",
         config.strategy,
         config.num_workers,
         config.num_servers if config.strategy == "push_pull" else 0,
         index.num_samples,
         num_classes,
-        start.manifest.layout.num_weights,
     )
-    return Preparation(plan, scoring, start)
-
-
-def _frequencies(index: ShardIndex, url: str) -> Sequence[float]:
-    """The share of training images that carry each label: from labels.json, or else counted."""
-    labels = _labels(url)
-    return [label.weight for label in labels] if labels else index.label_frequencies().tolist()
+    return Preparation(plan, scoring)
 
 
 def _check_labels(num_labels: int, url: str, num_classes: int) -> None:
@@ -136,24 +138,28 @@ def _check_same_labels(train: str, evaluation: str) -> None:
 
 
 def _labels(url: str) -> tuple[Label, ...]:
-    labels_url = join(absolute(url), LABELS_NAME)
+    """The labels.json of a data set, whose URL may be that of its manifest; none without one."""
+    directory = absolute(url)
+    directory = directory_of(directory) if directory.endswith(".json") else directory
+    labels_url = join(directory, LABELS_NAME)
     return read_labels(labels_url) if exists(labels_url) else ()
 
 
-def _start(plan: RunPlan, data: str) -> Checkpoint:
+def starting_checkpoint(plan: RunPlan) -> Checkpoint:
     """The run's last checkpoint, or a new one of step 0 with the initial weights.
 
-    Raises `RunDirectoryError` when the checkpoint is of other data or of another network.
+    Raises `RunDirectoryError` when the checkpoint is of other data, in another order, or of another
+    network.
     """
     flat = FlatModel(initial_model(plan.config, num_classes=plan.num_classes))
+    logger.info("network built parameters=%d", flat.layout.num_weights)
+    order = {key: value for key, value in asdict(plan.order).items() if key != "shuffle"}
+    data = {"fingerprint": plan.fingerprint, "order": order}
     found = checkpoint.latest(plan.run_dir)
     if found is not None:
-        what = "training set" if found.manifest.data != data else "network"
-        if found.manifest.data != data or found.manifest.layout != flat.layout:
-            raise RunDirectoryError(
-                f"{found.url} was trained with another {what} than {plan.config.data.train} and "
-                "this configuration give; choose another --run-dir"
-            )
+        _check_same("network", found.url, found.manifest.layout, flat.layout)
+        for name, value in data.items():
+            _check_same(DATA_NAMES[name], found.url, found.manifest.data.get(name), value)
         cut = found.manifest.cut
         logger.info("run resumed step=%d samples=%d", cut.step, cut.num_samples)
         return found
@@ -168,3 +174,11 @@ def _start(plan: RunPlan, data: str) -> Checkpoint:
     return checkpoint.publish(
         url, Manifest(cut, flat.layout, parts, data, config, checkpoint.versions())
     )
+
+
+def _check_same(what: str, url: str, found: object, wanted: object) -> None:
+    if found != wanted:
+        raise RunDirectoryError(
+            f"{url} was trained with another {what} than this configuration gives; "
+            "choose another --run-dir"
+        )

@@ -66,7 +66,7 @@ class ProgressDisplay:
             f"epoch={record['epoch']:.2f} step={record['step']} samples={record['samples']}",
             f"loss={loss:.4f} samples_per_s={record['samples_per_s']:.0f}",
         ]
-        if record["staleness_max"]:
+        if record["staleness_mean"] is not None:
             parts.append(f"staleness={record['staleness_mean']:.1f}")
         return " ".join([*parts, self._score]).rstrip()
 

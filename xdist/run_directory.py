@@ -1,6 +1,6 @@
 """RunDirectory: what a run leaves behind, apart from its checkpoints.
 
-    config.json         the whole configuration
+    config.json         the whole configuration, once all that it names was found and fits
     metrics.jsonl       one record a line: start, train, evaluation, checkpoint, recovery
     quarantine.jsonl    the samples that could not be decoded
     log.txt             the driver's log
@@ -33,18 +33,33 @@ CONFIG, METRICS, QUARANTINE, LOG, CURVES = (
 )  # fmt: skip
 LOCK = ".lock"
 PLACE = ("shard", "key", "offset")
+OPERATION = (
+    "cluster",
+    "num_workers",
+    "num_servers",
+    "report_every_steps",
+    "run_dir",
+    "data.max_bad_samples",
+    "data.decode_threads",
+    "data.prefetch_batches",
+)
+"""Fields that say how a run is carried out, not which run it is."""
 MAY_CHANGE = (
+    *OPERATION,
     "strategy",
     "num_epochs",
     "max_steps",
     "num_lanes",
-    "num_workers",
-    "num_servers",
-    "cluster",
-    "run_dir",
-    "report_every_steps",
     "checkpoint",
+    "data.evaluation",
 )
+"""Fields that may be given anew when a run is resumed in its directory."""
+
+
+def identity(config: TrainConfig) -> dict[str, Any]:
+    """The fields that tell one run from another, as `section.field` -> value."""
+    values = dict(_leaves(json.loads(json.dumps(config.to_json()))))
+    return {name: value for name, value in values.items() if not _is_among(name, OPERATION)}
 
 
 class RunDirectory:
@@ -74,7 +89,6 @@ class RunDirectory:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._fetch()
             self._check_config(config)
-            self.store(CONFIG, config.to_json())
             self._end_last_line(METRICS)
             self._end_last_line(QUARANTINE)
             self.sync()
@@ -114,7 +128,10 @@ class RunDirectory:
 
     def store(self, name: str, value: dict[str, Any]) -> None:
         """Write a JSON file; a crash leaves the old one or the new one."""
-        write_bytes(str(self.local / name), json.dumps(value, indent=1).encode())
+        text = json.dumps(value, indent=1).encode()
+        write_bytes(str(self.local / name), text)
+        if self._is_remote:
+            write_bytes(f"{self.url}/{name}", text)
 
     def record(self, **values: Any) -> None:
         """Append a record to metrics.jsonl."""
@@ -180,13 +197,18 @@ class RunDirectory:
             raise RunDirectoryError(
                 f"{path} is not readable ({error}); choose another --run-dir"
             ) from error
-        asked = dict(_leaves(json.loads(json.dumps(config.to_json()))))
-        for name, value in asked.items():
-            if name.split(".")[0] not in MAY_CHANGE and stored.get(name) != value:
+        for name, value in identity(config).items():
+            was = stored.get(name, value)  # A field that is new has had its default.
+            if not _is_among(name, MAY_CHANGE) and was != value:
                 raise RunDirectoryError(
-                    f"{self.url} holds a run with {name} = {stored.get(name)!r}, not {value!r}; "
+                    f"{self.url} holds a run with {name} = {was!r}, not {value!r}; "
                     "choose another --run-dir, or give the same configuration to resume it"
                 )
+
+
+def _is_among(name: str, fields: tuple[str, ...]) -> bool:
+    """Whether the name is one of the fields, or below one."""
+    return any(name == field or name.startswith(f"{field}.") for field in fields)
 
 
 def _parsed(lines: Iterable[str]) -> Iterable[dict[str, Any]]:

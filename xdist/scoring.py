@@ -1,7 +1,11 @@
-"""Scores of a checkpoint on the evaluation shards: one pass, in shard order."""
+"""Scores of a checkpoint on the evaluation shards: one pass, in shard order; and which checkpoints
+of a run are scored.
+"""
 
 from __future__ import annotations
 
+import logging
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -19,8 +23,10 @@ from xdist.checkpoint import Checkpoint
 from xdist.config import TrainConfig
 from xdist.evaluation import MeanAveragePrecision, Measure, TopK
 from xdist.flat import FlatModel
-from xdist.state import AVERAGE, STATISTICS, STATISTICS_AVERAGE, WEIGHTS
+from xdist.state import AVERAGE, STATISTICS, STATISTICS_AVERAGE, WEIGHTS, averages
 from xdist.worker import initial_model
+
+logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 64
 WeightsName = Literal["average", "raw"]
@@ -35,6 +41,54 @@ class ScoringPlan:
     index_url: str
     class_weights: tuple[float, ...]
     """Of every class, for the mean average precision: the training labels' frequencies."""
+
+
+@dataclass(frozen=True)
+class ScoringRequest:
+    """A checkpoint whose score is wanted, on one kind of its weights."""
+
+    checkpoint: Checkpoint
+    weights: WeightsName
+
+
+class ScoringQueue:
+    """Which checkpoint is scored next. The first one is being scored; where that takes longer than
+    the next ones take to come, the newest waits and the others are passed over, in the log too.
+    """
+
+    def __init__(self, config: TrainConfig, *, save_every_samples: int) -> None:
+        self._every = config.checkpoint.evaluate_every
+        self._save_every_samples = save_every_samples
+        self._has_average = averages(config.optimizer)
+        self._requests: deque[ScoringRequest] = deque()
+
+    @property
+    def first(self) -> ScoringRequest | None:
+        return self._requests[0] if self._requests else None
+
+    @property
+    def checkpoint_urls(self) -> set[str]:
+        """The checkpoints that must not be deleted yet."""
+        return {request.checkpoint.url for request in self._requests}
+
+    def add(self, checkpoint: Checkpoint, *, is_last: bool) -> None:
+        """Queue a new checkpoint if its turn has come; the run's last one in any case, averaged and
+        raw.
+        """
+        number = checkpoint.manifest.cut.num_samples // self._save_every_samples
+        if not is_last and (self._every == 0 or number % self._every):
+            return
+        while len(self._requests) > 1:
+            url = self._requests.pop().checkpoint.url
+            logger.warning("checkpoint not scored, as scoring takes too long checkpoint=%s", url)
+        names: tuple[WeightsName, ...] = ("average", "raw") if self._has_average else ("raw",)
+        self._requests.extend(
+            ScoringRequest(checkpoint, name) for name in (names if is_last else names[:1])
+        )
+
+    def remove_first(self) -> None:
+        """It has been scored."""
+        self._requests.popleft()
 
 
 def score(

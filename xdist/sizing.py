@@ -5,7 +5,7 @@ Pure.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from xdist.config import TrainConfig
@@ -15,9 +15,12 @@ WORKERS_PER_SERVER = 8
 FEWEST_SERVERS = 2
 LANES_PER_WORKER = 4
 
+Nodes = Sequence[Mapping[str, float]]
+"""The resources of each node."""
 
-def sized(config: TrainConfig, resources: Mapping[str, float]) -> TrainConfig:
-    """`config` with every `auto` resolved against the cluster's total `resources` (CPU, GPU).
+
+def sized(config: TrainConfig, resources: Nodes) -> TrainConfig:
+    """`config` with every `auto` resolved against the `resources` (CPU, GPU) of the nodes.
 
     Raises `NotEnoughResources` that says what is missing.
     """
@@ -48,9 +51,13 @@ def num_lanes(config: TrainConfig, *, num_workers: int) -> int:
     return next(n for n in range(wanted, config.batch_size + 1) if config.batch_size % n == 0)
 
 
-def _gpus_per_worker(config: TrainConfig, resources: Mapping[str, float]) -> int:
+def _gpus_per_worker(config: TrainConfig, resources: Nodes) -> int:
     gpus = config.cluster.gpus_per_worker
-    return gpus if isinstance(gpus, int) else int(resources.get("GPU", 0) >= 1)
+    return gpus if isinstance(gpus, int) else int(_total(resources, "GPU") >= 1)
+
+
+def _total(resources: Nodes, name: str) -> float:
+    return sum(node.get(name, 0) for node in resources)
 
 
 def _num_servers(config: TrainConfig, num_workers: int) -> int:
@@ -61,15 +68,23 @@ def _num_servers(config: TrainConfig, num_workers: int) -> int:
     return max(FEWEST_SERVERS, -(-num_workers // WORKERS_PER_SERVER))
 
 
-def _fits(config: TrainConfig, resources: Mapping[str, float], num_workers: int) -> bool:
-    cluster = config.cluster
-    servers = _num_servers(config, num_workers)
-    cpus = num_workers * cluster.cpus_per_worker + servers * cluster.cpus_per_server
-    gpus = num_workers * _gpus_per_worker(config, resources)
-    return cpus <= resources.get("CPU", 0) and gpus <= resources.get("GPU", 0)
+def _fits(config: TrainConfig, resources: Nodes, num_workers: int) -> bool:
+    """Whether the nodes hold so many workers, and servers beside them: each on one node."""
+    gpus = _gpus_per_worker(config, resources)
+    free = [(node.get("CPU", 0), node.get("GPU", 0)) for node in resources]
+    wanted = [(config.cluster.cpus_per_worker, gpus)] * num_workers
+    wanted += [(config.cluster.cpus_per_server, 0)] * _num_servers(config, num_workers)
+    for cpus, gpus in wanted:
+        rooms = (i for i, node in enumerate(free) if node[0] >= cpus and node[1] >= gpus)
+        room = next(rooms, None)
+        if room is None:
+            return False
+        left = round(free[room][0] - cpus, 4)  # Ray counts in ten-thousandths.
+        free[room] = (left, free[room][1] - gpus)
+    return True
 
 
-def _most_workers(config: TrainConfig, resources: Mapping[str, float]) -> int:
+def _most_workers(config: TrainConfig, resources: Nodes) -> int:
     """As many as fit, at least one; not more than a synchronous batch has samples."""
     most = 1
     largest = config.batch_size if config.strategy == "all_reduce" else math.inf
@@ -78,14 +93,13 @@ def _most_workers(config: TrainConfig, resources: Mapping[str, float]) -> int:
     return most
 
 
-def _missing(
-    config: TrainConfig, resources: Mapping[str, float], num_workers: int, num_servers: int
-) -> str:
+def _missing(config: TrainConfig, resources: Nodes, num_workers: int, num_servers: int) -> str:
     cluster = config.cluster
     gpus = _gpus_per_worker(config, resources)
     each = f"{cluster.cpus_per_worker:g} CPU" + (f" and {gpus} GPU" if gpus else "")
     servers = f" and {num_servers} servers of {cluster.cpus_per_server:g} CPU"
-    there = f"{resources.get('CPU', 0):g} CPU and {resources.get('GPU', 0):g} GPU"
+    there = f"{_total(resources, 'CPU'):g} CPU and {_total(resources, 'GPU'):g} GPU"
+    there += f" on {len(resources)} nodes" if len(resources) > 1 else ""
     return (
         f"{num_workers} workers of {each}{servers if num_servers else ''} do not fit: "
         f"the cluster has {there}; lower num_workers, cluster.cpus_per_worker or "

@@ -52,7 +52,7 @@ class WorkerReport:
     data_wait_s: float
     """Seconds of these that the worker waited for batches."""
     staleness: dict[int, int]
-    """Staleness -> number of updates that had it."""
+    """Staleness -> number of updates that had it; empty where nothing can be stale."""
     corrupt: tuple[CorruptSample, ...]
     """Samples that could not be decoded."""
     parts: tuple[Part, ...]
@@ -137,7 +137,8 @@ class Worker:
         segment.num_steps += 1
         segment.num_samples += batch.num_samples
         segment.loss_sum += loss.double() * batch.num_samples
-        segment.staleness[staleness] += 1
+        if staleness is not None:
+            segment.staleness[staleness] += 1
         segment.corrupt.extend(batch.corrupt)
 
     def _compute_gradient(self, batch: Batch) -> Tensor:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
+import inspect
+import itertools
 import json
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import textwrap
+import typing
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,9 +26,10 @@ from ray.util.state import list_actors
 
 from datapipe.index import ShardIndex
 from datapipe.writer import RawImage, write_shards
-from tests.clusters import ROOT, wait_until, write_run_data
+from tests.clusters import ROOT, records, spoil, wait_until, write_run_data
 from tests.datapipe.small_sets import encode, picture
 from xdist import command_line
+from xdist.config import TrainConfig
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 
@@ -53,29 +62,46 @@ def test_a_job_runs_for_two_steps(
     assert "scored step=2" in (tmp_path / "run" / "log.txt").read_text()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("job", "number", "code"),
+    [("imagenet_sync", signal.SIGTERM, 143), ("jft_async", signal.SIGINT, 130)],
+)
 def test_a_signal_ends_the_actors_and_the_run_resumes(
-    tmp_path: Path, cluster: LocalHead, number: int, code: int
+    tmp_path: Path, cluster: LocalHead, job: str, number: int, code: int
 ) -> None:
-    command = [sys.executable, "jobs/imagenet_sync.py", *SMALL, *SMALL_DATA]
-    endless = ["--num-epochs", "100000", "--report-every-steps", "1"]
+    endless = ["--num-epochs", "100000", "--report-every-steps", "1", "--cluster.wait-s", "20"]
     options = [*data_options(tmp_path), *endless, "--run-dir", str(tmp_path / "run")]
-    with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [*command, *options],
-            cwd=ROOT,
-            env=cluster.environment,
-            stdout=log,
-            stderr=log,
-            preexec_fn=heed_interrupts,
-        )
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    wait_until(lambda: (metrics.exists() and '"train"' in metrics.read_text()) or None)
-    process.send_signal(number)
-    assert process.wait(30) == code
-    assert "the same command resumes" in (tmp_path / "log").read_text()
-    running = [actor for actor in list_actors(address=cluster.address) if actor["state"] == "ALIVE"]
-    assert not [actor for actor in running if actor["class_name"] == "Worker"]
+    options = [*SMALL, *SMALL_DATA, "--preset", "cifar", *options]
+    options += ["--checkpoint.every-samples", "40"]
+    for life in (1, 2):
+        with (tmp_path / "log").open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, f"jobs/{job}.py", *options],
+                cwd=ROOT,
+                env=cluster.environment,
+                stdout=log,
+                stderr=log,
+                preexec_fn=heed_interrupts,
+            )
+        wait_until(partial(has_saved, tmp_path / "run", life=life))
+        process.send_signal(number)
+        assert process.wait(30) == code
+        assert "the same command resumes" in (tmp_path / "log").read_text()
+        alive = list_actors(address=cluster.address, filters=[("state", "=", "ALIVE")])
+        assert alive == []
+    starts = [record["step"] for record in records(tmp_path / "run", "start")]
+    assert starts[0] == 0 < starts[1]
+
+
+def has_saved(run_dir: Path, *, life: int) -> str | None:
+    """Something, once the run has published a checkpoint since it was started for this time."""
+    if not (run_dir / "metrics.jsonl").exists():
+        return None
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    starts = [number for number, line in enumerate(lines) if '"start"' in line]
+    if len(starts) < life:
+        return None
+    return next((line for line in lines[starts[-1] :] if '"checkpoint"' in line), None)
 
 
 def heed_interrupts() -> None:
@@ -99,6 +125,16 @@ class TestBadInput:
         text = self.run(options, tmp_path, capsys)
         assert "1 shard is in the index but not in storage" in text
         assert "train-00001.tar" in text
+
+    def test_what_was_mended_may_use_the_same_run_directory(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        options = [*data_options(tmp_path), "--max-steps", "2"]
+        text = self.run(["--data.train", str(tmp_path / "typo"), *options[2:]], tmp_path, capsys)
+        assert "typo" in text
+        text = self.run([*options, "--model.num-classes", "3"], tmp_path, capsys)
+        assert "set model.num_classes to at least 10" in text
+        assert main([*options, "--run-dir", str(tmp_path / "run")]) == 0
 
     def test_an_empty_folder(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (tmp_path / "empty").mkdir()
@@ -160,6 +196,27 @@ class TestBadInput:
         assert "data.max_bad_samples allows 3" in text
         assert (tmp_path / "run" / "quarantine.jsonl").exists()
         assert ShardIndex.open(directory).num_samples == 8
+
+    def test_the_budget_of_bad_samples_may_be_raised(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        options = data_options(tmp_path)
+        spoil(tmp_path / "train" / "train-00000.tar", num_samples=3)
+        options += ["--max-steps", "30", "--data.max-bad-samples"]
+        text = self.run([*options, "2"], tmp_path, capsys)
+        assert "raise data.max_bad_samples" in text
+        assert main([*options, "3", "--run-dir", str(tmp_path / "run")]) == 0
+
+    def test_a_run_directory_in_rays_copy_of_the_working_directory(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        copy = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+        copy.mkdir(parents=True)
+        options = data_options(tmp_path)
+        monkeypatch.chdir(copy)
+        assert main([*options, "--run-dir", "runs/mine"]) == 2
+        text = capsys.readouterr().err
+        assert "run_dir is 'runs/mine', relative to the working directory of a Ray job" in text
 
     def test_more_workers_than_room(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -229,9 +286,30 @@ def test_help_explains_every_field(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         command_line.main("job", SYNC_PRESETS, default="cifar", description="", arguments=["-h"])
     assert caught.value.code == 0
-    text = capsys.readouterr().out
-    for option in ("--num-workers", "--data.image-size", "--optimizer.l2", "--model.fc"):
-        assert option in text
+    text = re.sub(r"[\s│]+", " ", capsys.readouterr().out)
+    for option, explanation in explained(TrainConfig, prefix="--"):
+        assert re.search(rf" {re.escape(option)}[ ,]", text)
+        assert explanation in text
+
+
+def explained(config_class: type, *, prefix: str) -> Iterator[tuple[str, str]]:
+    """Every option, and the beginning of the docstring under its field."""
+    source = textwrap.dedent(inspect.getsource(config_class))
+    [tree] = ast.parse(source).body
+    assert isinstance(tree, ast.ClassDef)
+    types = typing.get_type_hints(config_class)
+    for field, below in itertools.pairwise(tree.body):
+        if not isinstance(field, ast.AnnAssign):
+            continue
+        assert isinstance(field.target, ast.Name)
+        name = field.target.id
+        option = f"{prefix}{name.replace('_', '-')}"
+        if dataclasses.is_dataclass(types[name]):
+            yield from explained(types[name], prefix=f"{option}.")
+        else:
+            assert isinstance(below, ast.Expr), f"{option} has no docstring"
+            assert isinstance(below.value, ast.Constant)
+            yield option, " ".join(str(below.value.value).split()[:4])
 
 
 def test_the_same_command_has_the_same_run_directory() -> None:

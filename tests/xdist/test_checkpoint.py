@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from datapipe.position import Position
 from xdist import checkpoint
 from xdist.checkpoint import Checkpoint, Cut, Manifest
-from xdist.errors import CheckpointDamaged
+from xdist.errors import CheckpointDamaged, RunDirectoryError, UnknownFormat
 from xdist.flat import FlatModel, Layout, even_ranges
 
 
@@ -36,7 +37,9 @@ def save(run_dir: Path, *, step: int, num_parts: int = 3) -> Checkpoint:
     ]
     parts.append(checkpoint.write_statistics(url, STATISTICS))
     cut = Cut(step, 10 * step, Position(1, ((0, 3), (7, 9))), is_final=False)
-    manifest = Manifest(cut, LAYOUT, tuple(parts), "data", {"seed": 1}, checkpoint.versions())
+    manifest = Manifest(
+        cut, LAYOUT, tuple(parts), {"fingerprint": "a"}, {"seed": 1}, checkpoint.versions()
+    )
     return checkpoint.publish(url, manifest)
 
 
@@ -76,7 +79,7 @@ def test_an_incomplete_set_of_parts_is_known_as_such(tmp_path: Path) -> None:
     manifest = save(tmp_path, step=3).manifest
     for number in range(len(manifest.parts)):
         parts = manifest.parts[:number] + manifest.parts[number + 1 :]
-        lacking = Manifest(manifest.cut, manifest.layout, parts, "data", {}, {})
+        lacking = Manifest(manifest.cut, manifest.layout, parts, {"fingerprint": "a"}, {}, {})
         assert not lacking.is_complete
     assert manifest.is_complete
 
@@ -115,17 +118,47 @@ def test_a_damaged_manifest_is_refused(tmp_path: Path, text: str) -> None:
         Checkpoint.open(written.url)
 
 
-def test_another_version_is_refused_with_both_versions(tmp_path: Path) -> None:
+def test_another_version_is_refused_with_both_versions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as future:
+        future.setattr(checkpoint, "VERSION", 99)
+        written = save(tmp_path, step=3)
+    match = r"version 99; this program reads .* version 1; use that version, or another --run-dir"
+    with pytest.raises(UnknownFormat, match=match):
+        Checkpoint.open(written.url)
+    with pytest.raises(UnknownFormat):
+        checkpoint.latest(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("position", {"epoch": 7, "done": []}), ("num_samples", 0), ("parts", [])]
+)
+def test_a_manifest_is_protected_itself(tmp_path: Path, name: str, value: object) -> None:
     path = Path(save(tmp_path, step=3).url, checkpoint.MANIFEST)
-    value = json.loads(path.read_text())
-    path.write_text(json.dumps(value | {"version": 99}))
-    with pytest.raises(CheckpointDamaged, match=r"version 99; this program reads .* version 1"):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    with pytest.raises(CheckpointDamaged, match="SHA-256"):
         Checkpoint.open(str(path.parent))
+
+
+def test_parts_must_cover_the_vector(tmp_path: Path) -> None:
+    written = save(tmp_path, step=3)
+    parts = written.manifest.parts[1:]
+    value = replace(written.manifest, parts=parts).to_json()
+    Path(written.url, checkpoint.MANIFEST).write_text(json.dumps(value))
+    with pytest.raises(CheckpointDamaged, match="do not cover the flat vector"):
+        Checkpoint.open(written.url)
+
+
+def test_a_part_that_cannot_be_written_names_file_and_machine(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RunDirectoryError, match=r"statistics.safetensors cannot be written from"):
+        checkpoint.write_statistics(f"{tmp_path}/file/step-1", STATISTICS)
 
 
 def test_pruning_keeps_the_newest_and_the_spared(tmp_path: Path) -> None:
     saved = [save(tmp_path, step=step) for step in range(1, 6)]
-    checkpoint.prune(str(tmp_path), keep=2, spare={saved[0].url})
+    checkpoint.prune(str(tmp_path), newest=5, keep=2, spare={saved[0].url})
     left = sorted(path.name[-2:] for path in Path(tmp_path, "checkpoints").iterdir())
     assert left == ["01", "04", "05"]
 
@@ -134,8 +167,20 @@ def test_pruning_leaves_an_unpublished_newest_one_alone(tmp_path: Path) -> None:
     save(tmp_path, step=1)
     url = checkpoint.checkpoint_url(str(tmp_path), 2)
     checkpoint.write_statistics(url, STATISTICS)
-    checkpoint.prune(str(tmp_path), keep=1)
+    checkpoint.prune(str(tmp_path), newest=1, keep=1)
     assert Path(url).exists()
+
+
+def test_damaged_newer_ones_do_not_cost_the_good_ones(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4):
+        save(tmp_path, step=step)
+    for step in (3, 4):
+        directory = Path(checkpoint.checkpoint_url(str(tmp_path), step))
+        (directory / checkpoint.STATISTICS_PART).unlink()
+    checkpoint.prune(str(tmp_path), newest=2, keep=1)
+    found = checkpoint.latest(str(tmp_path))
+    assert found is not None
+    assert found.manifest.cut.step == 2
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import ray
 import torch
@@ -19,40 +20,35 @@ from torch import Tensor
 from datapipe.batch import Batch, normalize
 from datapipe.index import ShardIndex
 from datapipe.order import SampleOrder
-from datapipe.plan import leased_batches
+from datapipe.plan import BatchPlan, lane_batches, leased_batches
 from datapipe.position import Position, Span
 from datapipe.stream import SampleStream
-from tests.clusters import NUM_LABELS, NUM_TRAIN, Fault, faulty, run, small_config
-from xdist import checkpoint, losses, optim
-from xdist.checkpoint import Checkpoint
+from tests.clusters import (
+    NUM_LABELS,
+    NUM_TRAIN,
+    Fault,
+    causes,
+    faulty,
+    final,
+    records,
+    run,
+    small_config,
+    spoil,
+    weights_of,
+)
+from xdist import losses, optim
 from xdist.config import CheckpointConfig, ClusterConfig, TrainConfig
 from xdist.errors import NotEnoughResources, RunDirectoryError, RunFailed
 from xdist.flat import FlatModel
 from xdist.strategies import UpdateStrategy
 from xdist.topologies.all_reduce import AllReduceTopology, all_reduce_strategy
 from xdist.topologies.push_pull import PushPullTopology, push_pull_strategy
-from xdist.worker import initial_model
+from xdist.worker import LOSSES, initial_model
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(180), pytest.mark.usefixtures("cluster")]
 
 NUM_STEPS = 2 * math.ceil(NUM_TRAIN / 4)
 STRATEGIES = ("all_reduce", "push_pull")
-
-
-def final(run_dir: Path) -> Checkpoint:
-    found = checkpoint.latest(str(run_dir))
-    assert found is not None
-    assert found.manifest.cut.is_final
-    return found
-
-
-def weights_of(saved: Checkpoint, name: str = "weights") -> Tensor:
-    return saved.read_range(0, saved.manifest.layout.num_weights)[name]
-
-
-def records(run_dir: Path, kind: str) -> list[dict[str, Any]]:
-    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    return [record for record in map(json.loads, lines) if record["kind"] == kind]
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -68,6 +64,7 @@ def test_a_run_trains_saves_and_scores(tmp_path: Path, strategy: str) -> None:
     assert {"config.json", "metrics.jsonl", "curves.png", "checkpoints"} <= files
     train = records(tmp_path / "run", "train")
     assert train[-1]["samples"] == 2 * NUM_TRAIN
+    assert (train[-1]["staleness_mean"] is None) == (strategy == "all_reduce")
     assert all(math.isfinite(record["loss"]) for record in train)
 
 
@@ -89,27 +86,43 @@ def test_one_asynchronous_worker_equals_a_plain_loop_to_the_bit(
     config = small_config(
         tmp_path, strategy="push_pull", num_workers=1, num_servers=num_servers, max_steps=12
     )
-    run(config, tmp_path / "run")
-    flat, average, statistics = plain_loop(config)
-    saved = final(tmp_path / "run")
+    plans = leased_batches([Span(0, 0, 48)], batch_size=4)
+    check_equals_a_plain_loop(config, plans, tmp_path / "run")
+
+
+def test_one_synchronous_worker_equals_a_plain_loop_to_the_bit(tmp_path: Path) -> None:
+    config = small_config(tmp_path, strategy="all_reduce", num_workers=1, max_steps=12)
+    plans = lane_batches(
+        Position(), num_samples=NUM_TRAIN, num_lanes=4, samples_per_lane=1, lanes=range(4),
+        num_epochs=1,
+    )  # fmt: skip
+    check_equals_a_plain_loop(config, itertools.islice(plans, 12), tmp_path / "run")
+
+
+def check_equals_a_plain_loop(
+    config: TrainConfig, plans: Iterable[BatchPlan], run_dir: Path
+) -> None:
+    run(config, run_dir)
+    flat, average, statistics = plain_loop(config, plans)
+    saved = final(run_dir)
     assert saved.manifest.cut.step == 12
     assert torch.equal(weights_of(saved), flat)
     assert torch.equal(weights_of(saved, "average"), average)
     assert torch.equal(saved.read_statistics()["statistics"], statistics)
 
 
-def plain_loop(config: TrainConfig) -> tuple[Tensor, Tensor, Tensor]:
+def plain_loop(config: TrainConfig, plans: Iterable[BatchPlan]) -> tuple[Tensor, Tensor, Tensor]:
     """The same training without Ray, servers and ledger: weights, average, statistics."""
     flat = FlatModel(initial_model(config, num_classes=NUM_LABELS).train())
     running, average = flat.statistics.clone(), flat.weights.clone()
     size = flat.layout.num_weights
     mask = flat.layout.l2_mask(config.optimizer.l2_on)
     optimizer = optim.make_optimizer(config.optimizer, size=size, l2_mask=mask)
-    for step, batch in enumerate(plain_batches(config)):
-        torch.manual_seed(0)
+    compute_losses = LOSSES[config.loss]
+    for step, batch in enumerate(plain_batches(config, plans)):
         flat.gradients.zero_()
         logits = flat.model(normalize(batch.images))
-        loss = losses.sigmoid_cross_entropy(logits, batch.label_ids, batch.label_offsets)
+        loss = compute_losses(logits, batch.label_ids, batch.label_offsets)
         torch.autograd.backward(losses.weighted_mean(loss, batch.sample_weights))
         decay = optim.average_decay(config.optimizer, num_samples=4, num_updates=step)
         rate = optim.learning_rate(config.optimizer, 4 * step)
@@ -119,11 +132,10 @@ def plain_loop(config: TrainConfig) -> tuple[Tensor, Tensor, Tensor]:
     return flat.weights, average, running
 
 
-def plain_batches(config: TrainConfig) -> list[Batch]:
+def plain_batches(config: TrainConfig, plans: Iterable[BatchPlan]) -> list[Batch]:
     index = ShardIndex.open(config.data.train)
     data = config.data
     order = SampleOrder(index.num_samples, data.block_size, data.blocks_per_pool, config.seed)
-    plans = leased_batches([Span(0, 0, 48)], batch_size=4)
     with SampleStream(
         index, data, plans, order=order, training=True, num_classes=NUM_LABELS
     ) as stream:
@@ -165,68 +177,27 @@ def test_a_run_changes_from_servers_to_all_reduce(tmp_path: Path) -> None:
     assert summary.step > 12
 
 
-@pytest.mark.parametrize("own_step", [1, 5])
-def test_a_killed_asynchronous_worker_is_replaced_and_nothing_is_lost(
-    tmp_path: Path, own_step: int
-) -> None:
+def test_a_killed_asynchronous_worker_is_replaced_and_nothing_is_lost(tmp_path: Path) -> None:
     config = small_config(tmp_path, strategy="push_pull")
-    fault = Fault(rank=1, own_step=own_step, marker=str(tmp_path / "struck"))
+    fault = Fault(rank=1, own_step=5, marker=str(tmp_path / "struck"))
     make = partial(PushPullTopology, make_strategy=faulty(push_pull_strategy, fault))
     run(config, tmp_path / "run", topologies={"push_pull": make})
     assert Path(fault.marker).exists()
     assert final(tmp_path / "run").manifest.cut.position == Position(epoch=2)
-    assert [record["cause"] for record in records(tmp_path / "run", "recovery")] == [
-        "worker 1 lost"
-    ]
+    assert causes(tmp_path / "run") == ["worker 1 lost"]
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_synchronous_worker_costs_no_sample(tmp_path: Path, rank: int) -> None:
+def test_a_killed_synchronous_worker_costs_no_sample(tmp_path: Path) -> None:
     config = small_config(tmp_path, strategy="all_reduce")
     run(config, tmp_path / "undisturbed")
-    fault = Fault(rank=rank, own_step=25, marker=str(tmp_path / "struck"))
+    fault = Fault(rank=0, own_step=25, marker=str(tmp_path / "struck"))
     make = partial(AllReduceTopology, make_strategy=faulty(all_reduce_strategy, fault))
     run(config, tmp_path / "run", topologies={"all_reduce": make})
     assert Path(fault.marker).exists()
     disturbed, undisturbed = final(tmp_path / "run"), final(tmp_path / "undisturbed")
     assert disturbed.manifest.cut == undisturbed.manifest.cut
     assert torch.equal(weights_of(disturbed), weights_of(undisturbed))
-
-
-def test_a_killed_server_takes_the_run_back_to_the_last_checkpoint(tmp_path: Path) -> None:
-    config = small_config(tmp_path, strategy="push_pull")
-    fault = Fault(rank=0, own_step=12, marker=str(tmp_path / "struck"))
-    make = partial(PushPullTopology, make_strategy=partial(killing_a_server, fault))
-    run(config, tmp_path / "run", topologies={"push_pull": make})
-    assert Path(fault.marker).exists()
-    assert final(tmp_path / "run").manifest.cut.position == Position(epoch=2)
-    assert len(records(tmp_path / "run", "recovery")) == 1
-
-
-def killing_a_server(fault: Fault, *arguments: Any, **named: Any) -> UpdateStrategy:
-    """A worker's strategy which at the planned step kills the second server's process."""
-    strategy = push_pull_strategy(*arguments, **named)
-    return KillsServer(strategy, named["servers"][1], rank=named["worker"], fault=fault)
-
-
-class KillsServer:
-    def __init__(self, strategy: Any, server: Any, *, rank: int, fault: Fault) -> None:
-        self._strategy = strategy
-        self._server = server
-        self._rank = rank
-        self._fault = fault
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._strategy, name)
-
-    def update(self, batch: Batch) -> int:
-        step = self._strategy.progress.own_step + 1
-        marker = Path(self._fault.marker)
-        if (self._rank, step) == (self._fault.rank, self._fault.own_step) and not marker.exists():
-            marker.touch()
-            ray.kill(self._server)
-        staleness: int = self._strategy.update(batch)
-        return staleness
+    assert causes(tmp_path / "run") == ["worker 0 lost"]
 
 
 def test_too_many_faults_end_the_run_with_their_history(tmp_path: Path) -> None:
@@ -287,21 +258,11 @@ class Holder:
 
 def test_corrupt_samples_are_skipped_listed_and_counted(tmp_path: Path) -> None:
     config = small_config(tmp_path, strategy="push_pull", num_epochs=1)
-    spoil(Path(config.data.train) / "train-00000.tar", ShardIndex.open(config.data.train), 3)
+    spoil(Path(config.data.train) / "train-00000.tar", num_samples=3)
     run(config, tmp_path / "run")
     lines = (tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()
     assert sorted(json.loads(line)["key"] for line in lines) == ["000000", "000001", "000002"]
     assert final(tmp_path / "run").manifest.cut.position == Position(epoch=1)
-
-
-def spoil(shard: Path, index: ShardIndex, num_samples: int) -> None:
-    """Overwrite the first images of a shard with zeros."""
-    table = index.table(0)
-    payload = np.fromfile(shard, np.uint8)
-    for row in range(num_samples):
-        start = int(table.offsets[row])
-        payload[start : start + int(table.sizes[row])] = 0
-    payload.tofile(shard)
 
 
 def test_another_configuration_does_not_go_into_the_same_directory(tmp_path: Path) -> None:

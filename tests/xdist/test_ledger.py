@@ -112,25 +112,62 @@ def test_places_of_others_cannot_be_committed() -> None:
         subtract([Span(0, 0, 4)], [Span(0, 2, 6)])
 
 
+def test_places_of_a_lost_worker_are_the_next_ones() -> None:
+    ledger = make_ledger()
+    lost, other = ledger.register(0), ledger.register(1)
+    leased = [ledger.lease(0, lost), ledger.lease(0, lost)]
+    ledger.release(0)
+    assert [ledger.lease(1, other), ledger.lease(1, other)] == leased
+    assert not ledger.is_current(0, lost)
+
+
+def test_when_all_is_leased_nothing_is_free_until_a_worker_is_lost() -> None:
+    ledger = make_ledger()
+    lost, other = ledger.register(0), ledger.register(1)
+    while ledger.lease(0, lost) is not None:
+        pass
+    assert not ledger.has_free
+    assert ledger.lease(1, other) is None
+    assert not ledger.is_finished
+    ledger.release(0)
+    assert ledger.has_free
+
+
+@st.composite
+def positions(draw: st.DrawFn, *, num_samples: int) -> Position:
+    """What lanes, or a run that was meant to be longer, may leave behind."""
+    edges = draw(st.lists(st.integers(0, 2 * num_samples), max_size=8, unique=True).map(sorted))
+    spans = [
+        Span(start // num_samples, start % num_samples, start % num_samples + stop - start)
+        for start, stop in zip(edges[::2], edges[1::2], strict=False)
+        if start % num_samples + stop - start <= num_samples
+    ]
+    return Position().with_done(spans, num_samples=num_samples)
+
+
 @settings(derandomize=True, deadline=None)
 @given(
+    data=st.data(),
     num_samples=st.integers(1, 120),
-    num_epochs=st.integers(1, 3),
     num_workers=st.integers(1, 5),
     seed=st.integers(0, 1 << 16),
 )
 def test_every_place_is_done_once_with_workers_that_die_at_random(
-    num_samples: int, num_epochs: int, num_workers: int, seed: int
+    data: st.DataObject, num_samples: int, num_workers: int, seed: int
 ) -> None:
     chance = random.Random(seed)
-    ledger = make_ledger(num_samples=num_samples, num_places=num_samples * num_epochs)
+    start = data.draw(positions(num_samples=num_samples))
+    seen = start.num_seen(num_samples)
+    num_places = data.draw(st.integers(seen + 1, seen + 3 * num_samples))
+    ledger = make_ledger(num_samples=num_samples, num_places=num_places, position=start)
     tokens = {worker: ledger.register(worker) for worker in range(num_workers)}
     held: dict[int, list[Span]] = {worker: [] for worker in tokens}
     sequences = dict.fromkeys(tokens, 0)
-    num_done = 0
-    for _ in range(20 * num_samples * num_epochs + 100):
+    num_done = seen
+    for _ in range(20 * num_places + 100):
         worker = chance.randrange(num_workers)
         if chance.random() < 0.1:
+            ledger.release(worker)
             tokens[worker] = ledger.register(worker)
             held[worker], sequences[worker] = [], 0
             continue
@@ -148,4 +185,4 @@ def test_every_place_is_done_once_with_workers_that_die_at_random(
         if cut < span.stop:
             held[worker].append(Span(span.epoch, cut, span.stop))
     assert ledger.is_finished
-    assert num_done == ledger.num_done == num_samples * num_epochs
+    assert num_done == ledger.num_done == num_places

@@ -20,26 +20,44 @@ from xdist.topologies.push_pull import PushPullTopology
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
 
 
-def test_every_other_node_is_asked(second_node: str, tmp_path: Path) -> None:
-    assert nodes.on_others(os.getpid).keys() == {second_node}
-    assert nodes.blind_to(str(tmp_path)) == []
-    absent = str(tmp_path / "absent")
-    assert nodes.blind_to(absent) == ["127.0.0.1"]
-    plan = RunPlan(
-        config=small_config(tmp_path, strategy="push_pull"),
-        run_dir=absent,
-        index_url=str(tmp_path),
+def make_plan(directory: Path, *, strategy: str) -> RunPlan:
+    config = small_config(directory, strategy=strategy)
+    return RunPlan(
+        config=config,
+        run_dir=str(directory),
+        index_url=config.data.train,
         num_classes=2,
         order=SampleOrder(8, block_size=4, blocks_per_pool=1, seed=0),
+        fingerprint="",
         num_places=8,
         save_every_samples=8,
     )
-    assert nodes.placed(plan).servers_node == nodes.here()
-    assert nodes.placed(replace(plan, run_dir=str(tmp_path))).servers_node is None
-    with pytest.raises(UserError, match=r"absent is not seen by 1 other nodes .* --data.train"):
-        nodes.placed(replace(plan, index_url=absent))
-    with pytest.raises(UserError, match=r"absent is not seen by 1 other nodes .* --run-dir"):
-        nodes.placed(replace(plan, config=small_config(tmp_path / "b", strategy="all_reduce")))
+
+
+@pytest.mark.usefixtures("second_node")
+def test_every_other_node_is_asked(tmp_path: Path) -> None:
+    assert list(nodes.on_others(os.getpid)) == ["127.0.0.1"]
+    assert nodes.blind_to(str(tmp_path)) == []
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UserError, match=r"node 127.0.0.1: .*[Nn]o such file.*; mend or remove"):
+        nodes.on_others(partial(os.listdir, str(tmp_path / "absent")))
+
+
+@pytest.mark.usefixtures("second_node")
+def test_what_other_nodes_do_not_see_is_named_with_its_option(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, strategy="push_pull")
+    absent = str(tmp_path / "absent")
+    assert nodes.placed(plan).servers_node is None
+    assert nodes.placed(replace(plan, run_dir=absent)).servers_node == nodes.here()
+    not_seen = r"absent.* is not seen by 1 other nodes \(127.0.0.1\); give "
+    elsewhere = replace(plan.config, data=replace(plan.config.data, train=absent))
+    with pytest.raises(UserError, match=not_seen + "--data.train"):
+        nodes.placed(replace(plan, config=elsewhere))
+    with pytest.raises(UserError, match=not_seen + "--run-dir"):
+        nodes.placed(replace(plan, run_dir=absent, index_url=f"{absent}/index/train"))
+    plan = make_plan(tmp_path / "sync", strategy="all_reduce")
+    with pytest.raises(UserError, match=not_seen + "--run-dir"):
+        nodes.placed(replace(plan, run_dir=absent))
 
 
 def on_first_node(first_node: str, plan: RunPlan) -> PushPullTopology:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from datapipe.config import DataConfig
+from datapipe.errors import CorruptSample
 from datapipe.order import SampleOrder
 from datapipe.position import Position, Span
 from xdist import checkpoint, optim
@@ -52,7 +53,7 @@ def start_checkpoint(run_dir: Path) -> Checkpoint:
         checkpoint.write_statistics(url, {"statistics": flat.statistics}),
     )
     cut = Cut(0, 0, Position(), is_final=False)
-    return checkpoint.publish(url, Manifest(cut, flat.layout, parts, "data", {}, {}))
+    return checkpoint.publish(url, Manifest(cut, flat.layout, parts, {}, {}, {}))
 
 
 class Servers:
@@ -94,7 +95,7 @@ class Servers:
         await self.stage(worker, token, sequence, gradients)
         span = await self.lead.lease(worker, token)
         assert span is not None
-        push = Push(worker, token, sequence, (span,), base_version=0)
+        push = Push(worker, token, sequence, (span,), (), base_version=0)
         return await self.lead.commit(push, np.ones(8, np.float32))
 
     async def pull(self, version: int) -> Vector:
@@ -199,7 +200,7 @@ def test_a_replaced_worker_cannot_commit_nor_stage_over_its_successor(tmp_path: 
         new = (await servers.lead.register(0))[0]
         with pytest.raises(LeaseLost):
             await servers.lead.commit(
-                Push(0, old, 1, (Span(0, 0, 1),), base_version=0), np.ones(8, np.float32)
+                Push(0, old, 1, (Span(0, 0, 1),), (), base_version=0), np.ones(8, np.float32)
             )
         await servers.stage(0, new, 1, gradient)
         with pytest.raises(LeaseLost):
@@ -258,9 +259,10 @@ def test_a_cut_holds_weights_and_ledger_of_one_version(tmp_path: Path) -> None:
         cut = await next_cut
         positions[cut.step] = cut.position
         url = checkpoint.checkpoint_url(str(tmp_path), cut.step)
-        parts = [part for server in servers.all for part in await server.save(cut.step, url)]
+        saved_parts = [(await server.save(cut.step, url))[0] for server in servers.all]
+        parts = tuple(itertools.chain(*saved_parts))
         saved = checkpoint.publish(
-            url, Manifest(cut, start.manifest.layout, tuple(parts), "", {}, checkpoint.versions())
+            url, Manifest(cut, start.manifest.layout, parts, {}, {}, checkpoint.versions())
         )
         weights = saved.read_range(0, servers.ranges[-1][1])["weights"].numpy()
         assert np.array_equal(weights, at_version[cut.step])
@@ -288,6 +290,68 @@ def test_a_successor_waits_for_its_predecessors_last_commit(tmp_path: Path) -> N
         await servers.push(0, token, 1, second)
         await servers.deliver()
         assert (await servers.all[1].pull(2))[0] == 2
+
+    check(scenario)
+
+
+def test_places_of_a_lost_worker_go_to_one_that_waits(tmp_path: Path) -> None:
+    start = start_checkpoint(tmp_path)
+
+    async def scenario() -> None:
+        lead = Servers(start, num_servers=1).lead
+        (lost, _), (waiting, _) = await lead.register(0), await lead.register(1)
+        leased = await lease_all(lead, 0, lost)
+        assert await lead.lease(1, waiting) is None
+        wait = asyncio.ensure_future(lead.await_lease(1, waiting))
+        await asyncio.sleep(0)
+        assert not wait.done()
+        await lead.release(0)
+        assert await wait == leased[0]
+        with pytest.raises(LeaseLost):
+            await lead.lease(0, lost)
+
+    check(scenario)
+
+
+def test_who_waits_for_places_learns_that_the_run_is_over(tmp_path: Path) -> None:
+    start = start_checkpoint(tmp_path)
+
+    async def scenario() -> None:
+        lead = Servers(start, num_servers=1).lead
+        (busy, _), (waiting, _) = await lead.register(0), await lead.register(1)
+        spans = tuple(await lease_all(lead, 0, busy))
+        wait = asyncio.ensure_future(lead.await_lease(1, waiting))
+        gradient = np.zeros(start.manifest.layout.num_weights, np.float32)
+        await lead.stage(0, busy, 1, gradient)
+        await lead.commit(Push(0, busy, 1, spans, (), base_version=0), np.ones(8, np.float32))
+        assert await wait is None
+
+    check(scenario)
+
+
+async def lease_all(lead: ParameterServer, worker: int, token: int) -> list[Span]:
+    spans = []
+    while (span := await lead.lease(worker, token)) is not None:
+        spans.append(span)
+    return spans
+
+
+def test_corrupt_samples_come_with_the_cut_that_holds_them(tmp_path: Path) -> None:
+    start = start_checkpoint(tmp_path)
+    corrupt = CorruptSample("a.tar", "000001", 512, "cut short")
+
+    async def scenario() -> None:
+        lead = Servers(start, num_servers=1, save_every=1).lead
+        token, _ = await lead.register(0)
+        gradient = np.zeros(start.manifest.layout.num_weights, np.float32)
+        for sequence, found in enumerate(((), (corrupt,)), start=1):
+            span = await lead.lease(0, token)
+            assert span is not None
+            await lead.stage(0, token, sequence, gradient)
+            push = Push(0, token, sequence, (span,), found, base_version=0)
+            await lead.commit(push, np.ones(8, np.float32))
+        saved = [await lead.save(step, str(tmp_path / f"{step}")) for step in (1, 2)]
+        assert [found for _, found in saved] == [(), (corrupt,)]
 
     check(scenario)
 

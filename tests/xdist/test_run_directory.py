@@ -13,7 +13,8 @@ from datapipe.config import DataConfig
 from datapipe.errors import CorruptSample
 from xdist.config import CheckpointConfig, ClusterConfig, OptimizerConfig, TrainConfig
 from xdist.errors import RunDirectoryError
-from xdist.run_directory import RunDirectory
+from xdist.run_directory import CONFIG as CONFIG_NAME
+from xdist.run_directory import RunDirectory, identity
 
 CONFIG = TrainConfig(
     data=DataConfig(train="somewhere"),
@@ -22,6 +23,12 @@ CONFIG = TrainConfig(
     batch_size=8,
     num_epochs=1,
 )
+
+
+def begin(url: str) -> None:
+    """A run of `CONFIG` that got as far as to store it."""
+    with RunDirectory(url, CONFIG) as run:
+        run.store(CONFIG_NAME, CONFIG.to_json())
 
 
 def test_records_come_back_in_order(tmp_path: Path) -> None:
@@ -54,28 +61,42 @@ def test_a_line_that_a_crash_cut_short_is_left_out(tmp_path: Path) -> None:
     run.close()
 
 
-def test_the_configuration_is_stored_as_json(tmp_path: Path) -> None:
-    RunDirectory(str(tmp_path), CONFIG).close()
-    stored = json.loads((tmp_path / "config.json").read_text())
-    assert stored["optimizer"]["learning_rate"] == 0.045
-
-
 def test_another_configuration_is_refused_with_the_field(tmp_path: Path) -> None:
-    RunDirectory(str(tmp_path), CONFIG).close()
+    begin(str(tmp_path))
     changed = replace(CONFIG, optimizer=OptimizerConfig(learning_rate=0.5))
     with pytest.raises(RunDirectoryError, match=r"optimizer.learning_rate = 0.045, not 0.5"):
         RunDirectory(str(tmp_path), changed)
 
 
-def test_what_does_not_change_the_training_may_change(tmp_path: Path) -> None:
+def test_a_run_that_did_not_begin_claims_nothing(tmp_path: Path) -> None:
     RunDirectory(str(tmp_path), CONFIG).close()
+    RunDirectory(str(tmp_path), replace(CONFIG, data=DataConfig(train="elsewhere"))).close()
+
+
+def test_a_field_that_is_new_had_its_default(tmp_path: Path) -> None:
+    older = CONFIG.to_json()
+    del older["optimizer"]["l2_on"]
+    with RunDirectory(str(tmp_path), CONFIG) as run:
+        run.store(CONFIG_NAME, older)
+    RunDirectory(str(tmp_path), CONFIG).close()
+
+
+def test_what_does_not_change_the_training_may_change(tmp_path: Path) -> None:
+    begin(str(tmp_path))
     changed = replace(
         CONFIG,
+        data=replace(CONFIG.data, max_bad_samples=7, decode_threads=3, evaluation="held-out"),
         num_workers=3,
         cluster=ClusterConfig(max_recoveries=3),
         checkpoint=CheckpointConfig(keep=1),
     )
     RunDirectory(str(tmp_path), changed).close()
+
+
+def test_resources_do_not_tell_runs_apart() -> None:
+    more = replace(CONFIG, num_workers=3, data=replace(CONFIG.data, max_bad_samples=7))
+    assert identity(more) == identity(CONFIG)
+    assert identity(replace(CONFIG, num_epochs=2)) != identity(CONFIG)
 
 
 def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
@@ -98,6 +119,7 @@ def test_corrupt_samples_are_listed_once(tmp_path: Path) -> None:
 
 def test_a_remote_directory_has_everything_after_a_sync() -> None:
     url = "memory://bucket/run"
+    begin(url)
     run = RunDirectory(url, CONFIG)
     run.record(kind="start", step=5, samples=40, time=0.0)
     run.sync()

@@ -22,19 +22,19 @@ ASYNC = replace(SYNC, strategy="push_pull")
 
 
 def test_auto_is_a_worker_a_cpu_and_two_servers() -> None:
-    config = sized(ASYNC, {"CPU": 2.0})
+    config = sized(ASYNC, [{"CPU": 2.0}])
     assert (config.num_workers, config.num_servers) == (2, 2)
     assert config.cluster.gpus_per_worker == 0
 
 
 def test_auto_is_a_worker_a_gpu_where_there_are_some() -> None:
-    config = sized(ASYNC, {"CPU": 600.0, "GPU": 60.0})
+    config = sized(ASYNC, [{"CPU": 600.0, "GPU": 60.0}])
     assert (config.num_workers, config.num_servers) == (60, 8)
     assert config.cluster.gpus_per_worker == 1
 
 
 def test_a_synchronous_run_has_no_servers_and_no_more_workers_than_samples() -> None:
-    config = sized(SYNC, {"CPU": 100.0})
+    config = sized(SYNC, [{"CPU": 100.0}])
     assert (config.num_workers, config.num_servers) == (64, "auto")
 
 
@@ -43,19 +43,32 @@ def test_too_many_workers_are_refused_with_what_is_missing() -> None:
         NotEnoughResources,
         match=r"5 workers of 1 CPU and 2 servers .* has 2 CPU",
     ):
-        sized(replace(ASYNC, num_workers=5), {"CPU": 2.0})
+        sized(replace(ASYNC, num_workers=5), [{"CPU": 2.0}])
 
 
 def test_a_cluster_without_room_for_one_worker_is_refused() -> None:
     with pytest.raises(NotEnoughResources, match="1 workers of 4 CPU"):
-        sized(replace(ASYNC, cluster=ClusterConfig(cpus_per_worker=4)), {"CPU": 2.0})
+        sized(replace(ASYNC, cluster=ClusterConfig(cpus_per_worker=4)), [{"CPU": 2.0}])
 
 
 def test_servers_that_reserve_cpus_count() -> None:
     cluster = ClusterConfig(cpus_per_server=1)
-    assert sized(replace(ASYNC, cluster=cluster), {"CPU": 6.0}).num_workers == 4
+    assert sized(replace(ASYNC, cluster=cluster), [{"CPU": 6.0}]).num_workers == 4
     with pytest.raises(NotEnoughResources, match=r"2 servers of 50 CPU do not fit"):
-        sized(replace(ASYNC, cluster=ClusterConfig(cpus_per_server=50)), {"CPU": 6.0})
+        sized(replace(ASYNC, cluster=ClusterConfig(cpus_per_server=50)), [{"CPU": 6.0}])
+
+
+def test_a_worker_fits_on_one_node_or_not_at_all() -> None:
+    cluster = ClusterConfig(cpus_per_worker=4)
+    nodes = [{"CPU": 6.0}, {"CPU": 6.0}]
+    assert sized(replace(ASYNC, cluster=cluster), nodes).num_workers == 2
+    with pytest.raises(NotEnoughResources, match=r"has 12 CPU and 0 GPU on 2 nodes"):
+        sized(replace(ASYNC, cluster=cluster, num_workers=3), nodes)
+
+
+def test_shares_of_a_cpu_add_up() -> None:
+    config = replace(ASYNC, cluster=ClusterConfig(cpus_per_worker=0.1))
+    assert sized(config, [{"CPU": 1.0}]).num_workers == 10
 
 
 @pytest.mark.parametrize(("workers", "lanes"), [(1, 4), (2, 8), (3, 16), (60, 64)])

@@ -36,8 +36,9 @@ class UpdateStrategy(Protocol):
     def progress(self) -> Progress:
         """Where the run stands."""
 
-    def update(self, batch: Batch) -> int:
-        """Apply the gradient of `batch`, which the flat model holds; return its staleness.
+    def update(self, batch: Batch) -> int | None:
+        """Apply the gradient of `batch`, which the flat model holds; return its staleness, or None
+        where nothing can be stale.
 
         Afterwards the model holds the weights of the next step. Raises `PeerLost` or `LeaseLost`,
         and then nothing of the update was applied here.

@@ -91,10 +91,8 @@ class AllReduce:
     def progress(self) -> Progress:
         return self._progress
 
-    def update(self, batch: Batch) -> int:
-        """Average gradients and statistics over the ranks, and step. Returns 0: nothing is stale
-        here.
-        """
+    def update(self, batch: Batch) -> None:
+        """Average gradients and statistics over the ranks, and step."""
         num_samples, num_places = self._reduce(batch)
         before = self._progress
         rate = optim.learning_rate(self._config.optimizer, before.num_samples)
@@ -107,7 +105,6 @@ class AllReduce:
         self._statistics.apply(self._flat.statistics, average_decay=decay)
         step = before.step + 1
         self._progress = Progress(step, step, before.num_samples + num_places, rate)
-        return 0
 
     def _reduce(self, batch: Batch) -> tuple[int, int]:
         """Sum over the ranks: gradients times samples, statistics, and the counts (samples,
@@ -138,8 +135,8 @@ class AllReduce:
 
 
 def _join(rendezvous: Rendezvous, *, rank: int, world_size: int) -> dist.ProcessGroup | None:
-    store = dist.TCPStore(rendezvous.host, rendezvous.port, is_master=False)
     try:
+        store = dist.TCPStore(rendezvous.host, rendezvous.port, is_master=False)
         dist.init_process_group(
             "nccl" if torch.cuda.is_available() else "gloo",
             store=dist.PrefixStore(f"generation-{rendezvous.generation}", store),

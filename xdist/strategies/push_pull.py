@@ -74,7 +74,9 @@ class PushPull:
         )
 
     def _commit(self, sequence: int, batch: Batch) -> Commit:
-        push = Push(self._worker, self._token, sequence, batch.spans, self._base_version)
+        push = Push(
+            self._worker, self._token, sequence, batch.spans, batch.corrupt, self._base_version
+        )
         statistics = self._flat.statistics.cpu().numpy()
         [commit] = self._call([self._servers[0].commit.remote(push, statistics)])
         return commit
@@ -97,12 +99,16 @@ class PushPull:
         """Nothing: the servers own the state."""
         return ()
 
-    def leases(self) -> Iterator[Span]:
-        """The places that server 0 leases to this worker, as they are asked for, until the run has
-        none left.
+    def leases(self) -> Iterator[Span | None]:
+        """The places that server 0 leases to this worker, as they are asked for; None where none is
+        free, before it waits for one. Ends with the run.
         """
+        lead = self._servers[0]
         while True:
-            [span] = self._call([self._servers[0].lease.remote(self._worker, self._token)])
+            [span] = self._call([lead.lease.remote(self._worker, self._token)])
             if span is None:
-                return
+                yield None
+                [span] = self._call([lead.await_lease.remote(self._worker, self._token)])
+                if span is None:
+                    return
             yield span

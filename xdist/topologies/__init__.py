@@ -7,11 +7,13 @@ publishes and scores.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import ray
 
+from datapipe.errors import CorruptSample
 from datapipe.order import SampleOrder
 from xdist.checkpoint import Checkpoint, Cut, Part
 from xdist.config import TrainConfig
@@ -27,6 +29,8 @@ class RunPlan:
     index_url: str
     num_classes: int
     order: SampleOrder
+    fingerprint: str
+    """Of the training set."""
     num_places: int
     """Places of the whole run, from the start of training."""
     save_every_samples: int
@@ -49,16 +53,17 @@ class Task:
     """What was asked of which actor."""
 
     actor: str
-    action: Literal["connect", "start", "train", "watch", "cut", "save"]
+    action: Literal["connect", "start", "train", "watch", "cut", "release", "save"]
     number: int
-    """Rank of the worker, or number of the server."""
+    """Rank of the worker, or number of the server; release: rank of the worker that is gone."""
     cut: Cut | None = None
     """save: which one."""
+    submitted: float = field(default_factory=time.monotonic, compare=False)
 
     @property
     def ends(self) -> bool:
         """Whether it comes to an end by itself when the run does."""
-        return self.action in ("connect", "start", "train", "save")
+        return self.action in ("train", "save")
 
 
 Pending = dict[ray.ObjectRef[Any], Task]
@@ -70,6 +75,8 @@ class Saved:
 
     cut: Cut
     parts: tuple[Part, ...]
+    corrupt: tuple[CorruptSample, ...] = ()
+    """Samples before the cut that could not be decoded, where no worker may be left to tell."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,9 @@ class Topology(Protocol):
 
     def replace(self, lost: Task, /) -> Pending | None:
         """Replace a lost actor while the others go on; None where only a new launch helps."""
+
+    def lacks_room(self) -> bool:
+        """Whether an actor waits for room that the cluster does not have now."""
 
     def close(self) -> None:
         """End all actors."""

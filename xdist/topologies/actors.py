@@ -7,7 +7,12 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import (
     NodeAffinitySchedulingStrategy,
     PlacementGroupSchedulingStrategy,
@@ -65,6 +70,11 @@ class Room:
         """A parameter server actor, in its bundle, or anywhere if it reserves nothing."""
         where = self._at(self._num_workers + number) if self._cpus_per_server else None
         return _server(plan, num_cpus=self._cpus_per_server, where=where)
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether all bundles have a place; those of a lost node wait for another one."""
+        return bool(placement_group_table(self._group)["state"] == "CREATED")
 
     def _at(self, bundle: int) -> PlacementGroupSchedulingStrategy:
         return PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle)

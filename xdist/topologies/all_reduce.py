@@ -131,6 +131,10 @@ class AllReduceTopology:
         """None: the group is gone, whoever it was."""
         return None
 
+    def lacks_room(self) -> bool:
+        """False: a launch waits for room, and nobody is replaced without one."""
+        return False
+
     def close(self) -> None:
         end(self._workers)
         self._workers = []

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from xdist.errors import UserError
@@ -33,16 +36,32 @@ def others() -> dict[str, str]:
     return {node_id: address for node_id, address in alive.items() if node_id != here()}
 
 
+def resources() -> list[dict[str, float]]:
+    """What each node that is alive has in all."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
 def on_others(function: Callable[[], Result]) -> dict[str, Result]:
-    """Call `function` on every other node at once: node id -> result."""
+    """Call `function` on every other node at once: address -> result. Raises `UserError` for the
+    first one that could not do it.
+    """
     task: Any = ray.remote(_call)
     references = {
-        node_id: task.options(
-            num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)
+        address: task.options(
+            num_cpus=0,
+            max_retries=0,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
         ).remote(function)
-        for node_id in others()
+        for node_id, address in others().items()
     }
-    return dict(zip(references, ray.get(list(references.values())), strict=True))
+    results = {}
+    for address, reference in references.items():
+        try:
+            results[address] = ray.get(reference)
+        except RayError as error:
+            cause = getattr(error, "cause", error)
+            raise UserError(f"node {address}: {cause}; mend or remove that node") from error
+    return results
 
 
 def _call(function: Callable[[], Result]) -> Result:
@@ -50,10 +69,22 @@ def _call(function: Callable[[], Result]) -> Result:
 
 
 def blind_to(path: str) -> list[str]:
-    """The addresses of the nodes where the local `path` does not exist."""
-    seen = on_others(partial(os.path.exists, path))
-    addresses = others()
-    return sorted(addresses[node_id] for node_id, exists in seen.items() if not exists)
+    """The addresses of the nodes that do not see the local directory or file `path`.
+
+    A directory is seen where a new file in it is: one of the same name may be anywhere. What cannot
+    be written here is seen where it exists.
+    """
+    if not others():
+        return []
+    probe = Path(path) / f".seen-{secrets.token_hex(8)}"
+    try:
+        probe.touch()
+    except OSError:
+        seen = on_others(partial(os.path.exists, path))
+    else:
+        seen = on_others(partial(os.path.exists, str(probe)))
+        probe.unlink()
+    return sorted(address for address, is_seen in seen.items() if not is_seen)
 
 
 def placed(plan: RunPlan) -> RunPlan:
@@ -62,15 +93,15 @@ def placed(plan: RunPlan) -> RunPlan:
     Raises `UserError` when they do not see the data, or for a synchronous run, whose workers save
     from wherever they are.
     """
-    _require_seen(plan.index_url, "--data.train")
-    if plan.config.strategy == "all_reduce":
+    _require_seen(plan.config.data.train, "--data.train")
+    if plan.config.strategy == "all_reduce" or plan.index_url.startswith(plan.run_dir):
         _require_seen(plan.run_dir, "--run-dir")
         return plan
     blind = _blind_to(plan.run_dir)
     if not blind:
         return plan
     logger.warning(
-        "the servers run beside the driver, as %d other nodes do not see %s",
+        "the servers run beside the driver and reserve no CPU, as %d other nodes do not see %s",
         len(blind),
         plan.run_dir,
     )

@@ -1,7 +1,7 @@
 """PushPullTopology: asynchronous workers and parameter servers.
 
-A lost worker touches nobody else: its replacement goes on with its leases. A lost server takes the
-run back to the last checkpoint.
+A lost worker touches nobody else: what it had leased is leased again, and it is replaced as soon as
+there is room. A lost server takes the run back to the last checkpoint.
 """
 
 from __future__ import annotations
@@ -109,9 +109,12 @@ class PushPullTopology:
                 return self._receive_report(task.number, result)
             case "cut":
                 return Outcome(pending=self._save(result))
+            case "release":
+                return Outcome(pending=self._start_worker(task.number))
             case "save":
                 assert task.cut is not None
-                return Outcome(saved=(Saved(task.cut, result),))
+                parts, corrupt = result
+                return Outcome(saved=(Saved(task.cut, parts, corrupt),))
         raise AssertionError(f"{task} does not end")
 
     def _receive_report(self, rank: int, report: WorkerReport) -> Outcome:
@@ -132,7 +135,11 @@ class PushPullTopology:
         if lost.action not in ("start", "train"):
             return None
         end([self._workers.pop(lost.number)])
-        return self._start_worker(lost.number)
+        lead = self._servers[0]
+        return {lead.release.remote(lost.number): Task("server 0", "release", lost.number)}
+
+    def lacks_room(self) -> bool:
+        return self._room is not None and not self._room.is_placed
 
     def close(self) -> None:
         end([*self._workers.values(), *self._servers])

@@ -1,0 +1,277 @@
+"""Faults in every phase of a run: `make test-faults`. Processes are really killed, at planned
+moments.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from local_head import LocalHead
+
+from datapipe.batch import Batch
+from datapipe.position import Position
+from tests.clusters import (
+    ROOT,
+    Fault,
+    SecondNode,
+    causes,
+    faulty,
+    final,
+    records,
+    run,
+    small_config,
+    wait_until,
+    weights_of,
+)
+from xdist.config import ClusterConfig
+from xdist.errors import NotEnoughResources
+from xdist.strategies import Progress, UpdateStrategy
+from xdist.topologies import RunPlan, nodes
+from xdist.topologies.all_reduce import AllReduceTopology, all_reduce_strategy
+from xdist.topologies.push_pull import PushPullTopology, push_pull_strategy
+
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.ray,
+    pytest.mark.timeout(240),
+    pytest.mark.usefixtures("cluster"),
+]
+
+MakeStrategy = Callable[..., UpdateStrategy]
+DONE = Position(epoch=2)
+
+
+@dataclass
+class ActsBefore:
+    """A strategy that does something once in a run, before its update number `own_step`."""
+
+    strategy: Any
+    own_step: int
+    marker: Path
+    act: Callable[[], object]
+
+    @property
+    def progress(self) -> Progress:
+        progress: Progress = self.strategy.progress
+        return progress
+
+    def update(self, batch: Batch) -> int | None:
+        if self.progress.own_step + 1 == self.own_step and not self.marker.exists():
+            self.marker.touch()
+            self.act()
+        staleness: int | None = self.strategy.update(batch)
+        return staleness
+
+    def save(self) -> Any:
+        return self.strategy.save()
+
+    def leases(self) -> Any:
+        return self.strategy.leases()
+
+
+def kills_server(number: int, marker: Path, *arguments: Any, **named: Any) -> UpdateStrategy:
+    """Worker 0's strategy kills this server."""
+    strategy = push_pull_strategy(*arguments, **named)
+    if named["worker"] != 0:
+        return strategy
+    return ActsBefore(strategy, 12, marker, partial(ray.kill, named["servers"][number]))
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_killed_server_takes_the_run_back_to_the_last_checkpoint(
+    tmp_path: Path, number: int
+) -> None:
+    config = small_config(tmp_path, strategy="push_pull")
+    make = partial(
+        PushPullTopology, make_strategy=partial(kills_server, number, tmp_path / "struck")
+    )
+    run(config, tmp_path / "run", topologies={"push_pull": make})
+    assert causes(tmp_path / "run") == [f"server {number} lost"]
+    assert final(tmp_path / "run").manifest.cut.position == DONE
+    [recovery] = records(tmp_path / "run", "recovery")
+    saved = [record["samples"] for record in records(tmp_path / "run", "checkpoint")]
+    assert recovery["samples"] in (0, *saved)
+
+
+@dataclass
+class DyingHandle:
+    """The handle of a server whose caller is killed at its n-th call of a method."""
+
+    server: Any
+    method: str
+    is_before: bool
+    number: int
+    marker: Path
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self.server, name)
+        if name != self.method or self.marker.exists():
+            return method
+        self.number -= 1
+        return method if self.number else self
+
+    def remote(self, *arguments: Any) -> Any:
+        self.marker.touch()
+        if not self.is_before:
+            ray.get(getattr(self.server, self.method).remote(*arguments))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def dies_in_push(
+    method: str, is_before: bool, marker: Path, *arguments: Any, **named: Any
+) -> UpdateStrategy:
+    """Worker 1 is killed around a call of server 0."""
+    if named["worker"] == 1:
+        lead, *others = named["servers"]
+        dying = DyingHandle(lead, method, is_before=is_before, number=4, marker=marker)
+        named = {**named, "servers": (dying, *others)}
+    return push_pull_strategy(*arguments, **named)
+
+
+@pytest.mark.parametrize(
+    ("method", "is_before"),
+    [("stage", False), ("commit", True), ("commit", False), ("pull", True)],
+    ids=["staged_on_one_server", "staged_everywhere", "committed", "not_yet_pulled"],
+)
+def test_a_worker_killed_within_a_push_loses_and_repeats_nothing(
+    tmp_path: Path, method: str, is_before: bool
+) -> None:
+    config = small_config(tmp_path, strategy="push_pull")
+    marker = tmp_path / "struck"
+    make_strategy = partial(dies_in_push, method, is_before, marker)
+    make = partial(PushPullTopology, make_strategy=make_strategy)
+    run(config, tmp_path / "run", topologies={"push_pull": make})
+    assert marker.exists()
+    assert causes(tmp_path / "run") == ["worker 1 lost"]
+    assert final(tmp_path / "run").manifest.cut.position == DONE
+
+
+def dies_at_start(
+    make_strategy: MakeStrategy, marker: Path, *arguments: Any, **named: Any
+) -> UpdateStrategy:
+    """Rank 1 is killed when its strategy stands, before its first update."""
+    strategy = make_strategy(*arguments, **named)
+    if named.get("rank", named.get("worker")) == 1 and not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return strategy
+
+
+@pytest.mark.parametrize("strategy", ["all_reduce", "push_pull"])
+def test_a_worker_killed_while_it_starts_is_replaced(tmp_path: Path, strategy: str) -> None:
+    config = small_config(tmp_path, strategy=strategy)
+    is_sync = strategy == "all_reduce"
+    make_strategy = all_reduce_strategy if is_sync else push_pull_strategy
+    dies = partial(dies_at_start, make_strategy, tmp_path / "struck")
+    topology = AllReduceTopology if is_sync else PushPullTopology
+    run(config, tmp_path / "run", topologies={strategy: partial(topology, make_strategy=dies)})
+    assert causes(tmp_path / "run") == ["worker 1 lost"]
+    assert final(tmp_path / "run").manifest.cut.position == DONE
+
+
+def test_a_killed_last_rank_costs_no_sample(tmp_path: Path) -> None:
+    config = small_config(tmp_path, strategy="all_reduce")
+    fault = Fault(rank=1, own_step=25, marker=str(tmp_path / "struck"))
+    make = partial(AllReduceTopology, make_strategy=faulty(all_reduce_strategy, fault))
+    run(config, tmp_path / "run", topologies={"all_reduce": make})
+    assert causes(tmp_path / "run") == ["worker 1 lost"]
+    assert final(tmp_path / "run").manifest.cut.position == DONE
+
+
+DRIVER = """
+import pickle, sys
+from pathlib import Path
+import ray
+from tests.clusters import run
+ray.init(log_to_driver=False)
+run(pickle.loads(Path(sys.argv[1]).read_bytes()), Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("strategy", ["all_reduce", "push_pull"])
+def test_a_killed_driver_leaves_no_actor_and_the_run_resumes(
+    tmp_path: Path, cluster: LocalHead, strategy: str
+) -> None:
+    config = small_config(tmp_path, strategy=strategy, num_workers=1)
+    run(config, tmp_path / "undisturbed")
+    (tmp_path / "config").write_bytes(pickle.dumps(config))
+    arguments = [str(tmp_path / "config"), str(tmp_path / "run")]
+    command = [sys.executable, "-c", DRIVER, *arguments]
+    environment = {**cluster.environment, "PYTHONPATH": f"{ROOT}:{ROOT / 'jobs'}"}
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    with subprocess.Popen(command, cwd=ROOT, env=environment) as process:
+        wait_until(lambda: (metrics.exists() and '"checkpoint"' in metrics.read_text()) or None)
+        process.kill()
+    wait_until(lambda: "free" if ray.available_resources().get("CPU") == 8 else None)
+    assert subprocess.call(command, cwd=ROOT, env=environment) == 0
+    assert records(tmp_path / "run", "start")[-1]["step"] > 0
+    resumed, undisturbed = final(tmp_path / "run"), final(tmp_path / "undisturbed")
+    assert resumed.manifest.cut == undisturbed.manifest.cut
+    assert torch.equal(weights_of(resumed), weights_of(undisturbed))
+
+
+class Holder:
+    """Holds CPUs of the first node."""
+
+    def ready(self) -> None:
+        """Return when it holds them."""
+
+
+def ends_node(
+    node: SecondNode, first_node: str, marker: Path, *arguments: Any, **named: Any
+) -> UpdateStrategy:
+    """The worker on the second node, or if there are two the other one, ends that node."""
+    strategy = push_pull_strategy(*arguments, **named)
+    is_first = ray.get_runtime_context().get_node_id() == first_node
+    if is_first != node.ends_from_first:
+        return strategy
+    return ActsBefore(strategy, 5, marker, partial(os.kill, node.process_id, signal.SIGTERM))
+
+
+def on_first_node(first_node: str, make_strategy: MakeStrategy, plan: RunPlan) -> PushPullTopology:
+    return PushPullTopology(replace(plan, servers_node=first_node), make_strategy=make_strategy)
+
+
+def run_with_a_node_that_ends(
+    tmp_path: Path, node: SecondNode, *, held: int, num_workers: int
+) -> None:
+    """Workers of 1.5 CPUs each: the first node has room for what `held` leaves of its 8."""
+    actor_class: Any = ray.remote(Holder)
+    holder = actor_class.options(num_cpus=held).remote()
+    ray.get(holder.ready.remote())
+    cluster = ClusterConfig(cpus_per_worker=1.5, wait_s=10)
+    config = small_config(tmp_path, strategy="push_pull", cluster=cluster, num_workers=num_workers)
+    make_strategy = partial(ends_node, node, nodes.here(), tmp_path / "struck")
+    make = partial(on_first_node, nodes.here(), make_strategy)
+    try:
+        run(config, tmp_path / "run", topologies={"push_pull": make})
+    finally:
+        ray.kill(holder)
+
+
+def test_the_others_finish_when_a_lost_node_leaves_no_room(
+    tmp_path: Path, second_node: SecondNode
+) -> None:
+    node = replace(second_node, ends_from_first=True)
+    run_with_a_node_that_ends(tmp_path, node, held=6, num_workers=2)
+    assert len(causes(tmp_path / "run")) == 1
+    assert final(tmp_path / "run").manifest.cut.position == DONE
+
+
+def test_when_nobody_is_left_and_there_is_no_room_the_run_says_so(
+    tmp_path: Path, second_node: SecondNode
+) -> None:
+    with pytest.raises(NotEnoughResources, match=r"worker 0 lost, nobody is left, .* within 10 s"):
+        run_with_a_node_that_ends(tmp_path, second_node, held=7, num_workers=1)
