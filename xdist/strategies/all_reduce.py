@@ -7,6 +7,7 @@ without being sent.
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -35,10 +36,14 @@ class Rendezvous:
 
 
 def open_store(host: str) -> dist.TCPStore:
-    """A rendezvous store in this process, on a free port of `host`. It lives in the driver: any
-    rank may die.
+    """A rendezvous store in this process, on a free port of `host` alone. It lives in the driver:
+    any rank may die.
     """
-    return dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
+    listener = socket.create_server((host, 0))
+    port = listener.getsockname()[1]
+    return dist.TCPStore(
+        host, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
+    )
 
 
 class AllReduce:
