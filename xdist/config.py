@@ -28,17 +28,17 @@ class ModelConfig:
     middle_modules: int = 8
     """Modules of the middle flow (paper, figure 5: 8)."""
     residual: bool = True
-    """Residual connections around the modules (paper, section 4.7)."""
+    """Residual connections around the modules (paper, section 4.6)."""
     mid_activation: Literal["none", "relu", "elu"] = "none"
     """Activation between depthwise and pointwise convolution (paper, figure 10: none)."""
     segments: int | None = None
-    """Channel groups of the spatial convolutions (paper, section 3.1); None is one a channel:
+    """Channel groups of the spatial convolutions (paper, section 1.2); None is one a channel:
     depthwise.
     """
     fc: tuple[int, ...] = ()
-    """Units of fully connected layers before the classifier (paper, section 4.3: 4096 4096)."""
+    """Units of fully connected layers before the classifier (paper, table 2: 4096 4096)."""
     dropout: float = 0.0
-    """Dropout rate before the classifier (paper, section 4.4: 0.5 for ImageNet)."""
+    """Dropout rate before the classifier (paper, section 4.3: 0.5 for ImageNet)."""
 
     def __post_init__(self) -> None:
         known = "one of " + ", ".join(MODEL_NAMES)
@@ -74,7 +74,7 @@ class OptimizerConfig:
     warmup_samples: int = 0
     """The learning rate rises linearly from 0 over this many samples."""
     l2: float = 1e-5
-    """L2 penalty: l2 * weight is added to the gradient (paper, section 4.4: 1e-5 for Xception)."""
+    """L2 penalty: l2 * weight is added to the gradient (paper, section 4.3: 1e-5 for Xception)."""
     l2_on: Literal["kernels", "all"] = "kernels"
     """What the L2 penalty covers: kernels (no bias, no batch norm), or all parameters."""
     average_half_life_samples: int | None = None

@@ -30,14 +30,14 @@ class Xception(nn.Module):
     `width`: factor on every channel count, rounded to a multiple of 8.
     `middle_modules`: modules of the middle flow (figure 5: 8).
     `residual`: add to each module its input, through a strided 1x1 convolution where the shape
-    changes (section 4.7).
+    changes (section 4.6).
     `mid_activation`: between the spatial and the pointwise convolution (figure 10).
-    `segments`: channel groups of a spatial convolution (section 3.1): 1 is a regular 3x3
+    `segments`: channel groups of a spatial convolution (section 1.2): 1 is a regular 3x3
     convolution, None is one a channel; groups differ by one channel where it does not divide, and
     there are never more than channels.
-    `fc`: units of fully connected layers before the classifier, a ReLU after each (section 4.3:
+    `fc`: units of fully connected layers before the classifier, a ReLU after each (table 2:
     4096, 4096).
-    `dropout`: rate before the classifier (section 4.4: 0.5 for ImageNet).
+    `dropout`: rate before the classifier (section 4.3: 0.5 for ImageNet).
     `head_bias`: start of the classifier's bias.
     """
 
