@@ -7,9 +7,9 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from datapipe.errors import DataError, MissingIndex
-from datapipe.index import ShardIndex, index_shards, list_shards
-from datapipe.storage import absolute
+from datapipe.errors import DataError
+from datapipe.index import ShardIndex, check_finished, index_shards, list_shards
+from datapipe.storage import absolute, directory_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,22 +22,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             index = ShardIndex.open(absolute(options.url[0]))
             index.check_shards()
-    except (DataError, OSError) as error:
+        sys.stdout.write(_summary(index))
+    except (DataError, OSError, ValueError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    sys.stdout.write(_summary(index))
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; the same command starts over\n")
+        return 130
     return 0
 
 
 def _make_index(urls: Sequence[str], out: str | None) -> ShardIndex:
     """The index of these shards, directories standing for the shards in them."""
-    shard_urls = []
-    for url in urls:
-        found = [url] if url.endswith(".tar") else list_shards(url)
-        if not found:
-            raise MissingIndex(url, "no *.tar files are here")
-        shard_urls.extend(found)
-    directory = out or absolute(shard_urls[0]).rpartition("/")[0]
+    shard_urls = [shard_url for url in urls for shard_url in list_shards(url)]
+    directory = out or directory_of(shard_urls[0])
+    check_finished(directory)
     return index_shards(shard_urls, directory_url=directory)
 
 

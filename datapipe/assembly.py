@@ -65,7 +65,7 @@ class BatchMaker:
         num_classes: int,
         executor: Executor,
     ) -> None:
-        self.reader = SampleReader(index, block_size=order.block_size, max_blocks=1)
+        self._reader = SampleReader(index, block_size=order.block_size, max_blocks=1)
         self._index = index
         self._config = config
         self._order = order
@@ -77,13 +77,13 @@ class BatchMaker:
     def start(self, plan: BatchPlan) -> PendingBatch:
         """Errors: those of `SampleReader.fetch`."""
         num_pools = 2 * len(plan.segments)  # a segment may be leaving one pool and entering another
-        self.reader.max_blocks = num_pools * (self._order.blocks_per_pool + 1)
+        self._reader.max_blocks = num_pools * (self._order.blocks_per_pool + 1)
         images = np.empty((plan.size, *self._image_shape), np.uint8)
         rows: list[_Row | None] = []
         for segment in plan.segments:
             end = len(rows) + segment.size
             for span in segment.spans:
-                for sample in self.reader.fetch(self._sample_ids(span, num_pools)):
+                for sample in self._reader.fetch(self._sample_ids(span, num_pools)):
                     rows.append(_Row(sample, span.epoch, images[len(rows)]))
             rows.extend([None] * (end - len(rows)))
         filled = [row for row in rows if row is not None]

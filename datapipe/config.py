@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-SMALLEST_IMAGE_SIZE = 8
+LIMITS = {
+    "image_size": (8, 4096),
+    "block_size": (1, 16_384),
+    "blocks_per_pool": (1, 1024),
+    "decode_threads": (1, 256),
+    "prefetch_batches": (1, 1024),
+}
+"""The smallest and the largest value of a field."""
 
 
 @dataclass(frozen=True)
@@ -12,11 +19,12 @@ class DataConfig:
     """The data part of a run's configuration, checked when built (`ValueError`)."""
 
     train: str
-    """Directory or URL of the training shards (jobs/pack_shards.py, or any WebDataset)."""
+    """Directory or URL of the training shards, or of a single .tar (jobs/pack_shards.py, or any
+    WebDataset)."""
     evaluation: str | None = None
     """Directory or URL of the held-out shards; None trains without scores."""
     image_size: int = 299
-    """Side of the square network input, in pixels (paper, section 4.1: 299)."""
+    """Side of the square network input, in pixels (paper, figure 5: 299)."""
     crop_area: tuple[float, float] = (0.08, 1.0)
     """Training crop: smallest and largest share of the image's area."""
     crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
@@ -39,10 +47,10 @@ class DataConfig:
     def __post_init__(self) -> None:
         _check(bool(self.train), "data.train", self.train, "a directory or URL of shards")
         _check(
-            self.image_size >= SMALLEST_IMAGE_SIZE,
-            "data.image_size",
-            self.image_size,
-            f"at least {SMALLEST_IMAGE_SIZE} pixels",
+            self.evaluation != "",
+            "data.evaluation",
+            self.evaluation,
+            "a directory or URL of shards, or None",
         )
         low, high = self.crop_area
         _check(
@@ -61,8 +69,9 @@ class DataConfig:
             self.evaluation_crop,
             "above 0, at most 1",
         )
-        for name in ("block_size", "blocks_per_pool", "decode_threads", "prefetch_batches"):
-            _check(getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "at least 1")
+        for name, (least, most) in LIMITS.items():
+            value = getattr(self, name)
+            _check(least <= value <= most, f"data.{name}", value, f"{least} to {most}")
         _check(
             self.max_bad_samples >= 0, "data.max_bad_samples", self.max_bad_samples, "at least 0"
         )

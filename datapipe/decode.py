@@ -19,9 +19,11 @@ PILLOW_ERRORS = (
     IndexError,
     struct.error,
     Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
+    Warning,
 )
-"""What Pillow raises for broken files: each format's reader has its own ways."""
+"""What Pillow raises for broken files: each format's reader has its own ways, and warnings may have
+been made errors.
+"""
 
 Box = tuple[float, float, float, float]
 Payload = bytes | memoryview
@@ -31,16 +33,17 @@ class DecodeError(ValueError):
     """These bytes are not an image that can be used; the text says why."""
 
 
-def decode_into(payload: Payload, box: Box | None, flip: bool, out: NDArray[np.uint8]) -> None:
-    """Decode, crop to `box` (left, top, right, bottom in float pixels; None is all), scale, mirror.
+def decode_into(payload: Payload, box: Box, flip: bool, out: NDArray[np.uint8]) -> None:
+    """Decode, crop to `box` (left, top, right, bottom in float pixels), scale, mirror.
 
-    out: (S, S, 3) uint8, RGB. Grey, palette and CMYK images become RGB. Raises `DecodeError`.
+    out: (S, S, 3) uint8, RGB. Grey, palette and CMYK images become RGB, without what they say about
+    transparency. Raises `DecodeError`.
     """
     size = out.shape[0]
     try:
         with _open(payload) as image:
-            rgb = image if image.mode == "RGB" else image.convert("RGB")
-            pixels = np.asarray(rgb.resize((size, size), Image.Resampling.BILINEAR, box=box))
+            scaled = _rgb(image).resize((size, size), Image.Resampling.BILINEAR, box=box)
+            pixels = np.asarray(scaled)
     except PILLOW_ERRORS as error:
         raise DecodeError(_reason(error)) from error
     out[...] = pixels[:, ::-1] if flip else pixels
@@ -72,6 +75,16 @@ def _open(payload: Payload) -> Image.Image:
             f"{width} x {height} pixels; allowed: {LARGEST_IMAGE_PIXELS // 1_000_000} megapixels"
         )
     return image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I"):  # 16 bits, which `convert` would clip to 255
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    image.load()
+    image.info.pop("transparency", None)  # or `convert` warns that it drops a palette's
+    return image.convert("RGB")
 
 
 def _reason(error: BaseException) -> str:

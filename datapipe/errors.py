@@ -5,7 +5,8 @@
       MissingIndex        a directory with neither an index nor shards
       BadIndex            an index file that is not what this version writes
       MissingShard        shards that the index names and storage does not hold
-      UnreadableShard     a shard, or its table, that storage holds but does not deliver
+      UnreadableUrl       storage answered a read with an error
+      UnreadableShard     a file that is named as a shard and is no tar
       BadLabels           a labels.json that cannot be read
       LabelOutOfRange     a label id the model has no output for
       CorruptSample       one sample that cannot be decoded
@@ -72,8 +73,8 @@ class MissingShard(DataError):
         )
 
 
-class UnreadableShard(DataError):
-    """Storage answered a read of this shard with an error."""
+class UnreadableUrl(DataError):
+    """Storage answered a read with an error: forbidden, out of reach, broken."""
 
     def __init__(self, url: str, reason: str) -> None:
         super().__init__(url, reason)
@@ -81,6 +82,17 @@ class UnreadableShard(DataError):
     def __str__(self) -> str:
         url, reason = self.args
         return f"{url}: cannot be read: {reason}"
+
+
+class UnreadableShard(DataError):
+    """What storage delivers for this shard is not a tar."""
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(url, reason)
+
+    def __str__(self) -> str:
+        url, reason = self.args
+        return f"{url}: not a tar: {reason}"
 
 
 class BadLabels(DataError):
@@ -124,16 +136,22 @@ class CorruptSample(DataError):
 
 
 class TooManyBadSamples(DataError):
-    """The budget `max_bad_samples` is spent; `samples` holds every corrupt one that was met."""
+    """The budget `max_bad_samples` is spent, or there is no sample left that could be used instead.
+
+    samples: every corrupt one that was met.
+    """
 
     def __init__(self, samples: tuple[CorruptSample, ...], max_bad_samples: int) -> None:
         super().__init__(samples, max_bad_samples)
         self.samples = samples
 
     def __str__(self) -> str:
+        number, allowed = len(self.samples), self.args[1]
+        listed = _listed([str(sample) for sample in self.samples])
+        if number <= allowed:
+            return f"all {number} samples of the set are corrupt: {listed}; repair the shards"
         return (
-            f"{len(self.samples)} corrupt samples, data.max_bad_samples allows {self.args[1]}: "
-            f"{_listed([str(sample) for sample in self.samples])}; "
+            f"{number} corrupt samples, data.max_bad_samples allows {allowed}: {listed}; "
             "repair the shards or raise data.max_bad_samples"
         )
 

@@ -4,9 +4,10 @@ The manifest `index.json` lies in the shards' directory, or elsewhere with absol
 
     {"format": "datapipe-index", "version": 1, "num_samples": N, "num_labels": largest label id + 1,
      "shards": [{"shard": "train-00000.tar", "index": "train-00000.parquet", "num_samples": n,
-                 "bytes": size of the shard}, ...]}
+                 "bytes": size of the shard, "digest": SHA-256 of its samples}, ...]}
 
-A table's columns are described in `datapipe.table`. Samples are numbered through the shards.
+Readers ignore any other field. A table's columns, and what the digest is of, are described in
+`datapipe.table`. Samples are numbered through the shards.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -26,12 +27,14 @@ from datapipe.errors import BadIndex, MissingIndex, MissingShard
 from datapipe.storage import (
     absolute,
     directory_of,
+    exists,
     join,
-    open_filesystem,
+    names_in,
     read_bytes,
+    size_of,
     write_bytes,
 )
-from datapipe.table import ShardTable, read_table, write_table
+from datapipe.table import ShardTable, digest_of, read_table, write_table
 from datapipe.tar_walk import walk_shard
 
 logger = logging.getLogger(__name__)
@@ -50,6 +53,7 @@ class ShardEntry:
     index: str
     num_samples: int
     bytes: int
+    digest: str
 
 
 class ShardIndex:
@@ -68,13 +72,16 @@ class ShardIndex:
 
     @staticmethod
     def open(url: str) -> ShardIndex:
-        """The index at a directory or manifest URL. Errors: `MissingIndex`, `BadIndex`."""
+        """The index at a directory or manifest URL.
+
+        Errors: `MissingIndex`, `BadIndex`, `UnreadableUrl`.
+        """
         manifest_url = _manifest_url(url)
         try:
             manifest = json.loads(read_bytes(manifest_url))
         except (FileNotFoundError, NotADirectoryError) as error:
             raise MissingIndex(manifest_url, "there is no such index") from error
-        except (OSError, ValueError) as error:
+        except ValueError as error:
             raise BadIndex(manifest_url, f"cannot be read: {error}") from error
         return _parse(manifest, manifest_url)
 
@@ -99,8 +106,8 @@ class ShardIndex:
 
     def fingerprint(self) -> str:
         """Differs where the samples or their order differ; the same wherever the shards lie."""
-        shards = [(entry.num_samples, entry.bytes) for entry in self.shards]
-        return hashlib.sha256(json.dumps([shards, self.num_labels]).encode()).hexdigest()
+        digests = [entry.digest for entry in self.shards if entry.num_samples]
+        return hashlib.sha256(json.dumps([digests, self.num_labels]).encode()).hexdigest()
 
     def label_frequencies(self) -> NDArray[np.float64]:
         """The share of samples that carry each label: (num_labels,). Reads every table."""
@@ -112,7 +119,9 @@ class ShardIndex:
     def check_shards(self) -> None:
         """Raise `MissingShard` naming every shard that is not there: one listing a directory."""
         urls = [self.shard_url(number) for number in range(len(self.shards))]
-        names = {directory: _names(directory) for directory in {directory_of(url) for url in urls}}
+        names = {
+            directory: names_in(directory) for directory in {directory_of(url) for url in urls}
+        }
         missing = [url for url in urls if url.rpartition("/")[2] not in names[directory_of(url)]]
         if missing:
             raise MissingShard(tuple(missing))
@@ -121,9 +130,8 @@ class ShardIndex:
 def index_shards(shard_urls: Sequence[str], *, directory_url: str) -> ShardIndex:
     """Read existing shards from end to end and write their index into `directory_url`.
 
-    Shards of that directory are named relative to it, others by their absolute URL. A shard without
-    any image is left out. Errors: those of `walk_shard`; `MissingIndex` when no shard holds an
-    image.
+    Shards of that directory are named relative to it, others by their absolute URL. Errors: those
+    of `walk_shard`; `MissingIndex` when no shard holds an image; `OSError`.
     """
     directory = absolute(directory_url)
     entries = []
@@ -133,34 +141,30 @@ def index_shards(shard_urls: Sequence[str], *, directory_url: str) -> ShardIndex
         samples = walk_shard(url)
         if not samples:
             logger.warning("shard holds no image shard=%s", url)
-            continue
         name = url.rpartition("/")[2] if directory_of(url) == directory else url
-        write_table(join(directory, f"{stem}.parquet"), samples)
-        entries.append(ShardEntry(name, f"{stem}.parquet", len(samples), _size(url)))
+        table = f"{stem}.parquet"
+        write_table(join(directory, table), samples)
+        entries.append(ShardEntry(name, table, len(samples), _shard_size(url), digest_of(samples)))
         labels = [label for sample in samples for label in sample.labels or ()]
         num_labels = max([num_labels, *(label + 1 for label in labels)])
-    if not entries:
-        raise MissingIndex(directory_url, f"no image in {len(shard_urls)} shards")
     index = ShardIndex(directory, entries, num_labels=num_labels)
+    if not index.num_samples:
+        raise MissingIndex(directory_url, f"no image in {len(shard_urls)} shards")
     write_manifest(index)
     return index
 
 
 def ensure_index(url: str, *, index_directory: str) -> str:
-    """The manifest's URL: the data set's own, or one made in `index_directory` from its *.tar
-    files.
+    """The manifest's URL: the data set's own, or one made in `index_directory` from its shards.
 
-    One that was made there before is taken again while the shards' names and sizes are the same.
-    Errors: `MissingIndex` when there are no shards; those of `index_shards`.
+    url: of a manifest, of a directory with a manifest or shards, or of a single .tar shard. An
+    index that was made before is taken again while the shards' names and sizes are the same.
+    Errors: those of `list_shards` and `index_shards`.
     """
-    if url.endswith(".json") or MANIFEST_NAME in _names(url):
+    if url.endswith(".json") or (not url.endswith(".tar") and MANIFEST_NAME in names_in(url)):
         ShardIndex.open(url)
         return _manifest_url(absolute(url))
-    if UNFINISHED_NAME in _names(url):
-        raise MissingIndex(url, "packing ended before the data set was complete")
     shard_urls = list_shards(url)
-    if not shard_urls:
-        raise MissingIndex(url, f"neither {MANIFEST_NAME} nor *.tar files are here")
     manifest_url = _manifest_url(absolute(index_directory))
     if not _is_index_of(manifest_url, shard_urls):
         logger.info("index is being made url=%s shards=%d", url, len(shard_urls))
@@ -168,10 +172,27 @@ def ensure_index(url: str, *, index_directory: str) -> str:
     return manifest_url
 
 
-def list_shards(directory: str) -> list[str]:
-    """The absolute URLs of the *.tar files in a directory, by name."""
-    names = sorted(_names(directory))
-    return [join(absolute(directory), name) for name in names if name.endswith(".tar")]
+def list_shards(url: str) -> list[str]:
+    """The absolute URLs of the *.tar files in a directory, by name, or of the one that `url` names.
+
+    Raises `MissingIndex` when there are none, or when they are not all that are to be.
+    """
+    url = absolute(url)
+    if url.endswith(".tar"):
+        if not exists(url):
+            raise MissingIndex(url, "there is no such shard")
+        return [url]
+    check_finished(url)
+    names = sorted(name for name in names_in(url) if name.endswith(".tar"))
+    if not names:
+        raise MissingIndex(url, f"neither {MANIFEST_NAME} nor *.tar files are here")
+    return [join(url, name) for name in names]
+
+
+def check_finished(directory: str) -> None:
+    """Raise `MissingIndex` if shards are being written there, or were when their writer ended."""
+    if UNFINISHED_NAME in names_in(directory):
+        raise MissingIndex(directory, "packing ended before the data set was complete")
 
 
 def write_manifest(index: ShardIndex) -> None:
@@ -191,7 +212,10 @@ def _parse(manifest: Any, url: str) -> ShardIndex:
     if manifest.get("version") != VERSION:
         raise BadIndex(url, f"version is {manifest.get('version')!r}, this release reads {VERSION}")
     try:
-        entries = [ShardEntry(**entry) for entry in manifest["shards"]]
+        entries = [
+            ShardEntry(**{field.name: entry[field.name] for field in fields(ShardEntry)})
+            for entry in manifest["shards"]
+        ]
         index = ShardIndex(directory_of(url), entries, num_labels=int(manifest["num_labels"]))
         if index.num_samples != manifest["num_samples"] or not index.num_samples:
             raise BadIndex(
@@ -210,26 +234,18 @@ def _is_index_of(manifest_url: str, shard_urls: Sequence[str]) -> bool:
     except (MissingIndex, BadIndex):
         return False
     known = {index.shard_url(number): entry.bytes for number, entry in enumerate(index.shards)}
-    return known == {url: _size(url) for url in shard_urls}
+    return known == {url: _shard_size(url) for url in shard_urls}
 
 
 def _manifest_url(url: str) -> str:
     return url if url.endswith(".json") else join(url, MANIFEST_NAME)
 
 
-def _names(directory: str) -> set[str]:
-    """The names in a directory; none where there is no directory."""
-    filesystem, path = open_filesystem(directory)
+def _shard_size(url: str) -> int:
     try:
-        listed = filesystem.ls(path, detail=False)
-    except (FileNotFoundError, NotADirectoryError):
-        return set()
-    return {name.rstrip("/").rpartition("/")[2] for name in listed}
-
-
-def _size(url: str) -> int:
-    filesystem, path = open_filesystem(url)
-    return int(filesystem.size(path))
+        return size_of(url)
+    except FileNotFoundError as error:
+        raise MissingShard((url,)) from error
 
 
 def _unique_stems(urls: Sequence[str]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 from datapipe.errors import BadLabels
@@ -23,15 +23,18 @@ class Label:
 
 
 def read_labels(url: str) -> tuple[Label, ...]:
-    """The labels of a file, by id: 0, 1, 2, ... without gaps, names differ; else `BadLabels`."""
+    """The labels of a file, by id: 0, 1, 2, ... without gaps, names differ; else `BadLabels`.
+
+    `UnreadableUrl` where storage does not deliver it.
+    """
     try:
         labels = [
             Label(int(entry["id"]), str(entry["name"]), float(entry["weight"]))
             for entry in json.loads(read_bytes(url))
         ]
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise BadLabels(url, "there is no such file") from error
-    except (ValueError, TypeError, KeyError, OSError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise BadLabels(url, f'not a list of {{"id", "name", "weight"}}: {error!r}') from error
     labels.sort(key=lambda label: label.id)
     if [label.id for label in labels] != list(range(len(labels))):
@@ -41,6 +44,6 @@ def read_labels(url: str) -> tuple[Label, ...]:
     return tuple(labels)
 
 
-def write_labels(url: str, labels: Sequence[Label]) -> None:
+def write_labels(url: str, labels: Iterable[Label]) -> None:
     lines = ",\n".join(json.dumps(asdict(label)) for label in labels)
     write_bytes(url, f"[\n{lines}\n]\n".encode())

@@ -18,11 +18,11 @@ from datapipe.decode import DecodeError, check_decodes
 from datapipe.errors import NUM_LISTED, PackingError
 from datapipe.hashing import key_of
 from datapipe.index import ShardIndex
-from datapipe.labels import LABELS_NAME, Label, write_labels
+from datapipe.labels import Label
 from datapipe.order import Permutation
 from datapipe.sources import ImageFile
-from datapipe.storage import absolute, join
-from datapipe.writer import RawImage, check_unused, write_shards
+from datapipe.storage import absolute, local_path
+from datapipe.writer import RawImage, write_shards
 
 PACKING_KEY = 5
 
@@ -37,23 +37,19 @@ class LabelMap:
     def read(path: Path) -> LabelMap:
         """From {class: [labels]}, or {"labels_of_class": {class: [ids]}, "names": {id: name}}.
 
-        With names, a label is called "<id> <name>": names alone need not differ.
+        Labels are text or integers. With names, a label is called "<id> <name>": names alone need
+        not differ.
         """
         try:
             value = json.loads(path.read_bytes())
             names = value.get("names", {}) if "labels_of_class" in value else {}
-            labels_of_class = value.get("labels_of_class", value)
-            if not all(isinstance(labels, list) for labels in labels_of_class.values()):
-                raise TypeError("the labels of a class are not a list")
             return LabelMap(
                 {
-                    str(name): tuple(
-                        f"{label} {names[label]}" if names else label for label in labels
-                    )
-                    for name, labels in labels_of_class.items()
+                    name: tuple(_label_name(label, names) for label in _as_list(labels))
+                    for name, labels in value.get("labels_of_class", value).items()
                 }
             )
-        except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
             raise PackingError(
                 f"{path}: not a label map ({error!r}); allowed: "
                 '{"class": ["label", ...]} or {"labels_of_class": {...}, "names": {...}}'
@@ -85,6 +81,14 @@ class PackReport:
     skipped: list[str] = field(default_factory=list)
 
 
+def label_names(images: Sequence[ImageFile]) -> list[str]:
+    """The labels of these images, in the order of their ids: by number if all are numbers, else by
+    name.
+    """
+    names = sorted({label for image in images for label in image.labels})
+    return sorted(names, key=int) if all(name.isdecimal() for name in names) else names
+
+
 def shuffle_images(images: Sequence[ImageFile], *, seed: int, limit: int | None) -> list[ImageFile]:
     """The images in a seeded order, at most `limit` of them."""
     permutation = Permutation(len(images), key_of(seed, PACKING_KEY))
@@ -96,7 +100,7 @@ def pack(
     images: Sequence[ImageFile],
     *,
     directory: str,
-    label_names: Sequence[str],
+    names: Sequence[str],
     known_labels: Sequence[Label] | None,
     prefix: str,
     shard_bytes: int,
@@ -105,12 +109,12 @@ def pack(
 ) -> PackReport:
     """Write images, index and labels.json into `directory`; `on_image` is called after each image.
 
-    Labels get ids in the order of `label_names`, and as weight their share of these images; or both
+    Labels get ids in the order of `names`, and as weight their share of the packed images; or both
     are those of `known_labels`. Errors: `PackingError` for a bad image unless `skip_bad`, for a
-    label that is not known, and for a directory that is in use.
+    label that is not known, for images that lie in `directory`; those of `write_shards`.
     """
-    check_unused(directory)
-    names = [label.name for label in known_labels] if known_labels else list(label_names)
+    _check_apart(images, directory)
+    names = [label.name for label in known_labels] if known_labels else names
     ids = {name: number for number, name in enumerate(names)}
     _require_known({name for image in images for name in image.labels}, ids, "the labels given")
     skipped: list[str] = []
@@ -125,19 +129,33 @@ def pack(
                 yield RawImage(payload, image.extension, label_ids)
             on_image()
 
+    def labels() -> Iterator[Label]:
+        num_packed = len(images) - len(skipped)
+        for name, number in ids.items():
+            yield Label(number, name, counts[number] / num_packed)
+
     index = write_shards(
         encoded(),
         directory=directory,
-        labels=None,
+        labels=known_labels or labels(),
         prefix=prefix,
         samples_per_shard=None,
         shard_bytes=shard_bytes,
     )
-    labels = tuple(known_labels or ()) or tuple(
-        Label(number, name, counts[number] / index.num_samples) for name, number in ids.items()
-    )
-    write_labels(join(absolute(directory), LABELS_NAME), labels)
-    return PackReport(index, labels, skipped)
+    return PackReport(index, tuple(known_labels or labels()), skipped)
+
+
+def _check_apart(images: Sequence[ImageFile], directory: str) -> None:
+    """Raise `PackingError` if an image, or the tar it is in, lies where shards are written."""
+    output = local_path(absolute(directory))
+    if output is None:
+        return
+    output = output.resolve()
+    for folder in {image.path.parent for image in images}:
+        if folder.resolve().is_relative_to(output):
+            raise PackingError(
+                f"{directory}: images to be packed lie in {folder}; choose another directory"
+            )
 
 
 def _checked_payload(image: ImageFile, skipped: list[str], *, skip_bad: bool) -> bytes | None:
@@ -154,6 +172,22 @@ def _checked_payload(image: ImageFile, skipped: list[str], *, skip_bad: bool) ->
         skipped.append(reason)
         return None
     return payload
+
+
+def _as_list(value: object) -> list[object]:
+    if not isinstance(value, list):
+        raise TypeError("the labels of a class are not a list")
+    return value
+
+
+def _label_name(label: object, names: Mapping[str, object]) -> str:
+    return f"{_text(label)} {_text(names[_text(label)])}" if names else _text(label)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        raise TypeError(f"{value!r} is neither text nor an integer")
+    return str(value)
 
 
 def _require_known(names: set[str], known: Mapping[str, object], where: str) -> None:

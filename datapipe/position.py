@@ -22,15 +22,6 @@ class Span:
     def num_samples(self) -> int:
         return self.stop - self.start
 
-    def to_json(self) -> list[int]:
-        return [self.epoch, self.start, self.stop]
-
-    @staticmethod
-    def from_json(value: Any) -> Span:
-        if not (_is_integers(value, 3) and value[0] >= 0 and 0 <= value[1] <= value[2]):
-            raise ValueError(f"span is {value!r}; allowed: [epoch, start, stop] with start <= stop")
-        return Span(*value)
-
 
 @dataclass(frozen=True)
 class Position:

@@ -10,10 +10,10 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from datapipe.errors import CorruptSample, MissingShard, UnreadableShard
+from datapipe.errors import CorruptSample, MissingShard
 from datapipe.index import ShardIndex
-from datapipe.storage import open_filesystem
-from datapipe.table import ShardTable, crc32_of
+from datapipe.storage import read_range
+from datapipe.table import LARGEST_LABEL, ShardTable, crc32_of
 
 NUM_CACHED_TABLES = 128
 
@@ -38,7 +38,7 @@ class RawSample:
         if self.payload is None:
             return "the shard ends before this sample does"
         if self.labels is None:
-            return "it has no usable label"
+            return f"it has no usable label (allowed: ids from 0 to {LARGEST_LABEL:,})"
         if crc32_of(self.payload) != self.crc32:
             return "its bytes are not those that were indexed (crc32 differs)"
         return None
@@ -61,7 +61,6 @@ class SampleReader:
     """
 
     def __init__(self, index: ShardIndex, *, block_size: int, max_blocks: int) -> None:
-        self.bytes_read = 0
         self._index = index
         self._block_size = block_size
         self.max_blocks = max_blocks
@@ -69,7 +68,7 @@ class SampleReader:
         self._table = lru_cache(maxsize=NUM_CACHED_TABLES)(index.table)
 
     def fetch(self, sample_ids: NDArray[np.int64]) -> list[RawSample]:
-        """Errors: `MissingShard`, `UnreadableShard`, `BadIndex`."""
+        """Errors: `MissingShard`, `UnreadableUrl`, `BadIndex`."""
         return [self._sample(sample_id) for sample_id in sample_ids.tolist()]
 
     def _sample(self, sample_id: int) -> RawSample:
@@ -105,9 +104,7 @@ class SampleReader:
         run = slice(int(rows[0]), int(rows[-1]) + 1)
         offsets, sizes = table.offsets[run], table.sizes[run]
         start, stop = int(offsets.min()), int((offsets + sizes).max())
-        url = self._index.shard_url(shard)
-        content = memoryview(_read_range(url, start, stop))
-        self.bytes_read += len(content)
+        content = _read_shard(self._index.shard_url(shard), start, stop)
         name = self._index.shards[shard].shard
         columns = (offsets, sizes, table.widths[run], table.heights[run], table.crc32[run])
         for number, (offset, size, width, height, crc32) in enumerate(
@@ -137,12 +134,8 @@ def _labels(table: ShardTable, row: int) -> NDArray[np.int64] | None:
     return labels
 
 
-def _read_range(url: str, start: int, stop: int) -> bytes:
-    """The bytes [start, stop) of a shard; fewer where it ends early."""
-    filesystem, path = open_filesystem(url)
+def _read_shard(url: str, start: int, stop: int) -> memoryview:
     try:
-        return bytes(filesystem.cat_file(path, start=start, end=stop))
-    except FileNotFoundError as error:
+        return memoryview(read_range(url, start, stop))
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise MissingShard((url,)) from error
-    except OSError as error:
-        raise UnreadableShard(url, str(error)) from error

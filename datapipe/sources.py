@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -14,8 +16,10 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from datapipe.errors import PackingError
+from datapipe.tar_walk import members, open_tar
 
 IMAGE_EXTENSIONS = {".jpg": "jpg", ".jpeg": "jpg", ".png": "png", ".webp": "webp"}
+TABLE_EXTENSIONS = (".parquet", ".csv")
 ILSVRC_NAME = re.compile(r"(n\d{8})_.*")
 """The ILSVRC archives name their files by class: n01440764_18.JPEG."""
 
@@ -41,39 +45,104 @@ class ImageFile:
             return file.read(self.size)
 
 
-def list_images(source: Path) -> list[ImageFile]:
+@dataclass
+class Listing:
+    """What a source holds."""
+
+    images: list[ImageFile] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Other files, by kind: '.bmp', '.txt', ...; those that are hidden are not counted."""
+
+    def left_out_text(self) -> str:
+        return ", ".join(f"{count} {kind}" for kind, count in self.left_out.most_common())
+
+
+def list_images(source: Path) -> Listing:
     """The images of a source, sorted by name. `PackingError` if there are none or it is none."""
     if source.is_dir():
-        images = list(_in_folder(source))
+        listing = _in_folder(source)
         expected = "<class>/<image>.jpg (or .jpeg, .png, .webp)"
     elif not source.exists():
         raise PackingError(f"{source}: there is no such folder or file")
-    elif source.suffix in (".parquet", ".csv"):
-        images = list(_in_table(source))
+    elif source.suffix.lower() in TABLE_EXTENSIONS:
+        listing = Listing(list(_in_table(source)))
         expected = "one row an image"
     else:
-        images = list(_in_tar(source))
+        listing = _in_tar(source)
         expected = "members <class>/<image>.jpg (or .jpeg, .png, .webp)"
-    if not images:
-        raise PackingError(f"{source}: holds no images; expected: {expected}")
-    return sorted(images, key=lambda image: image.name)
+    if not listing.images:
+        met = f"; it holds {listing.left_out_text()}" if listing.left_out else ""
+        raise PackingError(f"{source}: holds no images{met}; expected: {expected}")
+    listing.images.sort(key=lambda image: image.name)
+    return listing
 
 
-def _in_folder(folder: Path) -> Iterator[ImageFile]:
-    for path in folder.rglob("*"):
-        if _is_image(path) and path.is_file():
-            name = path.relative_to(folder).as_posix()
-            yield ImageFile(name, (_class_of(folder, name),), path)
+def _in_folder(folder: Path) -> Listing:
+    listing = Listing()
+    for path in _files_below(folder, frozenset()):
+        name = os.fsencode(path.relative_to(folder)).decode("utf-8", "backslashreplace")
+        if _is_image(path):
+            listing.images.append(ImageFile(name, (_class_of(folder, name),), path))
+        else:
+            listing.left_out[_kind(path)] += 1
+    return listing
 
 
-def _in_tar(source: Path) -> Iterator[ImageFile]:
+def _files_below(folder: Path, above: frozenset[str]) -> Iterator[Path]:
+    """The files that are not hidden; symbolic links are followed, but not to a folder above them.
+
+    above: the real paths of the folders that `folder` was reached through.
+    """
+    real_path = os.path.realpath(folder)
+    if real_path in above:
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                yield from _files_below(folder / entry.name, above | {real_path})
+            elif entry.is_file() or entry.is_symlink():
+                yield folder / entry.name
+
+
+def _in_tar(source: Path) -> Listing:
+    """Of members with one name the last one counts, as when a tar is extracted."""
+    listing = Listing()
+    images: dict[str, ImageFile] = {}
+    for path, place in _files_in_tar(source):
+        if any(part.startswith(".") and part != ".." for part in path.parts):
+            continue
+        if place is None:
+            listing.left_out["links"] += 1
+        elif _is_image(path):
+            label = _class_of(source, str(path))
+            images[str(path)] = ImageFile(str(path), (label,), source, *place)
+        else:
+            listing.left_out[_kind(path)] += 1
+    listing.images.extend(images.values())
+    return listing
+
+
+def _files_in_tar(source: Path) -> Iterator[tuple[PurePosixPath, tuple[int, int] | None]]:
+    """Every file with the offset and size of its bytes, which a hard link shares with another one.
+
+    None for symbolic links, and hard links to what is no file of this tar.
+    """
+    places: dict[str, tuple[int, int]] = {}
     try:
-        with tarfile.open(source, "r:") as tar:
-            for member in tar:
-                name = PurePosixPath(member.name)
-                if member.isreg() and _is_image(name):
-                    label = _class_of(source, str(name))
-                    yield ImageFile(str(name), (label,), source, member.offset_data, member.size)
+        with source.open("rb") as file, open_tar(file) as tar:
+            for member in members(tar):
+                path, place = PurePosixPath(member.name), None
+                if member.isreg():
+                    place = (member.offset_data, member.size)
+                elif member.islnk():
+                    place = places.get(str(PurePosixPath(member.linkname)))
+                elif not member.issym():
+                    continue
+                if place is not None:
+                    places[str(path)] = place
+                yield path, place
     except tarfile.TarError as error:
         raise PackingError(
             f"{source}: {error}; allowed: a folder, a .parquet or .csv table, a tar that is "
@@ -81,8 +150,12 @@ def _in_tar(source: Path) -> Iterator[ImageFile]:
         ) from error
 
 
-def _is_image(path: PurePosixPath | Path) -> bool:
-    return path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith(".")
+def _is_image(path: PurePath) -> bool:
+    return path.suffix.lower() in IMAGE_EXTENSIONS
+
+
+def _kind(path: PurePath) -> str:
+    return path.suffix.lower() or "without extension"
 
 
 def _class_of(source: Path, name: str) -> str:
@@ -101,10 +174,23 @@ def _in_table(source: Path) -> Iterator[ImageFile]:
         rows = _rows(source)
     except (pa.ArrowException, UnicodeError) as error:
         raise PackingError(f"{source}: cannot be read: {error}") from error
-    for number, (path, labels) in enumerate(rows):
-        if not path:
-            raise PackingError(f"{source}: row {number} has no path")
-        yield ImageFile(str(path), _labels_of(labels), source.parent / str(path))
+    rows_of_path: dict[Path, str] = {}
+    for number, (name, labels) in enumerate(rows, start=1):
+        row = f"row {number + 1} of the file" if _is_csv(source) else f"record {number}"
+        if not name:
+            raise PackingError(f"{source}: {row} has no path")
+        path = source.parent / str(name)
+        if path in rows_of_path:
+            raise PackingError(
+                f"{source}: {name} is in {rows_of_path[path]} and again in {row}; put all labels "
+                "of an image into one row"
+            )
+        rows_of_path[path] = row
+        yield ImageFile(str(name), _labels_of(labels), path)
+
+
+def _is_csv(source: Path) -> bool:
+    return source.suffix.lower() == ".csv"
 
 
 def _rows(source: Path) -> list[tuple[Any, Any]]:
@@ -117,7 +203,7 @@ def _rows(source: Path) -> list[tuple[Any, Any]]:
 
 
 def _read_table(source: Path) -> Any:
-    if source.suffix == ".parquet":
+    if not _is_csv(source):
         return pq.read_table(source)
     types = {"path": pa.string(), "labels": pa.string()}
     options = pyarrow.csv.ConvertOptions(column_types=types)

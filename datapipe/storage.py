@@ -1,23 +1,35 @@
-"""Files by path or URL, through fsspec: names, whole reads, and writes that appear at once."""
+"""Files by path or URL, through fsspec: names, reads, and writes that appear at once.
+
+Every backend has exceptions of its own. Here they become `UnsupportedUrl`; from a read,
+`FileNotFoundError` or `NotADirectoryError` where there is no such file, else `UnreadableUrl`; from
+a write, `OSError`.
+"""
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, Any
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
-from datapipe.errors import UnsupportedUrl
+from datapipe.errors import DataError, UnreadableUrl, UnsupportedUrl
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 
 def open_filesystem(url: str) -> tuple[Any, str]:
     """The fsspec file system of a URL and the path inside it."""
-    try:
-        filesystem, path = fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        raise UnsupportedUrl(url, str(error)) from error
+    with _reading(url):
+        try:
+            filesystem, path = fsspec.core.url_to_fs(url)
+        except (ImportError, ValueError) as error:
+            raise UnsupportedUrl(url, str(error)) from error
     return filesystem, path
 
 
@@ -37,19 +49,78 @@ def directory_of(url: str) -> str:
     return url.rpartition("/")[0]
 
 
+def local_path(url: str) -> Path | None:
+    """The path of a URL on this machine's file systems, None for any other."""
+    filesystem, path = open_filesystem(url)
+    return Path(path) if isinstance(filesystem, LocalFileSystem) else None
+
+
 def exists(url: str) -> bool:
-    filesystem, path = open_filesystem(url)
-    return bool(filesystem.exists(path))
+    """Whether there is this file. `UnreadableUrl` where storage does not say so."""
+    try:
+        read_range(url, 0, 1)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
-def remove(url: str) -> None:
+def names_in(directory: str) -> set[str]:
+    """The names in a directory; none where there is no directory."""
+    filesystem, path = open_filesystem(directory)
+    try:
+        with _reading(directory):
+            listed = filesystem.ls(path, detail=False)
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+    return {name.rstrip("/").rpartition("/")[2] for name in listed}
+
+
+def size_of(url: str) -> int:
     filesystem, path = open_filesystem(url)
-    filesystem.rm(path)
+    with _reading(url):
+        size = filesystem.size(path)
+    if size is None:
+        raise UnreadableUrl(url, "the server does not tell its size")
+    return int(size)
 
 
 def read_bytes(url: str) -> bytes:
     filesystem, path = open_filesystem(url)
-    return bytes(filesystem.cat_file(path))
+    with _reading(url):
+        return bytes(filesystem.cat_file(path))
+
+
+def read_range(url: str, start: int, stop: int) -> bytes:
+    """The bytes [start, stop) of a file; fewer where it ends early."""
+    filesystem, path = open_filesystem(url)
+    try:
+        with _reading(url):
+            content = bytes(filesystem.cat_file(path, start=start, end=stop))
+    except UnreadableUrl:
+        # Backends refuse a range behind the end in ways of their own; the size tells.
+        if not _ends_before(url, start):
+            raise
+        return b""
+    if len(content) > stop - start:
+        raise UnreadableUrl(url, "the server sends whole files instead of ranges")
+    return content
+
+
+@contextmanager
+def opened(url: str) -> Iterator[IO[bytes]]:
+    """A file to read and to seek in."""
+    read_range(url, 0, 1)  # HTTP's `open` takes every refusal for a missing file; this does not
+    filesystem, path = open_filesystem(url)
+    with _reading(url):
+        file = filesystem.open(path, "rb")
+    with file:
+        yield io.BufferedReader(_RawFile(url, file))
+
+
+def remove(url: str) -> None:
+    filesystem, path = open_filesystem(url)
+    with _writing(url):
+        filesystem.rm(path)
 
 
 def write_bytes(url: str, payload: bytes) -> None:
@@ -61,13 +132,78 @@ def write_bytes(url: str, payload: bytes) -> None:
 def replacing(url: str) -> Iterator[IO[bytes]]:
     """A file to write, under another name until the block ends well; then it takes its place."""
     filesystem, path = open_filesystem(url)
-    filesystem.makedirs(directory_of(path), exist_ok=True)
     partial = f"{path}.partial"
+    with _writing(url):
+        filesystem.makedirs(directory_of(path), exist_ok=True)
     try:
-        with filesystem.open(partial, "wb") as file:
+        with _writing(url):
+            file = filesystem.open(partial, "wb")
+        try:
             yield file
-        filesystem.mv(partial, path)
+        finally:
+            with _writing(url):
+                file.close()
+        with _writing(url):
+            filesystem.mv(partial, path)
     except BaseException:
-        if filesystem.exists(partial):
-            filesystem.rm(partial)
+        with _writing(url):
+            if filesystem.exists(partial):
+                filesystem.rm(partial)
         raise
+
+
+class _RawFile(io.RawIOBase):
+    """A backend's file, with its errors told as those of any other read."""
+
+    def __init__(self, url: str, file: Any) -> None:
+        self._url = url
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        view = memoryview(buffer)
+        with _reading(self._url):
+            content = self._file.read(len(view))
+        view[: len(content)] = content
+        return len(content)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        with _reading(self._url):
+            return int(self._file.seek(offset, whence))
+
+
+@contextmanager
+def _reading(url: str) -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError, DataError):
+        raise
+    except Exception as error:
+        raise UnreadableUrl(url, _reason(error)) from error
+
+
+@contextmanager
+def _writing(url: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(f"{url}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+def _ends_before(url: str, start: int) -> bool:
+    """Whether the file is known to have no byte at `start`."""
+    try:
+        return size_of(url) <= start
+    except (FileNotFoundError, UnreadableUrl):
+        return False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections.abc import Iterable
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from types import TracebackType
@@ -27,7 +26,7 @@ class SampleStream:
     wait.
 
     `next` raises what went wrong in a thread, in its place in the sequence: `MissingShard`,
-    `UnreadableShard`, `BadIndex`, `LabelOutOfRange`, `TooManyBadSamples`, or what `plans` raised.
+    `UnreadableUrl`, `BadIndex`, `LabelOutOfRange`, `TooManyBadSamples`, or what `plans` raised.
     After that, and after `close`, the stream is at its end. Use it as a context manager, or call
     `close`.
     """
@@ -42,8 +41,6 @@ class SampleStream:
         training: bool,
         num_classes: int,
     ) -> None:
-        self.wait_s = 0.0
-        """Seconds that `next` waited for data."""
         self.corrupt: dict[tuple[str, str, int], CorruptSample] = {}
         """The samples that could not be used so far, each once: by shard, key and offset."""
         self._config = config
@@ -57,16 +54,11 @@ class SampleStream:
             num_classes=num_classes,
             executor=self._executor,
         )
-        self._ready: queue.SimpleQueue[PendingBatch | Exception | None] = queue.SimpleQueue()
+        self._ready: queue.SimpleQueue[PendingBatch | BaseException | None] = queue.SimpleQueue()
         self._free_places = threading.Semaphore(config.prefetch_batches)
         self._closed = threading.Event()
         self._producer = threading.Thread(target=self._produce, name="read", daemon=True)
         self._producer.start()
-
-    @property
-    def bytes_read(self) -> int:
-        """Bytes of shards that were read so far."""
-        return self._maker.reader.bytes_read
 
     def __iter__(self) -> Self:
         return self
@@ -74,7 +66,6 @@ class SampleStream:
     def __next__(self) -> Batch:
         if self._closed.is_set():
             raise StopIteration
-        started = time.perf_counter()
         item = self._ready.get()
         if not isinstance(item, PendingBatch):
             self.close()
@@ -87,7 +78,6 @@ class SampleStream:
             self.close()
             raise
         self._free_places.release()
-        self.wait_s += time.perf_counter() - started
         self._count_corrupt(batch)
         return batch
 
@@ -117,13 +107,14 @@ class SampleStream:
             raise TooManyBadSamples(tuple(self.corrupt.values()), self._config.max_bad_samples)
 
     def _produce(self) -> None:
-        last: Exception | None = None
+        last: BaseException | None = None
         try:
             for plan in self._plans:
                 self._free_places.acquire()
                 if self._closed.is_set():
                     return
                 self._ready.put(self._maker.start(plan))
-        except Exception as error:  # noqa: BLE001 - it is raised again by `next`
+        except BaseException as error:  # noqa: BLE001 - it is raised again by `next`
             last = error
-        self._ready.put(last)
+        finally:
+            self._ready.put(last)

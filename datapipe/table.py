@@ -2,11 +2,13 @@
 
 Columns: key string; offset, size int64 (of the image's bytes in the tar); width, height int32 (0 is
 unknown); labels list<int64> (null where the shard holds no usable label); crc32 uint32 (of the
-image).
+image). Readers ignore any other column.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from datapipe.errors import BadIndex
-from datapipe.storage import open_filesystem, write_bytes
+from datapipe.storage import read_bytes, write_bytes
 
 SCHEMA = pa.schema(
     [
@@ -31,6 +33,8 @@ SCHEMA = pa.schema(
         ("crc32", pa.uint32()),
     ]
 )
+LARGEST_LABEL = 9_999_999
+"""Of a label id: what is counted and weighed by id takes memory for every id up to the largest."""
 
 
 @dataclass(frozen=True)
@@ -76,15 +80,26 @@ def write_table(url: str, entries: Sequence[SampleEntry]) -> None:
 
 
 def read_table(url: str) -> ShardTable:
-    """Errors: `BadIndex` for a file that is missing or has other columns."""
-    filesystem, path = open_filesystem(url)
+    """Errors: `BadIndex` for a file that is missing, no table, or without these columns;
+    `UnreadableUrl`.
+    """
     try:
-        table = pq.read_table(pa.BufferReader(filesystem.cat_file(path)))
+        file = pq.ParquetFile(pa.BufferReader(read_bytes(url)))
+        table = file.read(columns=SCHEMA.names)
     except (OSError, pa.ArrowException) as error:
         raise BadIndex(url, f"cannot be read: {error}") from error
-    if not table.schema.equals(SCHEMA):
-        raise BadIndex(url, f"columns are {table.schema.names}, needed are {SCHEMA.names}")
+    found = {field.name: field.type for field in table.schema}
+    missing = [field for field in SCHEMA if found.get(field.name) != field.type]
+    if missing:
+        columns = ", ".join(f"{field.name} ({field.type})" for field in missing)
+        raise BadIndex(url, f"there is no column {columns}")
     return _columns(table.combine_chunks())
+
+
+def digest_of(entries: Sequence[SampleEntry]) -> str:
+    """SHA-256 (hex) of the samples, their order and labels; not of where the images lie."""
+    samples = [[entry.key, entry.size, entry.crc32, entry.labels] for entry in entries]
+    return hashlib.sha256(json.dumps(samples).encode()).hexdigest()
 
 
 def crc32_of(payload: bytes | memoryview) -> int:

@@ -18,8 +18,8 @@ from typing import IO
 
 from datapipe.decode import DecodeError, image_size
 from datapipe.errors import BadIndex, MissingShard, UnreadableShard
-from datapipe.storage import open_filesystem
-from datapipe.table import SampleEntry, crc32_of
+from datapipe.storage import opened
+from datapipe.table import LARGEST_LABEL, SampleEntry, crc32_of
 
 logger = logging.getLogger(__name__)
 
@@ -57,37 +57,53 @@ class _Found:
 def walk_shard(url: str) -> list[SampleEntry]:
     """The samples with an image, in the order in which their first member lies in the shard.
 
-    A shard that ends early gives what it holds, with a warning. Errors: `MissingShard`, `BadIndex`
-    (two samples of one name), `UnreadableShard` (not a tar).
+    A shard that ends early gives what it holds, with a warning; so does one with samples that have
+    no usable label. Errors: `MissingShard`, `BadIndex` (two samples of one name), `UnreadableUrl`,
+    `UnreadableShard` (not a tar).
     """
-    filesystem, path = open_filesystem(url)
     try:
-        with filesystem.open(path, "rb") as file:
+        with opened(url) as file:
             found = _walk(url, file)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise MissingShard((url,)) from error
-    except (OSError, tarfile.TarError) as error:
+    except tarfile.TarError as error:
         raise UnreadableShard(url, str(error)) from error
-    return [entry for key, sample in found.items() for entry in sample.entries(key)]
+    entries = [entry for key, sample in found.items() for entry in sample.entries(key)]
+    num_unlabelled = sum(entry.labels is None for entry in entries)
+    if num_unlabelled:
+        logger.warning("samples have no usable label shard=%s samples=%d", url, num_unlabelled)
+    return entries
+
+
+def open_tar(file: IO[bytes]) -> tarfile.TarFile:
+    """A tar that is not compressed. In names, bytes that are not UTF-8 become \\xNN."""
+    return tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="backslashreplace")
+
+
+def members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The members of an archive, in order; `tarfile.ReadError` where it is damaged or cut.
+
+    `TarFile` alone takes a damaged or missing header for the end of the archive.
+    """
+    while (member := tar.next()) is not None:
+        yield member
+        tar.members.clear()  # type: ignore[attr-defined]  # or every header stays in memory
+    tar.fileobj.seek(tar.offset)
+    if tar.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+        raise tarfile.ReadError(f"neither a header nor the end of a tar at byte {tar.offset}")
 
 
 def _walk(url: str, file: IO[bytes]) -> dict[str, _Found]:
     found: dict[str, _Found] = {}
-    with tarfile.open(fileobj=file, mode="r:") as tar:
-        while True:
-            try:
-                member = tar.next()
-                if member is None:
-                    return found
+    with open_tar(file) as tar:
+        try:
+            for member in members(tar):
                 payload = _payload(tar, member)
-            except tarfile.ReadError as error:
-                logger.warning(
-                    "shard ends early shard=%s samples=%d reason=%s", url, len(found), error
-                )
-                return found
-            if payload is not None:
-                _add(url, found, member, payload)
-            tar.members.clear()  # type: ignore[attr-defined]  # or every header stays in memory
+                if payload is not None:
+                    _add(url, found, member, payload)
+        except tarfile.ReadError as error:
+            logger.warning("shard ends early shard=%s samples=%d reason=%s", url, len(found), error)
+    return found
 
 
 def _payload(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | None:
@@ -139,5 +155,5 @@ def _labels(extension: str, payload: bytes) -> tuple[int, ...] | None:
     if isinstance(value, dict) and extension == "json":
         value = value.get("labels", value.get("label", value.get("cls")))
     labels = value if isinstance(value, list) else [value]
-    usable = all(type(label) is int and 0 <= label < 1 << 63 for label in labels)
+    usable = all(type(label) is int and 0 <= label <= LARGEST_LABEL for label in labels)
     return tuple(dict.fromkeys(labels)) if usable else None

@@ -1,14 +1,15 @@
 """Writing shards: images and labels -> WebDataset tars, their Parquet index, and the manifest.
 
 Members are `000123.jpg` and `000123.json` ({"labels": [ids]}), numbered through all shards. Every
-file appears whole or not at all; `index.json` comes last, so a directory without it is not a data
-set. The same samples give the same bytes.
+file appears whole or not at all. A mark says that the directory is no data set yet: it comes first
+and goes last, after `index.json`. The same samples give the same bytes.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import webdataset
@@ -16,7 +17,18 @@ import webdataset
 from datapipe.errors import PackingError
 from datapipe.index import MANIFEST_NAME, UNFINISHED_NAME, ShardIndex, index_shards
 from datapipe.labels import LABELS_NAME, Label, write_labels
-from datapipe.storage import absolute, join, open_filesystem, remove, replacing, write_bytes
+from datapipe.storage import (
+    absolute,
+    join,
+    names_in,
+    read_bytes,
+    remove,
+    replacing,
+    write_bytes,
+)
+
+PARTIAL_NAMES = tuple(f"{name}.partial" for name in (MANIFEST_NAME, LABELS_NAME, UNFINISHED_NAME))
+"""What a write that was cut off may leave, besides shards and tables."""
 
 
 @dataclass(frozen=True)
@@ -33,26 +45,29 @@ def write_shards(
     samples: Iterable[RawImage],
     *,
     directory: str,
-    labels: Sequence[Label] | None,
+    labels: Iterable[Label] | None,
     prefix: str,
     samples_per_shard: int | None,
     shard_bytes: int | None,
 ) -> ShardIndex:
     """Write `<prefix>-00000.tar`, ... and their index; a shard ends at either limit (None: no
-    limit). Until the index is there, a mark says that the directory is no data set yet.
+    limit). What an interrupted call left in the directory is deleted.
 
-    labels: written to labels.json; None where the caller does so. Errors: `PackingError` when the
-    directory holds a data set already, or there are no samples; `OSError`.
+    labels: written to labels.json, taken after the last sample; None for no such file. Errors:
+    `PackingError` when the directory holds a data set or other tars, or there are no samples; those
+    of `index_shards`; `OSError`.
     """
     directory = absolute(directory)
-    check_unused(directory)
+    leftovers = _leftovers(directory)
     urls: list[str] = []
     numbered = enumerate(samples)
     upcoming = next(numbered, None)
     if upcoming is None:
         raise PackingError(f"{directory}: no images to pack")
+    for name in leftovers:
+        remove(join(directory, name))
     mark = join(directory, UNFINISHED_NAME)
-    write_bytes(mark, b"")
+    write_bytes(mark, prefix.encode())
     while upcoming is not None:
         url = join(directory, f"{prefix}-{len(urls):05d}.tar")
         upcoming = _write_shard(
@@ -66,12 +81,26 @@ def write_shards(
     return index
 
 
-def check_unused(directory: str) -> None:
-    """Raise `PackingError` if there is a data set in this directory."""
-    manifest_url = join(absolute(directory), MANIFEST_NAME)
-    filesystem, path = open_filesystem(manifest_url)
-    if filesystem.exists(path):
+def _leftovers(directory: str) -> list[str]:
+    """What an interrupted call left, by its mark, which holds the prefix of its shards.
+
+    Raises `PackingError` if the directory holds a data set, or tars that are none of these.
+    """
+    names = names_in(directory)
+    if MANIFEST_NAME in names:
+        manifest_url = join(directory, MANIFEST_NAME)
         raise PackingError(f"{manifest_url} exists; choose another directory, or remove this one")
+    leftovers: list[str] = []
+    if UNFINISHED_NAME in names:
+        prefix = read_bytes(join(directory, UNFINISHED_NAME)).decode(errors="replace")
+        shard_file = re.compile(re.escape(prefix) + r"-\d{5,}\.(tar|parquet)(\.partial)?")
+        leftovers = sorted(
+            name for name in names if shard_file.fullmatch(name) or name in PARTIAL_NAMES
+        )
+    foreign = sorted(name for name in names.difference(leftovers) if name.endswith(".tar"))
+    if foreign:
+        raise PackingError(f"{directory} holds {foreign[0]}; choose an empty directory")
+    return leftovers
 
 
 def _write_shard(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from datapipe.errors import DataError
 from datapipe.labels import read_labels
-from datapipe.packing import LabelMap, PackReport, pack, shuffle_images
-from datapipe.sources import list_images
+from datapipe.packing import LabelMap, PackReport, label_names, pack, shuffle_images
+from datapipe.sources import ImageFile, list_images
 
 DESCRIPTION = "Pack images into WebDataset shards with labels and an index, ready for training."
 
@@ -51,15 +52,19 @@ class PackConfig:
         for name, value in (("shard-mb", self.shard_mb), ("limit", self.limit)):
             if value is not None and value < 1:
                 raise ValueError(f"--{name} is {value}; allowed: at least 1")
+        if not self.prefix or "/" in self.prefix:
+            raise ValueError(f"--prefix is {self.prefix!r}; allowed: a name without '/'")
 
 
 def run(config: PackConfig) -> PackReport:
     """Pack what the config names, with a progress bar on stderr."""
     known_labels = read_labels(config.labels) if config.labels else None
-    images = list_images(config.source)
+    listing = list_images(config.source)
+    if listing.left_out:
+        print(f"left out: {listing.left_out_text()}", file=sys.stderr)
+    images: Sequence[ImageFile] = listing.images
     if config.label_map is not None:
         images = LabelMap.read(config.label_map).apply(images)
-    label_names = sorted({label for image in images for label in image.labels})
     chosen = shuffle_images(images, seed=config.seed, limit=config.limit)
     columns = (TextColumn("packing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
@@ -67,7 +72,7 @@ def run(config: PackConfig) -> PackReport:
         return pack(
             chosen,
             directory=config.output,
-            label_names=label_names,
+            names=label_names(images),
             known_labels=known_labels,
             prefix=config.prefix,
             shard_bytes=config.shard_mb * 1_000_000,

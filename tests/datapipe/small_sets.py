@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from io import BytesIO
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from PIL import Image
 from datapipe.config import DataConfig
 from datapipe.index import ShardIndex
 from datapipe.order import SampleOrder
+from datapipe.reader import RawSample, SampleReader
 from datapipe.writer import RawImage, write_shards
 
 NUM_CLASSES = 10
@@ -23,9 +25,11 @@ def picture(number: int, *, width: int = 24, height: int = 20) -> Image.Image:
     return Image.fromarray(np.stack(channels, axis=2).astype(np.uint8))
 
 
-def encode(image: Image.Image, image_format: str = "JPEG") -> bytes:
+def encode(
+    image: Image.Image, image_format: str = "JPEG", *, transparency: int | bytes | None = None
+) -> bytes:
     buffer = BytesIO()
-    image.save(buffer, image_format)
+    image.save(buffer, image_format, transparency=transparency)
     return buffer.getvalue()
 
 
@@ -62,3 +66,20 @@ def small_config(index: ShardIndex, *, max_bad_samples: int = 100) -> DataConfig
 
 def small_order(index: ShardIndex, *, shuffle: bool = True) -> SampleOrder:
     return SampleOrder(index.num_samples, block_size=4, blocks_per_pool=3, seed=5, shuffle=shuffle)
+
+
+def read_all(index: ShardIndex) -> list[RawSample]:
+    reader = SampleReader(index, block_size=8, max_blocks=2)
+    return reader.fetch(np.arange(index.num_samples, dtype=np.int64))
+
+
+def labels_in(index: ShardIndex) -> list[list[int] | None]:
+    return [None if sample.labels is None else sample.labels.tolist() for sample in read_all(index)]
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, payload in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(payload)
+            tar.addfile(info, BytesIO(payload))

@@ -17,6 +17,7 @@ from datapipe.errors import (
     PackingError,
     TooManyBadSamples,
     UnreadableShard,
+    UnreadableUrl,
     UnsupportedUrl,
 )
 
@@ -27,14 +28,16 @@ ERRORS = [
     (BadIndex("d/index.json", "version is 9"), "d/index.json: version is 9; make the index anew"),
     (MissingShard(("d/a.tar",)), "1 shard is in the index but not in storage: d/a.tar; restore"),
     (MissingShard(tuple("abcdefg")), "7 shards are in the .*: a, b, c, d, e and 2 more; restore"),
-    (UnreadableShard("d/a.tar", "timed out"), "d/a.tar: cannot be read: timed out"),
+    (UnreadableUrl("d/a.tar", "timed out"), "d/a.tar: cannot be read: timed out"),
+    (UnreadableShard("d/a.tar", "empty file"), "d/a.tar: not a tar: empty file"),
     (BadLabels("d/labels.json", "there is no such file"), "d/labels.json: there is no such file"),
     (
         LabelOutOfRange("a.tar", "000007", 12, 10),
         "a.tar: sample 000007 has label 12, allowed are 0 to 9 .*num_classes to at least 13",
     ),
     (CORRUPT, "a.tar: sample 000001 at byte 512: image file is truncated"),
-    (TooManyBadSamples((CORRUPT, CORRUPT), 1), "2 corrupt samples, .*allows 1: a.tar: sample 0000"),
+    (TooManyBadSamples((CORRUPT, CORRUPT), 1), "2 corrupt samples, .*allows 1: a.*000001.* raise"),
+    (TooManyBadSamples((CORRUPT,), 100), "all 1 samples of the set are corrupt: .*repair the sha"),
     (PackingError("x: holds no images"), "x: holds no images"),
 ]
 

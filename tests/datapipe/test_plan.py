@@ -80,6 +80,31 @@ def test_leases_are_done_in_order_and_only_the_last_batch_is_short(
     assert all(count == batch_size for count in filled[:-1])
 
 
+@given(st.lists(st.none() | st.integers(1, 20), max_size=12), st.integers(1, 9))
+def test_a_pause_between_leases_ends_the_batch_that_was_begun(
+    sizes: list[int | None], batch_size: int
+) -> None:
+    leased: list[tuple[int, int]] = []
+    done: list[tuple[int, int]] = []
+
+    def leases() -> Iterable[Span | None]:
+        for number, size in enumerate(sizes):
+            leased.extend((number, place) for place in range(size or 0))
+            yield None if size is None else Span(number, 0, size)
+            assert size is not None or done == leased
+
+    for batch in leased_batches(leases(), batch_size=batch_size):
+        assert batch.size == batch_size
+        done += places([batch])
+        assert len(places([batch])) == batch_size or done == leased
+    assert done == leased
+
+
+def test_a_pause_before_any_lease_gives_no_batch() -> None:
+    batches = list(leased_batches([None, None, Span(0, 0, 2), None, None], batch_size=4))
+    assert [batch.spans for batch in batches] == [(Span(0, 0, 2),)]
+
+
 def test_a_batch_does_not_wait_for_the_lease_after_the_one_that_fills_it() -> None:
     taken = []
 

@@ -22,13 +22,45 @@ def test_any_samples_in_any_order(small_index: ShardIndex) -> None:
         assert sample.payload == written[sample_id].payload
 
 
-def test_samples_of_one_block_are_read_once(small_index: ShardIndex) -> None:
-    whole = SampleReader(small_index, block_size=8, max_blocks=10)
-    whole.fetch(np.random.default_rng(1).permutation(75))
-    again = SampleReader(small_index, block_size=8, max_blocks=1)
-    again.fetch(np.arange(75))
-    assert whole.bytes_read == again.bytes_read
-    assert whole.bytes_read < sum(entry.bytes for entry in small_index.shards)
+@pytest.fixture
+def one_shard(tmp_path: Path) -> tuple[ShardIndex, Path]:
+    """Twelve samples, three blocks of four, in one shard; a read that is repeated after the shard
+    was deleted fails.
+    """
+    index = write_set(tmp_path, num_samples=12, samples_per_shard=None)
+    return index, tmp_path / "train-00000.tar"
+
+
+def test_a_block_is_read_once_for_all_its_samples(one_shard: tuple[ShardIndex, Path]) -> None:
+    index, shard = one_shard
+    reader = SampleReader(index, block_size=4, max_blocks=3)
+    reader.fetch(np.array([0, 4, 8]))
+    shard.unlink()
+    samples = reader.fetch(np.array([1, 5, 9, 2, 6, 10, 3, 7, 11]))
+    assert all(sample.problem() is None for sample in samples)
+
+
+def test_a_block_is_dropped_when_all_its_samples_were_fetched(
+    one_shard: tuple[ShardIndex, Path],
+) -> None:
+    index, shard = one_shard
+    reader = SampleReader(index, block_size=4, max_blocks=3)
+    reader.fetch(np.arange(4))
+    shard.unlink()
+    with pytest.raises(MissingShard):
+        reader.fetch(np.array([0]))
+
+
+def test_the_block_that_was_not_used_for_longest_is_dropped_beyond_the_limit(
+    one_shard: tuple[ShardIndex, Path],
+) -> None:
+    index, shard = one_shard
+    reader = SampleReader(index, block_size=4, max_blocks=2)
+    reader.fetch(np.array([0, 4, 1, 8]))
+    shard.unlink()
+    reader.fetch(np.array([2, 9]))
+    with pytest.raises(MissingShard):
+        reader.fetch(np.array([5]))
 
 
 def test_a_truncated_shard_costs_only_its_missing_samples(tmp_path: Path) -> None:

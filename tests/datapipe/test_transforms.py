@@ -50,6 +50,24 @@ def test_areas_and_aspects_fill_the_configured_ranges() -> None:
     assert abs(flips.mean() - 0.5) < 0.03  # four standard errors of 5,000 coin tosses
 
 
+def test_place_and_shape_of_the_crop_are_drawn_apart() -> None:
+    count = 5000
+    widths, heights = np.full(count, 400.0), np.full(count, 300.0)
+    boxes, flips = training_boxes(widths, heights, draws_of(count), CONFIG)
+    left, top, right, bottom = boxes.T
+    inside = (right - left < 399) & (bottom - top < 299)
+    shift_x, shift_y = left / (400 - (right - left)), top / (300 - (bottom - top))
+    aspects = (right - left) / (bottom - top)
+    drawn = np.stack([shift_x, shift_y, np.log(aspects), flips])[:, inside]
+    for shifts in drawn[:2]:
+        # Quartiles of a uniform draw; the standard error of each is 0.006 to 0.007.
+        assert np.abs(np.quantile(shifts, [0.25, 0.5, 0.75]) - [0.25, 0.5, 0.75]).max() < 0.03
+    assert aspects.min() < 0.77
+    assert aspects.max() > 1.31
+    # The standard error of a correlation of so many pairs is 0.014.
+    assert np.abs(np.corrcoef(drawn) - np.eye(4)).max() < 0.06
+
+
 def test_an_image_too_long_for_any_crop_gives_its_centre() -> None:
     boxes, _ = training_boxes(np.array([1000.0]), np.array([10.0]), draws_of(1), CONFIG)
     left, top, right, bottom = boxes[0]

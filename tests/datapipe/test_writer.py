@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
 from datapipe.errors import BadLabels, MissingIndex, PackingError
-from datapipe.index import ensure_index
+from datapipe.index import ShardIndex, ensure_index
 from datapipe.labels import Label, read_labels, write_labels
 from datapipe.writer import RawImage, write_shards
 from tests.datapipe.small_sets import raw_images, write_set
@@ -40,27 +40,92 @@ def test_a_shard_ends_at_its_size(tmp_path: Path) -> None:
     assert read_labels(str(tmp_path / "labels.json")) == (Label(0, "x", 0.5),)
 
 
-def test_an_interrupted_write_leaves_no_partial_file_and_no_manifest(tmp_path: Path) -> None:
-    def interrupted() -> Iterator[RawImage]:
-        yield from raw_images(5)
-        raise KeyboardInterrupt
+def interrupted(images: list[RawImage]) -> Iterator[RawImage]:
+    yield from images
+    raise KeyboardInterrupt
 
+
+def write(
+    directory: Path,
+    images: Iterable[RawImage],
+    *,
+    prefix: str = "train",
+    labels: Iterable[Label] | None = None,
+) -> ShardIndex:
+    return write_shards(
+        images,
+        directory=str(directory),
+        labels=labels,
+        prefix=prefix,
+        samples_per_shard=4,
+        shard_bytes=None,
+    )
+
+
+def names_in(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+def test_an_interrupted_write_leaves_no_partial_file_and_no_manifest(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        write_shards(
-            interrupted(),
-            directory=str(tmp_path),
-            labels=None,
-            prefix="train",
-            samples_per_shard=4,
-            shard_bytes=None,
-        )
-    names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["packing-unfinished", "train-00000.tar"]
+        write(tmp_path, interrupted(raw_images(5)))
+    assert names_in(tmp_path) == ["packing-unfinished", "train-00000.tar"]
     with pytest.raises(MissingIndex, match="packing ended before the data set was complete"):
         ensure_index(str(tmp_path), index_directory=str(tmp_path / "index"))
-    write_set(tmp_path, num_samples=5, samples_per_shard=4)
-    assert not (tmp_path / "packing-unfinished").exists()
+
+
+def test_what_an_interrupted_write_left_does_not_outlive_the_next(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path, interrupted(raw_images(13)), prefix="part.a")
+    assert "part.a-00002.tar" in names_in(tmp_path)
+    for name in ("part.a-00000.parquet", "part.a-00003.tar.partial", "index.json.partial"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "notes.txt").write_text("not ours")
+    write(tmp_path, raw_images(5))
+    of_shards = [f"train-0000{number}.{kind}" for number in (0, 1) for kind in ("parquet", "tar")]
+    assert names_in(tmp_path) == ["index.json", "notes.txt", *of_shards]
     ensure_index(str(tmp_path), index_directory=str(tmp_path / "index"))
+
+
+@pytest.mark.parametrize("is_marked", [False, True])
+def test_tars_of_others_are_never_overwritten(tmp_path: Path, is_marked: bool) -> None:
+    if is_marked:
+        with pytest.raises(KeyboardInterrupt):
+            write(tmp_path, interrupted(raw_images(5)), prefix="other")
+    (tmp_path / "train-00000.tar").write_bytes(b"precious")
+    before = names_in(tmp_path)
+    with pytest.raises(PackingError, match=r"holds train-00000\.tar; choose an empty directory"):
+        write(tmp_path, raw_images(5))
+    assert (tmp_path / "train-00000.tar").read_bytes() == b"precious"
+    assert names_in(tmp_path) == before
+
+
+def test_a_set_whose_labels_could_not_be_written_is_unfinished(tmp_path: Path) -> None:
+    def labels() -> Iterator[Label]:
+        yield Label(0, "x", 0.5)
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        write(tmp_path, raw_images(5), labels=labels())
+    with pytest.raises(MissingIndex, match="packing ended before the data set was complete"):
+        ensure_index(str(tmp_path), index_directory=str(tmp_path / "index"))
+    write(tmp_path, raw_images(5), labels=[Label(0, "x", 0.5)])
+    assert read_labels(str(tmp_path / "labels.json")) == (Label(0, "x", 0.5),)
+
+
+def test_labels_are_taken_after_the_last_sample(tmp_path: Path) -> None:
+    taken: list[str] = []
+
+    def images() -> Iterator[RawImage]:
+        yield from raw_images(5)
+        taken.append("images")
+
+    def labels() -> Iterator[Label]:
+        taken.append("labels")
+        yield Label(0, "x", 0.5)
+
+    write(tmp_path, images(), labels=labels())
+    assert taken == ["images", "labels"]
 
 
 def test_a_directory_that_holds_a_set_is_refused(tmp_path: Path) -> None:

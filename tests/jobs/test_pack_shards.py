@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -15,11 +16,14 @@ import pack_shards
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pack_shards import PackConfig
 from PIL import Image
 
 from datapipe.index import ShardIndex
 from datapipe.labels import Label, read_labels
+from datapipe.packing import shuffle_images
 from datapipe.reader import SampleReader
+from datapipe.sources import list_images
 
 ROOT = Path(__file__).parents[2]
 
@@ -74,6 +78,15 @@ def test_a_tar_of_folders_gives_the_shards_that_the_folder_gives(
     assert pack(tmp_path / "photos.tar", tmp_path / "two") == 0
     one, two = (tmp_path / name / "train-00000.tar" for name in ("one", "two"))
     assert one.read_bytes() == two.read_bytes()
+
+
+def test_what_is_left_out_is_said(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_image(folder / "emu" / "0.bmp", 1)
+    save_image(folder / "emu" / "1.bmp", 1)
+    assert pack(folder, tmp_path / "out") == 0
+    assert "left out: 2 .bmp, 1 .txt\n" in capsys.readouterr().err
 
 
 def write_csv(path: Path, rows: dict[str, str]) -> Path:
@@ -157,6 +170,27 @@ def test_a_truncated_image_stops_or_is_listed(
     assert pack(folder, tmp_path / "out", "--skip-bad") == 0
     assert "skipped cat/1.jpg: image file is truncated" in capsys.readouterr().err
     assert packed_labels(tmp_path / "out") == [["cat"]] * 2 + [["dog"]] * 2
+    labels = read_labels(str(tmp_path / "out" / "labels.json"))
+    assert [label.weight for label in labels] == [0.5, 0.5]  # of what was packed
+
+
+def test_an_interrupted_packing_starts_over(folder: Path, tmp_path: Path) -> None:
+    last = list_images(folder).images[-1].path
+    noise = Image.effect_noise((700, 700), 90)
+    noise.save(folder / "cat" / "large-0.png", compress_level=0)
+    for number in range(1, 7):  # two shards of a megabyte before the last image
+        shutil.copy(folder / "cat" / "large-0.png", folder / "cat" / f"large-{number}.png")
+    truncate(last)
+    seed = next(
+        seed
+        for seed in range(100)
+        if shuffle_images(list_images(folder).images, seed=seed, limit=None)[-1].path == last
+    )
+    assert pack(folder, tmp_path / "out", "--seed", seed, "--shard-mb", 1) == 2
+    assert len(list((tmp_path / "out").glob("*.tar"))) == 2
+    assert pack(folder, tmp_path / "out", "--seed", seed, "--skip-bad") == 0
+    assert len(packed_labels(tmp_path / "out")) == 11
+    assert len(list((tmp_path / "out").glob("*.tar"))) == 1
 
 
 def mistake_empty(_: Path, tmp_path: Path) -> list[object]:
@@ -214,6 +248,13 @@ def mistake_labels(folder: Path, tmp_path: Path) -> list[object]:
     return [folder, tmp_path / "out", "--labels", tmp_path / "labels.json"]
 
 
+def mistake_tar_in_output(folder: Path, tmp_path: Path) -> list[object]:
+    (tmp_path / "out").mkdir()
+    with tarfile.open(tmp_path / "out" / "photos.TAR", "w") as tar:
+        tar.add(folder, "photos")
+    return [tmp_path / "out" / "photos.TAR", tmp_path / "out"]
+
+
 def mistake_used(folder: Path, tmp_path: Path) -> list[object]:
     assert pack(folder, tmp_path / "out") == 0
     return [folder, tmp_path / "out"]
@@ -235,6 +276,7 @@ def mistake_output(folder: Path, tmp_path: Path) -> list[object]:
         (mistake_map, "not in the label map: 'dog'"),
         (mistake_map_form, "not a label map"),
         (mistake_map_letters, "the labels of a class are not a list"),
+        (mistake_tar_in_output, "images to be packed lie in"),
         (mistake_column_twice, "columns are path, labels, path; needed: path and labels, once"),
         (mistake_encoding, "table.csv: cannot be read"),
         (mistake_labels, "not in the labels given: 'dog'"),
@@ -255,6 +297,12 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert text in errors[0]
+
+
+@pytest.mark.parametrize("prefix", ["", "a/b", "../train"])
+def test_a_prefix_is_the_beginning_of_a_name(prefix: str) -> None:
+    with pytest.raises(ValueError, match=r"--prefix is .*; allowed: a name without '/'"):
+        PackConfig(source=Path("photos"), output="out", prefix=prefix)
 
 
 def test_the_real_command_line(folder: Path, tmp_path: Path) -> None:

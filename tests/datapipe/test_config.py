@@ -1,0 +1,52 @@
+"""DataConfig: a wrong value says what is allowed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from datapipe.config import DataConfig
+
+VALID = DataConfig(train="somewhere")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [
+        ("train", "", "a directory or URL of shards"),
+        ("evaluation", "", "a directory or URL of shards, or None"),
+        ("image_size", 7, "8 to 4096"),
+        ("image_size", 10**6, "8 to 4096"),
+        ("crop_area", (0.0, 1.0), "0 < smallest <= largest <= 1"),
+        ("crop_area", (0.5, 1.1), "0 < smallest <= largest <= 1"),
+        ("crop_aspect", (1.5, 0.5), "0 < smallest <= largest"),
+        ("crop_aspect", (float("nan"), 1.0), "0 < smallest <= largest"),
+        ("evaluation_crop", 0.0, "above 0, at most 1"),
+        ("evaluation_crop", 1.01, "above 0, at most 1"),
+        ("block_size", 0, "1 to 16384"),
+        ("block_size", 10**9, "1 to 16384"),
+        ("blocks_per_pool", 0, "1 to 1024"),
+        ("blocks_per_pool", 10**9, "1 to 1024"),
+        ("decode_threads", 0, "1 to 256"),
+        ("decode_threads", 10**6, "1 to 256"),
+        ("prefetch_batches", 0, "1 to 1024"),
+        ("prefetch_batches", 10**6, "1 to 1024"),
+        ("max_bad_samples", -1, "at least 0"),
+    ],
+)
+def test_a_wrong_value_says_what_is_allowed(field: str, value: Any, allowed: str) -> None:
+    with pytest.raises(ValueError, match=rf"^data\.{field} is .*; allowed: {allowed}$"):
+        replace(VALID, **{field: value})
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"image_size": 8, "evaluation_crop": 1.0, "crop_area": (1.0, 1.0), "max_bad_samples": 0},
+        {"image_size": 4096, "block_size": 16_384, "blocks_per_pool": 1024, "decode_threads": 256},
+    ],
+)
+def test_the_limits_themselves_are_allowed(values: dict[str, Any]) -> None:
+    replace(VALID, **values)
