@@ -3,24 +3,32 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-faults lint clean
 
 demo: $(INSTALLED)  ## train on synthetic scenes, on a Ray cluster of its own; minutes
 	@$(BIN)/python jobs/demo.py
 
-test: $(INSTALLED)  ## all tests
+test: $(INSTALLED)  ## all tests but test-faults
 	$(BIN)/python -m pytest
+
+test-faults: $(INSTALLED)  ## processes killed in every phase of a run
+	$(BIN)/python -m pytest -m faults
 
 lint: $(INSTALLED)  ## formatting, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# Behind a lock, and looked at again there: two makes at once must not both build it.
 $(INSTALLED): pyproject.toml constraints.txt
+ifdef VENV_LOCKED
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 	    --editable '.[dev]'
 	@touch $@
+else
+	@flock . $(MAKE) --no-print-directory VENV_LOCKED=yes $@
+endif
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from datapipe.scenes.making import ScenesConfig, ensure_scenes
+from datapipe.scenes.making import SceneDirectories, ScenesConfig, ensure_scenes
 from xdist.config import TrainConfig
 from xdist.errors import UserError
 
@@ -15,8 +15,29 @@ logger = logging.getLogger(__name__)
 
 SCENES = "scenes"
 """The name that stands for the built-in data set in `data.train` and `data.evaluation`."""
-make_scenes = partial(ensure_scenes, Path("~/.cache/xdist").expanduser(), ScenesConfig())
-"""Make the scenes of this machine, at the path that they have on all, if they are absent."""
+DIRECTORY = Path("~/.cache/xdist")
+
+
+class MakeScenes:
+    """A function that makes the scenes of this machine if they are absent. Raises `UserError`.
+
+    Where it is sent to, it makes them at the path that they have here: nodes may have other homes.
+    """
+
+    def __call__(self) -> SceneDirectories:
+        try:
+            return ensure_scenes(DIRECTORY, ScenesConfig())
+        except (OSError, RuntimeError) as error:  # The latter where there is no home.
+            raise UserError(
+                f"the synthetic scenes cannot be written below {DIRECTORY}: {error}; set HOME to a "
+                "directory that can be written and has room"
+            ) from error
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return partial, (ensure_scenes, DIRECTORY.expanduser(), ScenesConfig())
+
+
+make_scenes = MakeScenes()
 
 
 def with_scenes(config: TrainConfig) -> TrainConfig:
@@ -33,9 +54,6 @@ def with_scenes(config: TrainConfig) -> TrainConfig:
         "training on built-in synthetic scenes; for your own images, pack them with "
         "jobs/pack_shards.py, then give --data.train DIRECTORY --data.evaluation DIRECTORY"
     )
-    try:
-        made = make_scenes()
-    except OSError as error:
-        raise UserError(f"the synthetic scenes cannot be written: {error}") from error
+    made = make_scenes()
     evaluation = str(made.evaluation) if data.evaluation == SCENES else data.evaluation
     return replace(config, data=replace(data, train=str(made.train), evaluation=evaluation))

@@ -1,14 +1,16 @@
 """The demo: synthetic scenes, a Ray head of its own, and a real `ray job submit` of the
-asynchronous job.
+asynchronous job. On CPUs alone.
 
 Its last line is one JSON object: run_dir, map100, map100_prevalence, seconds. The head is ended in
-the end, also after Ctrl-C or a failure.
+the end, also after Ctrl-C or a failure. Exit codes: 0 trained, saved and scored; 2 something the
+user can mend; 130 interrupted; 1 anything else.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,49 +20,100 @@ from pathlib import Path
 from types import FrameType
 
 import built_in
-from local_head import HeadFailed, LocalHead
+from local_head import HeadFailed, LocalHead, ray_script
+
+from datapipe.errors import DataError
+from xdist.errors import RunFailed, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
+SOURCES = ("datapipe", "jobs", "xdist")
 NUM_WORKERS = 2
 NUM_SERVERS = 2
 
 
 def main() -> int:
-    """Run the demo; 0 when it trained, saved and scored."""
+    """Run the demo and return its exit code."""
     argparse.ArgumentParser(description=__doc__).parse_args()
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # `nohup` ignores SIGHUP.
+            signal.signal(number, _interrupt)
     started = time.monotonic()
-    run_dir = ROOT / "runs" / f"demo-{datetime.now():%Y%m%d-%H%M%S}"
     try:
-        print("drawing the synthetic scenes (once)", flush=True)
-        built_in.make_scenes()
-        print("starting a Ray head on loopback", flush=True)
-        with LocalHead(num_cpus=NUM_WORKERS) as head:
-            code = subprocess.call(_submission(head, run_dir), env=head.environment, cwd=ROOT)
+        run_dir = _train()
+        _report(run_dir, seconds=time.monotonic() - started)
     except KeyboardInterrupt:
-        print(f"\ninterrupted; the Ray head is ended, the run so far is in {run_dir}")
+        print("interrupted; the Ray head is ended")
         return 130
-    except HeadFailed as error:
+    except (DataError, UserError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (HeadFailed, RunFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    if code != 0:
-        print(f"error: the job failed (code {code}); its log is above", file=sys.stderr)
-        return 1
-    _report(run_dir, seconds=time.monotonic() - started)
     return 0
 
 
+def _train() -> Path:
+    """Train and score to the end; the run directory."""
+    print("drawing the synthetic scenes (once)", flush=True)
+    built_in.make_scenes()
+    print("starting a Ray head on loopback", flush=True)
+    with LocalHead(num_cpus=NUM_WORKERS) as head:
+        run_dir = _new_run_dir()
+        _submit(head, run_dir)
+    return run_dir
+
+
+def _new_run_dir() -> Path:
+    """A directory that no other demo has."""
+    run_dir = ROOT / "runs" / f"demo-{datetime.now():%Y%m%d-%H%M%S-%f}"
+    try:
+        run_dir.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(
+            f"the run directory cannot be made: {error}; run the demo from a clone that you can "
+            "write to"
+        ) from error
+    return run_dir
+
+
+def _submit(head: LocalHead, run_dir: Path) -> None:
+    """Submit the job and follow it to its end."""
+    try:
+        code = subprocess.call(_submission(head, run_dir), env=head.environment)
+    except KeyboardInterrupt:
+        print(f"\nthe run so far is in {run_dir}", flush=True)
+        raise
+    if code != 0:
+        raise RunFailed(f"the job failed (code {code}); its log is above, and in {run_dir}")
+
+
 def _submission(head: LocalHead, run_dir: Path) -> list[str]:
-    submit = [str(Path(sys.executable).with_name("ray")), "job", "submit"]
-    where = ["--address", head.jobs_address, "--working-dir", str(ROOT)]
+    where = ["--address", head.jobs_address, "--working-dir", str(_copy_sources(head.directory))]
     job = ["python", "jobs/jft_async.py", "--preset", "demo", "--run-dir", str(run_dir)]
     sizes = ["--num-workers", str(NUM_WORKERS), "--num-servers", str(NUM_SERVERS)]
-    return [*submit, *where, "--", *job, *sizes]
+    return [ray_script(), "job", "submit", *where, "--", *job, *sizes]
+
+
+def _copy_sources(directory: Path) -> Path:
+    """What the job needs, apart from all else that a clone may hold: uploads are limited."""
+    copy = directory / "sources"
+    try:
+        for name in SOURCES:
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / name, copy / name, ignore=ignored)
+    except OSError as error:
+        raise UserError(
+            f"the job cannot be copied to {copy}: {error}; set TMPDIR to a directory that has room"
+        ) from error
+    return copy
 
 
 def _report(run_dir: Path, *, seconds: float) -> None:
-    scores = json.loads((run_dir / "summary.json").read_text())["scores"]["average"]
+    summary = json.loads((run_dir / "summary.json").read_text())
+    scores = summary["scores"].get("average")
+    if scores is None:
+        raise RunFailed(f"the averaged weights have no score; {run_dir / 'log.txt'} may say why")
     print(f"\ncurves: {run_dir / 'curves.png'}")
     print(
         f"weighted MAP@100 of the averaged weights: {scores['map100']:.3f}; "

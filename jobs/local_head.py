@@ -1,12 +1,14 @@
 """A Ray head of one's own on this machine: loopback only, own directory, free ports, token
-required.
+required, no GPUs.
 
-It touches no other Ray on the machine: it is ended by its process id, and what is left of it by a
-variable of its environment that no other has.
+It touches no other Ray on the machine, and none of it outlives its owner, even one that was killed.
+This file, run as a program, is the guard that sees to that: it runs the head as its child until its
+standard input ends, then ends all that came of it, and deletes the directory.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import secrets
 import shutil
@@ -16,45 +18,62 @@ import subprocess
 import sys
 import tempfile
 import threading
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from http.client import HTTPConnection, HTTPException
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_fixed
 
-MARK = "XDIST_LOCAL_HEAD"
-"""The environment variable that everything the head starts inherits, jobs too."""
-ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PREFIX = "xdist-ray-"
+LONGEST_DIRECTORY = 107 - len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.1")
+"""Linux allows 107 bytes for the path of a Unix socket, and Ray puts its own so deep."""
+PORTS = range(20_000, 32_768)
+"""Above the ports of Ray's workers (10002 to 19999), below those that Linux hands out by itself."""
 START_LIMIT_S = 60.0
 END_LIMIT_S = 10.0
+LOG_TAIL_BYTES = 2000
+PR_SET_CHILD_SUBREAPER = 36
+"""From linux/prctl.h: orphans among a process's descendants become its children."""
 
 
 class HeadFailed(Exception):
-    """The head did not start; the text says where its logs are."""
+    """The head did not start; the text says why, with the end of its log where it has one."""
 
 
 class LocalHead:
-    """A context manager: the head runs inside the block. `environment` is what its clients need."""
+    """A context manager: the head runs inside the block. `environment` is what its clients need.
+
+    Its only resources are `num_cpus` CPUs: neither it nor its jobs see a GPU. No Ray setting of
+    this process's environment reaches it; those in `variables` do. Raises `HeadFailed`.
+    """
 
     def __init__(self, *, num_cpus: int, variables: Mapping[str, str] | None = None) -> None:
         self._num_cpus = num_cpus
-        self.directory = Path(tempfile.mkdtemp(prefix="xdist-ray-"))
-        self._port, self._dashboard_port, self._client_port = _free_ports(3)
-        self.environment = {
-            **os.environ,
-            "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": secrets.token_hex(32),
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Binds loopback alone.
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_ADDRESS": self.address,
-            MARK: str(self.directory),
-            **(variables or {}),
-        }
+        self._variables = variables or {}
+
+    def __enter__(self) -> Self:
+        self._port, self._dashboard_port, self._client_port = ports = free_ports(3)
+        try:
+            self._start()
+        except HeadFailed:
+            if all(map(_is_free, ports)):
+                raise
+            # Somebody else took a port between its choice and its use.
+            self._port, self._dashboard_port, self._client_port = free_ports(3)
+            self._start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._resources.close()
 
     @property
     def address(self) -> str:
@@ -66,9 +85,43 @@ class LocalHead:
         """For `ray job submit --address`."""
         return f"http://127.0.0.1:{self._dashboard_port}"
 
-    def __enter__(self) -> Self:
-        command = [
-            str(Path(sys.executable).with_name("ray")),
+    def _start(self) -> None:
+        environment = self._environment()
+        self.environment = {**environment, "RAY_ADDRESS": self.address}
+        with ExitStack() as resources:
+            try:
+                self.directory = Path(resources.enter_context(_short_directory()))
+                self._log = resources.enter_context(tempfile.TemporaryFile())
+                guarded = _guarded(self.directory, self._command(), environment, self._log)
+                self._guard = resources.enter_context(guarded)
+            except OSError as error:
+                raise HeadFailed(
+                    f"the Ray head cannot be started: {error}; "
+                    "set TMPDIR to a directory that can be written and has room"
+                ) from error
+            self._wait_until_ready()
+            self._resources = resources.pop_all()
+
+    def _environment(self) -> dict[str, str]:
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+        unproxied = _unproxied(inherited)
+        return {
+            **inherited,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
+            "no_proxy": unproxied,
+            "NO_PROXY": unproxied,
+            "CUDA_VISIBLE_DEVICES": "",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Binds loopback alone.
+            "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # Its actors end with it.
+            "RAY_USAGE_STATS_ENABLED": "0",
+            **self._variables,
+        }
+
+    def _command(self) -> list[str]:
+        return [
+            ray_script(),
             "start",
             "--head",
             "--block",
@@ -80,110 +133,169 @@ class LocalHead:
             f"--dashboard-port={self._dashboard_port}",
             "--dashboard-agent-listen-port=0",
             f"--num-cpus={self._num_cpus}",
+            "--num-gpus=0",
             f"--temp-dir={self.directory}",
         ]
-        without_address = {k: v for k, v in self.environment.items() if k != "RAY_ADDRESS"}
-        self._log = self.directory / "head.log"
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                command,
-                env=without_address,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C in the terminal reaches its owner alone.
-            )
-        try:
-            self._wait_until_ready()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the head and all that it started, and delete its directory. Ctrl-C waits for it."""
-        with _signals_ignored():
-            self._process.send_signal(signal.SIGTERM)
-            try:
-                self._process.wait(END_LIMIT_S)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-            while left := _processes_with(f"{MARK}={self.directory}"):
-                for process_id in left:
-                    with suppress(ProcessLookupError):
-                        os.kill(process_id, signal.SIGKILL)
-            shutil.rmtree(self.directory, ignore_errors=True)
 
     def _wait_until_ready(self) -> None:
         retrying = Retrying(
-            retry=retry_if_exception_type(OSError),
+            retry=retry_if_result(lambda is_ready: not is_ready),
             wait=wait_fixed(0.2),
             stop=stop_after_delay(START_LIMIT_S),
-            reraise=True,
         )
         try:
-            retrying(self._check_ready)
-        except OSError as error:
-            raise HeadFailed(
-                f"the Ray head did not answer within {START_LIMIT_S:g} s: {error}\n"
-                + self._log.read_text(errors="replace")[-2000:]
-            ) from error
+            retrying(self._is_ready)
+        except RetryError as error:
+            raise self._failure(f"did not answer within {START_LIMIT_S:g} s") from error
 
-    def _check_ready(self) -> None:
-        if self._process.poll() is not None:
-            text = self._log.read_text(errors="replace")[-2000:]
-            raise HeadFailed(f"the Ray head ended with code {self._process.returncode}\n{text}")
+    def _is_ready(self) -> bool:
+        """Whether it is this head that answers: no other takes its token."""
+        if self._guard.poll() is not None:
+            raise self._failure(f"ended with code {self._guard.returncode}")
+        connection = HTTPConnection("127.0.0.1", self._dashboard_port, timeout=5)
+        token = self.environment["RAY_AUTH_TOKEN"]
         try:
-            with urllib.request.urlopen(f"{self.jobs_address}/api/version", timeout=5):
-                pass
-        except urllib.error.HTTPError as error:
-            if error.code not in (401, 403):  # It is up, and wants its token.
-                raise
+            connection.request("GET", "/api/version", headers={"Authorization": f"Bearer {token}"})
+            return connection.getresponse().status == 200
+        except (OSError, HTTPException):
+            return False
+        finally:
+            connection.close()
+
+    def _failure(self, what: str) -> HeadFailed:
+        size = os.fstat(self._log.fileno()).st_size
+        # The head writes at the offset that it shares with this process, which so must not seek.
+        tail = os.pread(self._log.fileno(), LOG_TAIL_BYTES, max(0, size - LOG_TAIL_BYTES))
+        text = tail.decode(errors="replace").strip() or "(its log is empty)"
+        parent = self.directory.parent
+        room_mib = shutil.disk_usage(parent).free >> 20
+        return HeadFailed(
+            f"the Ray head {what} (it was in {parent}, which has room for {room_mib} MiB); "
+            f"the end of its log:\n{text}"
+        )
 
 
-def _free_ports(count: int) -> list[int]:
-    """Ports that are free now, outside the range that Ray gives to its workers."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
+def ray_script() -> str:
+    """The `ray` command of this environment. Raises `HeadFailed` without one."""
+    script = Path(sys.executable).with_name("ray")
+    if not script.exists():
+        raise HeadFailed(f"{script} is not there; delete .venv, `make` installs it anew")
+    return str(script)
 
 
-def _processes_with(variable: str) -> list[int]:
-    """The processes, other than this one and zombies, whose environment holds `NAME=value`."""
-    found = []
-    for directory in Path("/proc").glob("[0-9]*"):
+def free_ports(count: int) -> list[int]:
+    """Some of `PORTS` that nobody listens at, by chance, so that two seldom choose the same."""
+    candidates = secrets.SystemRandom().sample(PORTS, len(PORTS))
+    return list(islice(filter(_is_free, candidates), count))
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # Past connections don't count.
         try:
-            environment = (directory / "environ").read_bytes().split(b"\0")
+            probe.bind(("127.0.0.1", port))
         except OSError:
-            continue
-        if variable.encode() in environment and int(directory.name) != os.getpid():
-            found.append(int(directory.name))
-    return found
+            return False
+        return True
+
+
+def _unproxied(environment: Mapping[str, str]) -> str:
+    """The value of no_proxy: the user's hosts and this machine. A lone * means all hosts."""
+    hosts = environment.get("no_proxy") or environment.get("NO_PROXY", "")
+    return hosts if hosts == "*" else ",".join(filter(None, (hosts, "127.0.0.1", "localhost")))
+
+
+def _short_directory() -> tempfile.TemporaryDirectory[str]:
+    """A temporary directory whose path leaves room for Ray's sockets: in /tmp if TMPDIR is long."""
+    usual = tempfile.gettempdir()
+    is_short = len(os.fsencode(f"{usual}/{PREFIX}12345678")) <= LONGEST_DIRECTORY
+    return tempfile.TemporaryDirectory(
+        prefix=PREFIX, dir=usual if is_short else "/tmp", ignore_cleanup_errors=True
+    )
 
 
 @contextmanager
-def _signals_ignored() -> Iterator[None]:
-    """Nothing interrupts the block: a second Ctrl-C would leave half of the head behind."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in ENDING_SIGNALS}
+def _guarded(
+    directory: Path, command: Sequence[str], environment: Mapping[str, str], log: IO[bytes]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """The command, run by a guard, which ends it with the block or with this process.
+
+    A Ctrl-C that interrupts the end of the block interrupts the waiting alone.
+    """
+    guard = subprocess.Popen(
+        [sys.executable, __file__, str(directory), *command],
+        env=environment,
+        stdin=subprocess.PIPE,  # Closed by the kernel, whatever becomes of this process.
+        stdout=log,
+        start_new_session=True,  # Ctrl-C in the terminal reaches its owner alone.
+    )
     try:
-        yield
+        yield guard
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        guard.communicate(b".")  # A forked child of this process may hold the pipe open.
+
+
+def guard(directory: str, command: Sequence[str]) -> int:
+    """Run the command until it ends, or is not wanted any more; leave nothing of it.
+
+    Returns its exit code.
+    """
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    head = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT)
+    has_ended = threading.Event()
+    threading.Thread(target=_end_when_unwanted, args=(head.pid, has_ended), daemon=True).start()
+    ended = status = 0
+    while ended != head.pid:
+        ended, status = os.waitpid(-1, 0)
+    has_ended.set()
+    _kill_descendants()
+    shutil.rmtree(directory, ignore_errors=True)
+    return os.waitstatus_to_exitcode(status)
+
+
+def _end_when_unwanted(process_id: int, has_ended: threading.Event) -> None:
+    os.read(sys.stdin.fileno(), 1)
+    if not has_ended.is_set():
+        os.kill(process_id, signal.SIGTERM)
+    if not has_ended.wait(END_LIMIT_S):
+        os.kill(process_id, signal.SIGKILL)
+
+
+def _kill_descendants() -> None:
+    """Kill all that this process started, and say what is left after `END_LIMIT_S`."""
+    retrying = Retrying(
+        retry=retry_if_result(bool), wait=wait_fixed(0.05), stop=stop_after_delay(END_LIMIT_S)
+    )
+    try:
+        retrying(_kill_children)
+    except RetryError as error:
+        left = error.last_attempt.result()
+        print(f"warning: processes of the Ray head that do not end: {left}", file=sys.stderr)
+
+
+def _kill_children() -> list[int]:
+    """Kill the children of this process, whose children become its own; returns who they were."""
+    found = children(os.getpid())
+    for child in found:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, os.WNOHANG)
+    return found
+
+
+def children(process_id: int) -> list[int]:
+    """The processes whose parent is this one, those that ended and wait to be reaped too."""
+    everybody = [int(entry.name) for entry in Path("/proc").glob("[0-9]*")]
+    return [one for one in everybody if _parent(one) == process_id]
+
+
+def _parent(process_id: int) -> int | None:
+    """The parent of a process, None if there is no such process any more."""
+    try:
+        stat = Path(f"/proc/{process_id}/stat").read_text(errors="replace")
+    except OSError:
+        return None
+    return int(stat.rpartition(")")[2].split()[1])  # Its name, in parentheses, may hold anything.
+
+
+if __name__ == "__main__":
+    sys.exit(guard(sys.argv[1], sys.argv[2:]))

@@ -15,8 +15,8 @@ from datapipe.scenes import SPLITS, Split, label_names, scene
 from datapipe.scenes.drawing import draw
 from datapipe.writer import RawImage, write_shards
 
-VERSION = 1
-"""Changes with everything that changes a pixel or a label; part of the directory's name."""
+VERSION = 2
+"""Changes with a pixel, a label or the index's form; part of the directory's name."""
 
 SMALLEST_IMAGE_SIZE = 16
 JPEG_QUALITY = 90
