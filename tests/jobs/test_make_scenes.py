@@ -153,7 +153,8 @@ def test_concurrent_makers_leave_one_complete_data_set(tmp_path: Path) -> None:
 def test_the_command_line_makes_scenes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--directory", str(tmp_path), "--num-train", "2", "--num-evaluation", "1"]
     assert make_scenes.main([*arguments, "--image-size", "16"]) == 0
-    assert str(tmp_path / "scenes-v1-seed0-2-1-16px" / "train") in capsys.readouterr().out
+    name = ScenesConfig(num_train=2, num_evaluation=1, image_size=16).directory_name()
+    assert str(tmp_path / name / "train") in capsys.readouterr().out
 
 
 def test_a_wrong_value_is_one_line_and_code_2(
