@@ -7,12 +7,23 @@ resolved value is written to the run directory and into every checkpoint as JSON
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Final, Literal
 
 from datapipe.config import DataConfig
 
-MODEL_NAMES = ("xception",)
+MODEL_OPTIONS: Final = {
+    "xception": ("fc", "middle_modules", "residual", "mid_activation", "segments"),
+    "inception_v3": ("fc", "layout", "small_input"),
+    "vgg_separable": ("fc", "pooled_size"),
+    "vgg16": (),
+    "resnet50": ("fc", "conv_bias"),
+    "resnet101": ("fc", "conv_bias"),
+    "resnet152": ("fc", "conv_bias"),
+}
+"""The networks, and which fields of `ModelConfig` each has besides those that all have."""
+MODEL_NAMES = tuple(MODEL_OPTIONS)
+LEAST_IMAGE_SIZES: Final = {"xception": 7, "inception_v3": 75, "vgg_separable": 32, "vgg16": 32}
 
 
 @dataclass(frozen=True)
@@ -20,33 +31,90 @@ class ModelConfig:
     """Which network is trained."""
 
     name: str = "xception"
-    """The network: xception."""
+    """The network: xception, inception_v3, vgg_separable (the VGG-style network without residual
+    connections of the paper's section 4.6), vgg16, resnet50, resnet101 or resnet152. A field that
+    it does not have keeps its default.
+    """
     num_classes: int | None = None
     """Outputs of the network; None takes the number of labels of the training set."""
     width: float = 1.0
     """Factor on every channel count (1.0 is the paper's network)."""
-    middle_modules: int = 8
-    """Modules of the middle flow (paper, figure 5: 8)."""
-    residual: bool = True
-    """Residual connections around the modules (paper, section 4.6)."""
-    mid_activation: Literal["none", "relu", "elu"] = "none"
-    """Activation between depthwise and pointwise convolution (paper, figure 10: none)."""
-    segments: int | None = None
-    """Channel groups of the spatial convolutions (paper, section 1.2); None is one a channel:
-    depthwise.
-    """
-    fc: tuple[int, ...] = ()
-    """Units of fully connected layers before the classifier (paper, table 2: 4096 4096)."""
     dropout: float = 0.0
     """Dropout rate before the classifier (paper, section 4.3: 0.5 for ImageNet)."""
+    fc: tuple[int, ...] = ()
+    """Units of fully connected layers before the classifier (paper, table 2: 4096 4096); vgg16 has
+    its own two of 4096 instead.
+    """
+    middle_modules: int = 8
+    """xception: modules of the middle flow (paper, figure 5: 8)."""
+    residual: bool = True
+    """xception: residual connections around the modules (paper, section 4.6)."""
+    mid_activation: Literal["none", "relu", "elu"] = "none"
+    """xception: activation between depthwise and pointwise convolution (paper, figure 10: none)."""
+    segments: int | None = None
+    """xception: channel groups of the spatial convolutions (paper, section 1.2); None is one a
+    channel: depthwise.
+    """
+    layout: Literal["today", "2016"] = "today"
+    """inception_v3: today is Keras' and TF-slim's; 2016 is the Keras network of the paper's table
+    3, 23,626,728 parameters.
+    """
+    small_input: bool = False
+    """inception_v3: a stem whose convolutions keep the size of the map, for images of 31 pixels or
+    more; the usual one takes 75 or more.
+    """
+    pooled_size: int = 1
+    """vgg_separable: rows and columns that the last feature map is averaged to; 1 is a global
+    average, 7 the flattened map of VGG at 224 pixels.
+    """
+    conv_bias: bool = True
+    """resnet50, resnet101, resnet152: convolutions have a bias, as in Keras; torchvision's have
+    none.
+    """
 
     def __post_init__(self) -> None:
         known = "one of " + ", ".join(MODEL_NAMES)
         check(self.name in MODEL_NAMES, "model.name", self.name, known)
-        check_least(self, "model.", num_classes=1, middle_modules=0, segments=1)
+        check_least(self, "model.", num_classes=1, middle_modules=0, segments=1, pooled_size=1)
         check(0 < self.width <= 8, "model.width", self.width, "above 0, at most 8")
         check(all(units >= 1 for units in self.fc), "model.fc", self.fc, "positive unit counts")
         check(0 <= self.dropout < 1, "model.dropout", self.dropout, "at least 0, below 1")
+        self._check_foreign_options()
+
+    def _check_foreign_options(self) -> None:
+        """What only other networks have is at its default."""
+        for option in fields(self):
+            owners = [name for name, own in MODEL_OPTIONS.items() if option.name in own]
+            if owners and self.name not in owners:
+                value, default = getattr(self, option.name), option.default
+                allowed = f"{default!r} with {self.name}; a field of {', '.join(owners)}"
+                check(value == default, f"model.{option.name}", value, allowed)
+
+    def options(self) -> dict[str, Any]:
+        """What the chosen network is built with, by the names of its constructor's arguments; the
+        number of classes is not among it.
+        """
+        names = ("width", "dropout", *MODEL_OPTIONS[self.name])
+        return {name: getattr(self, name) for name in names}
+
+    def of_network(self, name: str) -> ModelConfig:
+        """The same for another network: what it does not have is at its default."""
+        common = {field.name for field in fields(self)} - set().union(*MODEL_OPTIONS.values())
+        kept = common.union(MODEL_OPTIONS.get(name, ()))
+        values = {field: value for field, value in asdict(self).items() if field in kept}
+        return ModelConfig(**{**values, "name": name})
+
+    @property
+    def least_image_size(self) -> int:
+        """Pixels a side, below which nothing is left of the network's last feature map."""
+        if self.name == "inception_v3" and self.small_input:
+            return 31
+        return LEAST_IMAGE_SIZES.get(self.name, 1)
+
+
+PAPER: Final = "paper"
+PAPER_L2 = {"inception_v3": 4e-5}
+PAPER_L2_OTHERS = 1e-5
 
 
 @dataclass(frozen=True)
@@ -68,13 +136,21 @@ class OptimizerConfig:
     recipes: 1.0).
     """
     decay_factor: float = 0.94
-    """The learning rate is multiplied by this every decay_every_samples."""
-    decay_every_samples: int | None = None
-    """Samples between two decays of the learning rate; None never decays."""
+    """The learning rate is multiplied by this at every decay."""
+    decay_every: float | None = None
+    """Samples, epochs or steps (decay_unit) between two decays of the learning rate; None never
+    decays.
+    """
+    decay_unit: Literal["samples", "epochs", "steps"] = "samples"
+    """What decay_every counts; a step is batch_size samples. The schedule itself runs on samples,
+    so it does not depend on the number of workers.
+    """
     warmup_samples: int = 0
     """The learning rate rises linearly from 0 over this many samples."""
-    l2: float = 1e-5
-    """L2 penalty: l2 * weight is added to the gradient (paper, section 4.3: 1e-5 for Xception)."""
+    l2: float | Literal["paper"] = PAPER
+    """L2 penalty: l2 * weight is added to the gradient; paper is 4e-5 for inception_v3 and 1e-5 for
+    all others (paper, section 4.3).
+    """
     l2_on: Literal["kernels", "all"] = "kernels"
     """What the L2 penalty covers: kernels (no bias, no batch norm), or all parameters."""
     average_half_life_samples: int | None = None
@@ -90,8 +166,11 @@ class OptimizerConfig:
         prefix = "optimizer."
         check_positive(self, prefix, "learning_rate", "rmsprop_epsilon")
         check_share(self, prefix, "momentum", "rmsprop_decay", "average_decay")
-        check_least(self, prefix, decay_every_samples=1, warmup_samples=0, l2=0)
-        check_least(self, prefix, average_half_life_samples=1)
+        check_least(self, prefix, warmup_samples=0, average_half_life_samples=1)
+        if self.decay_every is not None:
+            check_positive(self, prefix, "decay_every")
+        if self.l2 != PAPER:
+            check_least(self, prefix, l2=0)
         factor = self.decay_factor
         check(0 < factor <= 1, "optimizer.decay_factor", factor, "above 0, at most 1")
         if self.average_half_life_samples is not None and self.average_decay is not None:
@@ -119,6 +198,33 @@ class CheckpointConfig:
 
     def __post_init__(self) -> None:
         check_least(self, "checkpoint.", every_samples=1, keep=1, evaluate_every=0)
+
+
+MeasureName = Literal["top_k", "map", "map_image_wise"]
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How the evaluation shards are scored."""
+
+    measures: tuple[MeasureName, ...] = ()
+    """top_k: top-1 and top-5; map: weighted MAP@100 of the classes; map_image_wise: of the images.
+    None of them is top_k for softmax, map for sigmoid.
+    """
+    class_weights: str | None = None
+    """File of the labels that are scored and their weights: CSV (label,weight), JSON
+    ({label: weight}) or a labels.json; None scores all, weighted by the training labels'
+    frequencies.
+    """
+    skip: str | None = None
+    """File of samples that do not count, one a line: a key, or a number of an ILSVRC2012 validation
+    image (the blacklist).
+    """
+    batch_size: int = 64
+    """Samples that are scored together; with other batches the last bits of a score may differ."""
+
+    def __post_init__(self) -> None:
+        check_least(self, "evaluation.", batch_size=1)
 
 
 @dataclass(frozen=True)
@@ -162,10 +268,16 @@ class TrainConfig:
     """Passes over the training shards."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The network."""
+    label_smoothing: float = 0.0
+    """softmax: share of the target that is spread evenly over all classes (Inception V3's recipe:
+    0.1).
+    """
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Optimizer, schedule and weight average."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    """Saving and scoring."""
+    """When the run is saved and scored."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Scoring."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     """Resources."""
     num_workers: int | Literal["auto"] = AUTO
@@ -192,6 +304,12 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_least(self, "", num_workers=1, num_servers=1, num_lanes=1, batch_size=1)
         check_least(self, "", num_epochs=1, max_steps=1, report_every_steps=1, seed=0)
+        check_share(self, "", "label_smoothing")
+        allowed = "0 with the sigmoid loss"
+        is_smooth = self.loss == "softmax" or self.label_smoothing == 0
+        check(is_smooth, "label_smoothing", self.label_smoothing, allowed)
+        size, least = self.data.image_size, self.model.least_image_size
+        check(size >= least, "data.image_size", size, f"at least {least} with {self.model.name}")
         if self.strategy == "push_pull":
             self._check_push_pull()
         else:
@@ -218,6 +336,21 @@ class TrainConfig:
         """Samples that the whole run goes through, on a training set of `num_samples`."""
         whole = self.num_epochs * num_samples
         return whole if self.max_steps is None else min(whole, self.max_steps * self.batch_size)
+
+    def resolved(self, epoch_samples: int) -> TrainConfig:
+        """This configuration on a training set of so many samples: the L2 penalty as a number, the
+        decay in samples.
+        """
+        optimizer = self.optimizer
+        units = {"samples": 1, "epochs": epoch_samples, "steps": self.batch_size}
+        decay_every = optimizer.decay_every
+        if decay_every is not None:
+            decay_every = max(1, round(decay_every * units[optimizer.decay_unit]))
+        l2 = optimizer.l2
+        if isinstance(l2, str):
+            l2 = PAPER_L2.get(self.model.name, PAPER_L2_OTHERS)
+        optimizer = replace(optimizer, l2=l2, decay_every=decay_every, decay_unit="samples")
+        return replace(self, optimizer=optimizer)
 
     def to_json(self) -> dict[str, Any]:
         """The plain values, for JSON."""

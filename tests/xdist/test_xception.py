@@ -9,8 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xdist.config import ModelConfig
-from xdist.models import MODELS, build_model
 from xdist.models.xception import Xception, max_pool_same, spatial_conv
 
 
@@ -190,36 +188,3 @@ def test_memory_format_of_the_input_changes_nothing_but_rounding() -> None:
     model = small().eval()
     channels_last = images().to(memory_format=torch.channels_last)
     torch.testing.assert_close(model(channels_last), model(images()), rtol=1e-4, atol=1e-5)
-
-
-def test_built_weights_depend_on_the_seed_alone() -> None:
-    config = ModelConfig(width=0.1, middle_modules=1, dropout=0.25, fc=(8,))
-
-    def build(seed: int) -> dict[str, Tensor]:
-        model = build_model(config, num_classes=5, head_bias=-3.0, seed=seed)
-        return dict(model.state_dict())
-
-    before = torch.get_rng_state()
-    state = build(1)
-    assert torch.equal(torch.get_rng_state(), before)  # the global generator was not used
-    assert all(torch.equal(state[name], value) for name, value in build(1).items())
-    assert not torch.equal(state["stem.0.weight"], build(2)["stem.0.weight"])
-    assert (state["classifier.bias"] == -3).all()
-    assert all(value.isfinite().all() for value in state.values())
-
-
-def test_every_option_of_the_configuration_reaches_the_network() -> None:
-    config = ModelConfig(
-        width=0.1, middle_modules=1, residual=False, mid_activation="elu", segments=3, fc=(8,),
-        dropout=0.25,
-    )  # fmt: skip
-    model = build_model(config, num_classes=5, head_bias=0.0, seed=0)
-    reference = Xception(
-        num_classes=5, width=0.1, middle_modules=1, residual=False, mid_activation="elu",
-        segments=3, fc=(8,), dropout=0.25,
-    )  # fmt: skip
-    assert str(model) == str(reference)
-
-
-def test_the_configuration_knows_every_model() -> None:
-    assert all(ModelConfig(name=name).name == name for name in MODELS)

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Mapping
+
 import torch
 
 from xdist.config import ModelConfig
+from xdist.models.inception_v3 import InceptionV3
+from xdist.models.resnet import ResNet, resnet50, resnet101, resnet152
+from xdist.models.vgg import VGG, vgg16
 from xdist.models.xception import Xception
 
-MODELS = {"xception": Xception}
+Network = Xception | InceptionV3 | VGG | ResNet
+
+MODELS: Mapping[str, Callable[..., Network]] = {
+    "xception": Xception,
+    "inception_v3": InceptionV3,
+    "vgg_separable": functools.partial(VGG, separable=True),
+    "vgg16": vgg16,
+    "resnet50": resnet50,
+    "resnet101": resnet101,
+    "resnet152": resnet152,
+}
 
 
 def build_model(
@@ -16,7 +32,7 @@ def build_model(
     num_classes: int,
     head_bias: float,
     seed: int,
-) -> Xception:
+) -> Network:
     """The network, on the CPU, with weights that depend on `seed` and the arguments alone.
 
     `head_bias` starts the classifier's bias: 0 for softmax, about -ln(num_classes) for a sigmoid
@@ -24,15 +40,7 @@ def build_model(
     """
     with torch.device("meta"):  # draws nothing: the weights are drawn once, below
         model = MODELS[config.name](
-            num_classes=num_classes,
-            width=config.width,
-            middle_modules=config.middle_modules,
-            residual=config.residual,
-            mid_activation=config.mid_activation,
-            segments=config.segments,
-            fc=config.fc,
-            dropout=config.dropout,
-            head_bias=head_bias,
+            num_classes=num_classes, head_bias=head_bias, **config.options()
         )
     model.to_empty(device="cpu")
     model.initialize(torch.Generator().manual_seed(seed))

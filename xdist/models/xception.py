@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-MidActivation = Literal["none", "relu", "elu"]
+from xdist.models.layers import batch_norm, draw_weights, head, scaled
 
-BATCH_NORM_EPSILON = 1e-3  # Keras Applications since 2a0b112d08 (2016-12-12)
-BATCH_NORM_MOMENTUM = 0.01  # Keras Applications: 0.99, the share that is kept
+MidActivation = Literal["none", "relu", "elu"]
 
 
 class Xception(nn.Module):
@@ -80,27 +79,14 @@ class Xception(nn.Module):
             separable(c1024, c1536), nn.ReLU(inplace=True),
             separable(c1536, c2048), nn.ReLU(inplace=True),
         )  # fmt: skip
-        self.fc = nn.Sequential()
-        for units_in, units in itertools.pairwise((c2048, *fc)):
-            self.fc.extend([nn.Linear(units_in, units), nn.ReLU(inplace=True)])
-        self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(fc[-1] if fc else c2048, num_classes)
+        self.fc, self.dropout, self.classifier = head(
+            c2048, fc=fc, dropout=dropout, num_classes=num_classes
+        )
         self.initialize(None)
 
     def initialize(self, generator: torch.Generator | None) -> None:
-        """Draw all weights anew; None draws them from torch's global generator.
-
-        The paper names no initialiser. Convolutions are normal with variance 1 / fan-in (a batch
-        norm follows each), fully connected layers are Glorot-uniform with zero bias, as in Keras.
-        """
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="linear", generator=generator)
-            elif isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight, generator=generator)
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.BatchNorm2d):
-                module.reset_parameters()
+        """Draw all weights anew; None draws them from torch's global generator."""
+        draw_weights(self, generator)
         nn.init.constant_(self.classifier.bias, self.head_bias)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -205,12 +191,3 @@ def max_pool_same(x: Tensor) -> Tensor:
     """
     height, width = x.shape[-2:]
     return F.max_pool2d(x, 3, stride=2, padding=(height % 2, width % 2), ceil_mode=True)
-
-
-def batch_norm(channels: int) -> nn.BatchNorm2d:
-    return nn.BatchNorm2d(channels, eps=BATCH_NORM_EPSILON, momentum=BATCH_NORM_MOMENTUM)
-
-
-def scaled(channels: int, width: float) -> int:
-    """Channels at that width: a multiple of 8, so that parts of the flat vector stay aligned."""
-    return max(8, 8 * round(channels * width / 8))
