@@ -12,8 +12,6 @@ from datapipe.config import DataConfig
 from xdist import command_line
 from xdist.config import CheckpointConfig, ModelConfig, OptimizerConfig, TrainConfig
 
-NUM_IMAGENET = 1_281_167
-
 PAPER = TrainConfig(
     data=DataConfig(train="imagenet/train", evaluation="imagenet/validation"),
     strategy="all_reduce",
@@ -24,8 +22,8 @@ PAPER = TrainConfig(
         learning_rate=0.045,
         momentum=0.9,
         decay_factor=0.94,
-        decay_every_samples=2 * NUM_IMAGENET,
-        l2=1e-5,
+        decay_every=2,
+        decay_unit="epochs",
         average_decay=0.9999,
     ),
     batch_size=60 * 32,
@@ -33,9 +31,9 @@ PAPER = TrainConfig(
     num_workers=60,
     report_every_steps=50,
 )
-"""The paper's values. It does not give the batch size, the number of epochs and the decay of the
-average: 32 images a worker, and the epochs that three days are at the 28 steps/s of table 3, if a
-step is one worker's batch.
+"""The paper's values; the L2 penalty is the network's. The paper does not give the batch size, the
+number of epochs and the decay of the average: 32 images a worker, and the epochs that three days
+are at the 28 steps/s of table 3, if a step is one worker's batch.
 """
 
 CIFAR = TrainConfig(
@@ -56,7 +54,7 @@ CIFAR = TrainConfig(
         momentum=0.9,
         warmup_samples=5_000,
         decay_factor=0.9,
-        decay_every_samples=10_000,
+        decay_every=10_000,
         l2=1e-4,
         average_half_life_samples=8_000,
     ),

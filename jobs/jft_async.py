@@ -7,6 +7,7 @@ python jobs/jft_async.py --preset cifar      (on data/cifar10-multi, see the REA
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 from built_in import SCENES, make_scenes, with_scenes
 
@@ -30,8 +31,7 @@ PAPER = TrainConfig(
         learning_rate=0.001,
         momentum=0.9,
         decay_factor=0.9,
-        decay_every_samples=3_000_000,
-        l2=1e-5,
+        decay_every=3_000_000,
         average_decay=0.9999,
     ),
     checkpoint=CheckpointConfig(every_samples=1_000_000, evaluate_every=30),
@@ -42,10 +42,14 @@ PAPER = TrainConfig(
     max_steps=30_000_000,
     report_every_steps=200,
 )
-"""The paper's values, literally; a run of more than a month. It does not give the batch size,
-RMSProp's decay and epsilon, and the decay of the average. Its decay every 3,000,000 *samples* ends
-all learning within one epoch of 350 million; read as steps of 32 it is
-`--optimizer.decay-every-samples 96000000`.
+"""The paper's values, literally; a run of more than a month; the L2 penalty is the network's. The
+paper does not give the batch size, RMSProp's decay and epsilon, and the decay of the average. Its
+decay every 3,000,000 *samples* ends all learning within one epoch of 350 million.
+"""
+
+JFT = replace(PAPER, optimizer=replace(PAPER.optimizer, decay_unit="steps"))
+"""The paper's values with the decay every 3,000,000 *steps* of 32 samples, which is what its 30
+million steps can have been trained with: ten decays.
 """
 
 DEMO = TrainConfig(
@@ -66,7 +70,7 @@ DEMO = TrainConfig(
         rmsprop_epsilon=1.0,
         warmup_samples=2_000,
         decay_factor=0.9,
-        decay_every_samples=5_000,
+        decay_every=5_000,
         average_half_life_samples=4_000,
     ),
     checkpoint=CheckpointConfig(evaluate_every=2),
@@ -93,7 +97,7 @@ CIFAR = TrainConfig(
         rmsprop_epsilon=1.0,
         warmup_samples=5_000,
         decay_factor=0.88,
-        decay_every_samples=10_000,
+        decay_every=10_000,
         average_half_life_samples=8_000,
     ),
     checkpoint=CheckpointConfig(evaluate_every=2),
@@ -102,7 +106,7 @@ CIFAR = TrainConfig(
 )
 """32-pixel photographs with the WordNet hypernyms of their classes as labels, on two cores."""
 
-PRESETS = {"paper": PAPER, "demo": DEMO, "cifar": CIFAR}
+PRESETS = {"paper": PAPER, "jft": JFT, "demo": DEMO, "cifar": CIFAR}
 
 if __name__ == "__main__":
     sys.exit(

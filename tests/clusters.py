@@ -100,7 +100,7 @@ def small_config(
         optimizer=OptimizerConfig(
             name="sgd" if is_sync else "rmsprop",
             learning_rate=0.01,
-            decay_every_samples=60,
+            decay_every=60,
             average_half_life_samples=50,
         ),
         checkpoint=CheckpointConfig(every_samples=40, keep=100, evaluate_every=0),

@@ -28,7 +28,7 @@ from rich.table import Table
 from datapipe.errors import DataError
 from datapipe.storage import absolute
 from xdist import driver
-from xdist.config import TrainConfig
+from xdist.config import MODEL_NAMES, TrainConfig
 from xdist.driver import Summary
 from xdist.errors import RunFailed, UserError
 from xdist.run_directory import RunDirectory, identity
@@ -106,11 +106,15 @@ def parse(
     arguments = sys.argv[1:] if arguments is None else arguments
     picker = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     picker.add_argument("--preset", choices=sorted(presets), default=default)
+    picker.add_argument("--model.name", choices=MODEL_NAMES, default=None, dest="network")
     picked, others = picker.parse_known_args(arguments)
+    preset = presets[picked.preset]
+    if picked.network is not None:
+        preset = replace(preset, model=preset.model.of_network(picked.network))
     names = ", ".join(sorted(presets))
     return tyro.cli(
         TrainConfig,
-        default=presets[picked.preset],
+        default=preset,
         args=others,
         description=f"{description}\n\n--preset picks the values below: {names} "
         f"(now {picked.preset}).",
@@ -181,9 +185,18 @@ def _termination(terminated: threading.Event) -> Iterator[None]:
 
 def _anchored(config: TrainConfig) -> TrainConfig:
     """`config` with data paths that mean the same from every working directory."""
-    data = config.data
-    evaluation = None if data.evaluation is None else absolute(data.evaluation)
-    return replace(config, data=replace(data, train=absolute(data.train), evaluation=evaluation))
+    data, evaluation = config.data, config.evaluation
+    data = replace(data, train=absolute(data.train), evaluation=_anchored_url(data.evaluation))
+    evaluation = replace(
+        evaluation,
+        class_weights=_anchored_url(evaluation.class_weights),
+        skip=_anchored_url(evaluation.skip),
+    )
+    return replace(config, data=data, evaluation=evaluation)
+
+
+def _anchored_url(url: str | None) -> str | None:
+    return None if url is None else absolute(url)
 
 
 def _finish(run: RunDirectory, summary: Summary, console: Console) -> None:

@@ -2,13 +2,14 @@
 
 Batches are logits with CSR labels (see `losses`); samples of weight 0 are left out. Accumulators of
 the parts of a data set, merged in the order of the parts, hold what one accumulator of the whole
-would hold. Scores are ranked descending; equal ones by ascending class within an image, by image
-order within a class, so no result depends on a sort. A NaN ranks last.
+would hold, and compute the same scores to the bit. Scores are ranked descending; equal ones by
+ascending class within an image, by image order within a class, so no result depends on a sort. A
+NaN ranks last.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -23,6 +24,9 @@ from xdist.losses import label_rows
 class Measure(Protocol):
     """A score that is accumulated over batches."""
 
+    positives: NDArray[np.int64]
+    """(C,): images that have the label."""
+
     def update(
         self, logits: Tensor, label_ids: Tensor, label_offsets: Tensor, sample_weights: Tensor
     ) -> None:
@@ -34,17 +38,23 @@ class Measure(Protocol):
     def compute(self) -> dict[str, float]:
         """The scores by name; NaN where no image counts."""
 
+    def per_class(self) -> dict[str, NDArray[np.float64]]:
+        """Scores of each class by name: (C,) each; NaN where no image has the label."""
+
 
 class TopK:
     """Share of the images that have a label among their k highest scores, for every k.
 
-    Images without labels do not count.
+    Images without labels do not count. Of a class: the share of the images with this label that
+    have it among their k highest.
     """
 
-    def __init__(self, ks: Sequence[int] = (1, 5)) -> None:
+    def __init__(self, num_classes: int, ks: Sequence[int] = (1, 5)) -> None:
         self.ks = tuple(ks)
-        self.num_hits = np.zeros(len(self.ks), np.int64)
         self.num_images = 0
+        self.num_hits = np.zeros(len(self.ks), np.int64)
+        self.positives = np.zeros(num_classes, np.int64)
+        self._class_hits = np.zeros((len(self.ks), num_classes), np.int64)
 
     def update(
         self, logits: Tensor, label_ids: Tensor, label_offsets: Tensor, sample_weights: Tensor
@@ -53,16 +63,29 @@ class TopK:
             logits, label_ids, label_offsets, sample_weights, k=max(self.ks)
         )
         self.num_images += int(labels.any(axis=1).sum())
-        self.num_hits += [int(retrieved.relevant[:, :k].any(axis=1).sum()) for k in self.ks]
+        self.positives += labels.sum(axis=0)
+        for number, k in enumerate(self.ks):
+            relevant = retrieved.relevant[:, :k]
+            self.num_hits[number] += relevant.any(axis=1).sum()
+            hit = retrieved.classes[:, :k][relevant]
+            self._class_hits[number] += np.bincount(hit, minlength=len(self.positives))
 
     def merge(self, other: Self) -> None:
-        self.num_hits += other.num_hits
         self.num_images += other.num_images
+        self.num_hits += other.num_hits
+        self.positives += other.positives
+        self._class_hits += other._class_hits
 
     def compute(self) -> dict[str, float]:
         return {
             f"top{k}": int(hits) / self.num_images if self.num_images else float("nan")
             for k, hits in zip(self.ks, self.num_hits, strict=True)
+        }
+
+    def per_class(self) -> dict[str, NDArray[np.float64]]:
+        return {
+            f"top{k}": _ratio(hits, self.positives)
+            for k, hits in zip(self.ks, self._class_hits, strict=True)
         }
 
 
@@ -75,49 +98,56 @@ class MeanAveragePrecision:
     AP_c) / sum(w_c) over the classes with n_c > 0 and w_c > 0. An image without labels takes part
     as a negative.
 
-    An image keeps 9 bytes for each of its k classes until the end.
+    An image keeps 33 bits for each of its k classes until the end: a score, and whether it is
+    right; for every `entries_per_run` of these there are C + 1 numbers of 32 bits. The classes are
+    ranked one after the other.
     """
 
     def __init__(
-        self, class_weights: NDArray[np.float64], *, k: int = 100, entries_at_once: int = 1 << 22
+        self, class_weights: NDArray[np.float64], *, k: int = 100, entries_per_run: int = 1 << 19
     ) -> None:
         """`class_weights`: (C,), not negative; their scale does not matter.
 
-        `entries_at_once`: retrieved classes that are ranked together, which bounds the memory of
-        `compute`.
+        `entries_per_run`: retrieved classes that wait to be sorted by class and kept together.
         """
         self.class_weights = np.asarray(class_weights, np.float64)
         self.k = min(k, len(self.class_weights))
         self.name = f"map{k}"
-        self.entries_at_once = entries_at_once
         self.positives = np.zeros(len(self.class_weights), np.int64)
         self.num_images = 0
-        self._retrieved: list[_Retrieved] = []
+        self._runs: list[_Run] = []
+        self._waiting = _Waiting(entries_per_run, num_classes=len(self.positives))
 
     def update(
         self, logits: Tensor, label_ids: Tensor, label_offsets: Tensor, sample_weights: Tensor
     ) -> None:
         assert logits.shape[1] == len(self.class_weights)
         retrieved, labels = _retrieve(logits, label_ids, label_offsets, sample_weights, k=self.k)
-        self._retrieved.append(retrieved)
         self.positives += labels.sum(axis=0)
         self.num_images += len(labels)
+        first = 0
+        while first < retrieved.scores.size:
+            first += self._waiting.take(retrieved, first=first)
+            if self._waiting.is_full:
+                self._close_run()
 
     def merge(self, other: Self) -> None:
         self.positives += other.positives
         self.num_images += other.num_images
-        self._retrieved += other._retrieved
+        self._close_run()
+        other._close_run()
+        self._runs += other._runs
 
     def average_precisions(self) -> NDArray[np.float64]:
         """AP_c: (C,); NaN where no image has the label."""
+        self._close_run()
         sums = np.zeros(len(self.positives))
-        if not self._retrieved:
-            return np.full(len(sums), np.nan)
-        for first, stop in self._class_blocks():
-            parts = [part.of_classes(first, stop) for part in self._retrieved]
-            sums[first:stop] = _precision_sums(_concatenate(parts), first, stop)
-        with np.errstate(invalid="ignore"):
-            return np.where(self.positives > 0, sums / self.positives, np.nan)
+        for number in np.flatnonzero(self.positives).tolist():
+            parts = [run.of_class(number) for run in self._runs]
+            scores = np.concatenate([scores for scores, _ in parts])
+            relevant = np.concatenate([relevant for _, relevant in parts])
+            sums[number] = _precision_sum(scores, relevant)
+        return _ratio(sums, self.positives)
 
     def compute(self) -> dict[str, float]:
         """The score, and under `..._prevalence` what a scorer without knowledge expects."""
@@ -131,14 +161,58 @@ class MeanAveragePrecision:
             ),
         }
 
-    def _class_blocks(self) -> Iterator[tuple[int, int]]:
-        """Ranges of classes, each of about `entries_at_once` entries or of one class."""
-        sizes = np.zeros(len(self.positives), np.int64)
-        for part in self._retrieved:
-            sizes += np.bincount(part.classes.ravel(), minlength=len(sizes))
-        block = np.cumsum(sizes) // self.entries_at_once
-        borders = np.flatnonzero(np.diff(block)) + 1
-        yield from zip([0, *borders.tolist()], [*borders.tolist(), len(sizes)], strict=True)
+    def per_class(self) -> dict[str, NDArray[np.float64]]:
+        return {"average_precision": self.average_precisions()}
+
+    def _close_run(self) -> None:
+        if self._waiting.num_entries:
+            self._runs.append(_Run.of(self._waiting, num_classes=len(self.positives)))
+            self._waiting.num_entries = 0
+
+
+class ImageMeanAveragePrecision:
+    """Weighted MAP@k, image-wise.
+
+    Image i ranks its k highest-scoring classes: AP_i = sum_r precision@r relevant_r w_c(r), over
+    the sum of the min(k, n_i) largest weights among its n_i labels: what a perfect ranking gets.
+    The score is the mean over the images with a label that weighs something.
+
+    An image keeps 8 bytes until the end.
+    """
+
+    def __init__(self, class_weights: NDArray[np.float64], *, k: int = 100) -> None:
+        """`class_weights`: (C,), not negative; their scale does not matter."""
+        self.class_weights = np.asarray(class_weights, np.float64)
+        self.k = min(k, len(self.class_weights))
+        self.name = f"map{k}_image_wise"
+        self.positives = np.zeros(len(self.class_weights), np.int64)
+        self._heaviest_first = np.argsort(-self.class_weights, kind="stable")
+        self._average_precisions: list[NDArray[np.float64]] = []
+
+    def update(
+        self, logits: Tensor, label_ids: Tensor, label_offsets: Tensor, sample_weights: Tensor
+    ) -> None:
+        retrieved, labels = _retrieve(logits, label_ids, label_offsets, sample_weights, k=self.k)
+        self.positives += labels.sum(axis=0)
+        relevant = retrieved.relevant
+        precision = np.cumsum(relevant, axis=1) / np.arange(1, self.k + 1)
+        gained = _row_sums(precision * relevant * self.class_weights[retrieved.classes])
+        labels = labels[:, self._heaviest_first]
+        labels &= np.cumsum(labels, axis=1) <= self.k
+        best = _row_sums(labels * self.class_weights[self._heaviest_first])
+        self._average_precisions.append(gained[best > 0] / best[best > 0])
+
+    def merge(self, other: Self) -> None:
+        self.positives += other.positives
+        self._average_precisions += other._average_precisions
+
+    def compute(self) -> dict[str, float]:
+        """The score."""
+        kept = np.concatenate([np.zeros(0), *self._average_precisions])
+        return {self.name: float(kept.mean()) if kept.size else float("nan")}
+
+    def per_class(self) -> dict[str, NDArray[np.float64]]:
+        return {}
 
 
 def prevalence(
@@ -165,15 +239,64 @@ def top_classes(scores: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class _Retrieved:
-    """Retrieved classes, in image order: (N, k), best first, or any part of that as one vector."""
+    """The retrieved classes of some images, in image order: (N, k), best first."""
 
     classes: NDArray[np.int32]
     scores: NDArray[np.float32]
     relevant: NDArray[np.bool_]
 
-    def of_classes(self, first: int, stop: int) -> _Retrieved:
-        chosen = (self.classes >= first) & (self.classes < stop)
-        return _Retrieved(self.classes[chosen], self.scores[chosen], self.relevant[chosen])
+
+class _Waiting:
+    """Room for retrieved classes, one after the other in image order. It is taken once: small
+    arrays that come and go between large ones would leave the process's memory full of holes.
+    """
+
+    def __init__(self, capacity: int, *, num_classes: int) -> None:
+        self.num_entries = 0
+        self.classes = np.empty(capacity, np.min_scalar_type(num_classes))
+        self.scores = np.empty(capacity, np.float32)
+        self.relevant = np.empty(capacity, np.bool_)
+
+    @property
+    def is_full(self) -> bool:
+        return self.num_entries == len(self.scores)
+
+    def take(self, retrieved: _Retrieved, *, first: int) -> int:
+        """Take those from number `first` on, as far as there is room; returns how many."""
+        count = min(retrieved.scores.size - first, len(self.scores) - self.num_entries)
+        source = slice(first, first + count)
+        target = slice(self.num_entries, self.num_entries + count)
+        self.classes[target] = retrieved.classes.ravel()[source]
+        self.scores[target] = retrieved.scores.ravel()[source]
+        self.relevant[target] = retrieved.relevant.ravel()[source]
+        self.num_entries += count
+        return count
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The retrieved classes of neighbouring images, class after class, each in image order."""
+
+    scores: NDArray[np.float32]
+    relevant: NDArray[np.uint8]
+    """One bit each."""
+    offsets: NDArray[np.int32]
+    """(C + 1,): class c has the scores [offsets[c], offsets[c + 1])."""
+
+    @classmethod
+    def of(cls, waiting: _Waiting, *, num_classes: int) -> _Run:
+        classes = waiting.classes[: waiting.num_entries]
+        order = np.argsort(classes, kind="stable")
+        offsets = np.zeros(num_classes + 1, np.int32)
+        np.cumsum(np.bincount(classes, minlength=num_classes), out=offsets[1:])
+        return cls(waiting.scores[order], np.packbits(waiting.relevant[order]), offsets)
+
+    def of_class(self, number: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """The scores of a class and whether each is right."""
+        start, stop = int(self.offsets[number]), int(self.offsets[number + 1])
+        first = start // 8
+        bits = np.unpackbits(self.relevant[first : -(-stop // 8)])
+        return self.scores[start:stop], bits[start - 8 * first : stop - 8 * first].view(np.bool_)
 
 
 def _retrieve(
@@ -184,8 +307,8 @@ def _retrieve(
     labels = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
     labels[label_rows(label_ids, label_offsets), label_ids] = True
     labels = labels[counts]
-    scores = logits.detach()[counts].float()
-    scores = scores.masked_fill(scores.isnan(), -torch.inf)
+    scores = logits.detach()[counts].float()  # A copy.
+    scores.masked_fill_(scores.isnan(), -torch.inf)
     values, classes = top_classes(scores, k=min(k, scores.shape[1]))
     relevant = labels.gather(1, classes)
     retrieved = _Retrieved(
@@ -194,27 +317,26 @@ def _retrieve(
     return retrieved, labels.cpu().numpy()
 
 
-def _concatenate(parts: list[_Retrieved]) -> _Retrieved:
-    return _Retrieved(
-        np.concatenate([part.classes for part in parts]),
-        np.concatenate([part.scores for part in parts]),
-        np.concatenate([part.relevant for part in parts]),
-    )
+def _precision_sum(scores: NDArray[np.float32], relevant: NDArray[np.bool_]) -> float:
+    """The sum over r of precision@r relevant_r, where equal scores rank in the order given."""
+    order = np.argsort(-scores, kind="stable")
+    ranks = np.flatnonzero(relevant[order]) + 1
+    return float(np.sum(np.arange(1, len(ranks) + 1) / ranks))
 
 
-def _precision_sums(retrieved: _Retrieved, first: int, stop: int) -> NDArray[np.float64]:
-    """The sum over r of precision@r relevant_r for the classes [first, stop)."""
-    order = np.lexsort((-retrieved.scores, retrieved.classes))  # stable: equal ones stay in order
-    classes = retrieved.classes[order] - first
-    relevant = retrieved.relevant[order]
-    starts = np.searchsorted(classes, np.arange(stop - first))
-    hits_before = np.concatenate([[0], np.cumsum(relevant)])
-    chosen = np.flatnonzero(relevant)
-    start = starts[classes[chosen]]
-    precision = (hits_before[chosen + 1] - hits_before[start]) / (chosen + 1 - start)
-    sums = np.zeros(stop - first)
-    np.add.at(sums, classes[chosen], precision)
+def _row_sums(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(N, K) -> (N,), each added up from left to right, whatever the other rows are."""
+    sums: NDArray[np.float64] = np.cumsum(values, axis=1)[:, -1]
     return sums
+
+
+def _ratio(
+    numerators: NDArray[np.int64] | NDArray[np.float64], counts: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Each numerator over its count; NaN where that is 0."""
+    ratios = np.full(len(counts), np.nan)
+    np.divide(numerators, counts, out=ratios, where=counts > 0)
+    return ratios
 
 
 def _weighted_mean(values: NDArray[np.float64], weights: NDArray[np.float64]) -> float:

@@ -92,6 +92,7 @@ class RMSProp:
 def make_optimizer(config: OptimizerConfig, *, size: int, l2_mask: Tensor) -> Optimizer:
     """The optimizer of one range of weights, on the device of `l2_mask`: (size,), 0 or 1."""
     assert l2_mask.shape == (size,)
+    assert not isinstance(config.l2, str), "TrainConfig.resolved gives the number"
     if config.name == "sgd":
         return SGD(momentum=config.momentum, l2=config.l2, l2_mask=l2_mask)
     return RMSProp(
@@ -106,8 +107,9 @@ def make_optimizer(config: OptimizerConfig, *, size: int, l2_mask: Tensor) -> Op
 def learning_rate(config: OptimizerConfig, samples: int) -> float:
     """The learning rate after `samples` samples: a staircase, under a linear warm-up."""
     rate = config.learning_rate
-    if config.decay_every_samples is not None:
-        rate *= config.decay_factor ** (samples // config.decay_every_samples)
+    if config.decay_every is not None:
+        assert config.decay_unit == "samples", "TrainConfig.resolved converts the others"
+        rate *= config.decay_factor ** int(samples // config.decay_every)
     if samples < config.warmup_samples:
         rate *= samples / config.warmup_samples
     return rate

@@ -11,17 +11,17 @@ from dataclasses import asdict, dataclass
 import torch
 
 from datapipe.index import ShardIndex, ensure_index
-from datapipe.labels import LABELS_NAME, Label, read_labels
+from datapipe.labels import LABELS_NAME, Label
 from datapipe.order import SampleOrder
 from datapipe.position import Position
-from datapipe.storage import absolute, directory_of, exists, join
 from xdist import checkpoint, sizing
 from xdist.checkpoint import Checkpoint, Cut, Manifest
 from xdist.config import TrainConfig
 from xdist.errors import RunDirectoryError, UserError
 from xdist.flat import FlatModel
+from xdist.label_space import labels_at
 from xdist.run_directory import RunDirectory
-from xdist.scoring import ScoringPlan, class_weights
+from xdist.scoring import ScoringPlan, plan_scoring
 from xdist.state import STATISTICS, WEIGHTS
 from xdist.topologies import RunPlan
 from xdist.worker import initial_model
@@ -38,6 +38,8 @@ DATA_NAMES = {
 class Preparation:
     """What a driver needs to begin."""
 
+    config: TrainConfig
+    """As it was asked for, sized."""
     plan: RunPlan
     scoring: ScoringPlan | None
 
@@ -54,15 +56,15 @@ def prepare(
     index_url = ensure_index(config.data.train, index_directory=f"{run.url}/index/train")
     index = ShardIndex.open(index_url)
     index.check_shards()
-    labels = _labels(config.data.train)
+    labels = labels_at(config.data.train)
     num_labels = max(len(labels), index.num_labels)
     num_classes = config.model.num_classes or num_labels
     _check_labels(num_labels, config.data.train, num_classes)
     _check_shapes(config, num_classes)
     frequencies = [label.weight for label in labels] or index.label_frequencies().tolist()
-    scoring = _scoring(config, run, num_classes, frequencies)
+    scoring = _scoring(config, run, num_classes, labels, frequencies)
     plan = RunPlan(
-        config=config,
+        config=config.resolved(index.num_samples),
         run_dir=run.url,
         index_url=index_url,
         num_classes=num_classes,
@@ -81,7 +83,7 @@ def prepare(
         index.num_samples,
         num_classes,
     )
-    return Preparation(plan, scoring)
+    return Preparation(config, plan, scoring)
 
 
 def _check_labels(num_labels: int, url: str, num_classes: int) -> None:
@@ -113,7 +115,11 @@ def _check_shapes(config: TrainConfig, num_classes: int) -> None:
 
 
 def _scoring(
-    config: TrainConfig, run: RunDirectory, num_classes: int, frequencies: Sequence[float]
+    config: TrainConfig,
+    run: RunDirectory,
+    num_classes: int,
+    labels: Sequence[Label],
+    frequencies: Sequence[float],
 ) -> ScoringPlan | None:
     if config.data.evaluation is None:
         return None
@@ -121,28 +127,24 @@ def _scoring(
     index = ShardIndex.open(index_url)
     index.check_shards()
     _check_labels(index.num_labels, config.data.evaluation, num_classes)
-    _check_same_labels(config.data.train, config.data.evaluation)
-    weights = class_weights(frequencies, num_classes=num_classes)
-    return ScoringPlan(config, num_classes, index_url, weights)
+    _check_same_labels(labels, config.data.train, config.data.evaluation)
+    return plan_scoring(
+        config,
+        index_url=index_url,
+        num_classes=num_classes,
+        labels=labels,
+        frequencies=frequencies,
+    )
 
 
-def _check_same_labels(train: str, evaluation: str) -> None:
+def _check_same_labels(labels: Sequence[Label], train: str, evaluation: str) -> None:
     """Where both sets have a labels.json, an id must mean the same in both."""
-    ours, theirs = _labels(train), _labels(evaluation)
-    for one, other in zip(ours, theirs, strict=False):
+    for one, other in zip(labels, labels_at(evaluation), strict=False):
         if one.name != other.name:
             raise UserError(
                 f"label {one.id} is {one.name!r} in {train}, {other.name!r} in {evaluation}; "
                 f"pack the evaluation set with --labels {train}/{LABELS_NAME}"
             )
-
-
-def _labels(url: str) -> tuple[Label, ...]:
-    """The labels.json of a data set, whose URL may be that of its manifest; none without one."""
-    directory = absolute(url)
-    directory = directory_of(directory) if directory.endswith(".json") else directory
-    labels_url = join(directory, LABELS_NAME)
-    return read_labels(labels_url) if exists(labels_url) else ()
 
 
 def starting_checkpoint(plan: RunPlan) -> Checkpoint:

@@ -51,6 +51,7 @@ MAY_CHANGE = (
     "max_steps",
     "num_lanes",
     "checkpoint",
+    "evaluation",
     "data.evaluation",
 )
 """Fields that may be given anew when a run is resumed in its directory."""

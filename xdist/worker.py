@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from xdist.strategies import Progress, UpdateStrategy
 if TYPE_CHECKING:
     from xdist.checkpoint import Part  # Keeps this module free of all but torch and numpy.
 
-LOSSES = {"softmax": losses.softmax_cross_entropy, "sigmoid": losses.sigmoid_cross_entropy}
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 MakeStrategy = Callable[[FlatModel], UpdateStrategy]
 MakeBatches = Callable[[Any], Iterator[Batch]]
 
@@ -96,7 +97,7 @@ class Worker:
         self._num_classes = num_classes
         self._make_strategy = make_strategy
         self._make_batches = make_batches
-        self._loss = LOSSES[config.loss]
+        self._loss = make_loss(config)
 
     def start(self) -> None:
         """Get ready to train; whatever is wrong with data or peers is raised here, as itself."""
@@ -180,6 +181,13 @@ def initial_model(config: TrainConfig, *, num_classes: int) -> nn.Module:
     """
     head_bias = -math.log(num_classes) if config.loss == "sigmoid" else 0.0
     return build_model(config.model, num_classes=num_classes, head_bias=head_bias, seed=config.seed)
+
+
+def make_loss(config: TrainConfig) -> Loss:
+    """The loss of the configuration: (logits, label_ids, label_offsets) -> (N,), as in `losses`."""
+    if config.loss == "sigmoid":
+        return losses.sigmoid_cross_entropy
+    return partial(losses.softmax_cross_entropy, label_smoothing=config.label_smoothing)
 
 
 def step_seed(seed: int, rank: int, step: int) -> int:

@@ -41,7 +41,7 @@ CONFIG = TrainConfig(
         (OptimizerConfig, {"momentum": -0.1}, "optimizer.momentum is -0.1"),
         (OptimizerConfig, {"l2": float("nan")}, "optimizer.l2 is nan; allowed: at least 0"),
         (OptimizerConfig, {"decay_factor": 1.1}, "decay_factor is 1.1; allowed: above 0, at most"),
-        (OptimizerConfig, {"decay_every_samples": 0}, "decay_every_samples is 0"),
+        (OptimizerConfig, {"decay_every": 0}, "decay_every is 0; allowed: above 0"),
         (
             OptimizerConfig,
             {"average_decay": 0.9, "average_half_life_samples": 5},
@@ -67,6 +67,8 @@ def test_a_part_says_what_is_wrong(kind: type, values: dict[str, Any], message: 
         ({"num_servers": 2}, "num_servers is 2; allowed: auto with strategy all_reduce"),
         ({"num_workers": 9}, "batch_size is 8; allowed: at least num_workers, which is 9"),
         ({"strategy": "push_pull", "num_lanes": 4}, "num_lanes is 4; allowed: None with strategy"),
+        ({"label_smoothing": 1.0}, "label_smoothing is 1.0; allowed: at least 0, below 1"),
+        ({"loss": "sigmoid", "label_smoothing": 0.1}, "label_smoothing is 0.1; allowed: 0 with"),
     ],
 )
 def test_a_run_says_what_is_wrong(values: dict[str, Any], message: str) -> None:
@@ -78,6 +80,26 @@ def test_max_steps_bounds_the_places_of_a_run() -> None:
     assert replace(CONFIG, num_epochs=3).num_places(100) == 300
     assert replace(CONFIG, num_epochs=3, max_steps=5).num_places(100) == 40
     assert replace(CONFIG, num_epochs=3, max_steps=500).num_places(100) == 300
+
+
+@pytest.mark.parametrize(
+    ("every", "unit", "samples"),
+    [(100, "samples", 100), (2, "epochs", 1000), (0.5, "epochs", 250), (3, "steps", 24)],
+)
+def test_a_decay_is_converted_to_samples(every: float, unit: Any, samples: int) -> None:
+    optimizer = OptimizerConfig(decay_every=every, decay_unit=unit)
+    resolved = replace(CONFIG, optimizer=optimizer).resolved(500).optimizer
+    assert (resolved.decay_every, resolved.decay_unit) == (samples, "samples")
+
+
+@pytest.mark.parametrize(
+    ("name", "l2"), [("xception", 1e-5), ("inception_v3", 4e-5), ("resnet50", 1e-5)]
+)
+def test_the_papers_l2_is_that_of_the_network(name: str, l2: float) -> None:
+    config = replace(CONFIG, model=ModelConfig(name=name))
+    assert config.resolved(1).optimizer.l2 == l2
+    given = replace(config, optimizer=OptimizerConfig(l2=0.5))
+    assert given.resolved(1).optimizer.l2 == 0.5
 
 
 @pytest.mark.parametrize("config", [*SYNC_PRESETS.values(), *ASYNC_PRESETS.values()])

@@ -43,7 +43,7 @@ from xdist.flat import FlatModel
 from xdist.strategies import UpdateStrategy
 from xdist.topologies.all_reduce import AllReduceTopology, all_reduce_strategy
 from xdist.topologies.push_pull import PushPullTopology, push_pull_strategy
-from xdist.worker import LOSSES, initial_model
+from xdist.worker import initial_model, make_loss
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(180), pytest.mark.usefixtures("cluster")]
 
@@ -113,12 +113,13 @@ def check_equals_a_plain_loop(
 
 def plain_loop(config: TrainConfig, plans: Iterable[BatchPlan]) -> tuple[Tensor, Tensor, Tensor]:
     """The same training without Ray, servers and ledger: weights, average, statistics."""
+    config = config.resolved(NUM_TRAIN)
     flat = FlatModel(initial_model(config, num_classes=NUM_LABELS).train())
     running, average = flat.statistics.clone(), flat.weights.clone()
     size = flat.layout.num_weights
     mask = flat.layout.l2_mask(config.optimizer.l2_on)
     optimizer = optim.make_optimizer(config.optimizer, size=size, l2_mask=mask)
-    compute_losses = LOSSES[config.loss]
+    compute_losses = make_loss(config)
     for step, batch in enumerate(plain_batches(config, plans)):
         flat.gradients.zero_()
         logits = flat.model(normalize(batch.images))

@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from xdist.config import OptimizerConfig
-from xdist.flat import even_ranges
+from xdist.flat import FlatModel, even_ranges
 from xdist.optim import CPU_BLOCK, Optimizer, average_decay, fold, learning_rate, make_optimizer
 
 SIZE = CPU_BLOCK + 1003  # More than one block, and a tail that fills no vector register.
@@ -170,13 +170,31 @@ def test_slots_are_the_whole_state(config: OptimizerConfig) -> None:
     assert torch.equal(weights, resumed_weights)
 
 
+@pytest.mark.parametrize("config", [SGD, RMSPROP], ids=["sgd", "rmsprop"])
+def test_a_flat_vector_equals_its_tensors_to_the_bit(config: OptimizerConfig) -> None:
+    torch.manual_seed(0)
+    flat = FlatModel(nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.Linear(7, 3)))
+    l2_mask = flat.layout.l2_mask("kernels")
+    tensors = [entry.view(flat.weights).flatten().clone() for entry in flat.layout.parameters]
+    masks = [entry.view(l2_mask).flatten() for entry in flat.layout.parameters]
+    each = [make_optimizer(config, size=len(mask), l2_mask=mask) for mask in masks]
+    whole = make_optimizer(config, size=len(flat.weights), l2_mask=l2_mask)
+    for step in range(5):
+        gradients = normal(1 + step, len(flat.weights))
+        for entry, tensor, optimizer in zip(flat.layout.parameters, tensors, each, strict=True):
+            gradient = entry.view(gradients).flatten().clone()
+            optimizer.step(tensor, gradient, learning_rate=rate(step))
+        whole.step(flat.weights, gradients, learning_rate=rate(step))
+    assert torch.equal(torch.cat(tensors), flat.weights)
+
+
 def test_an_empty_range_can_be_stepped() -> None:
     optimizer = make_optimizer(RMSPROP, size=0, l2_mask=torch.ones(0))
     optimizer.step(torch.ones(0), torch.ones(0), learning_rate=0.1)
 
 
 def test_learning_rate_is_a_staircase_of_samples() -> None:
-    config = OptimizerConfig(learning_rate=0.045, decay_factor=0.94, decay_every_samples=100)
+    config = OptimizerConfig(learning_rate=0.045, decay_factor=0.94, decay_every=100)
     assert [learning_rate(config, samples) for samples in (0, 99, 100, 250)] == pytest.approx(
         [0.045, 0.045, 0.045 * 0.94, 0.045 * 0.94**2]
     )
@@ -194,7 +212,7 @@ def test_warm_up_rises_from_zero() -> None:
 def test_learning_rate_is_never_negative_or_above_the_first(
     samples: int, decay_every: int, warmup: int
 ) -> None:
-    config = OptimizerConfig(decay_every_samples=decay_every, warmup_samples=warmup)
+    config = OptimizerConfig(decay_every=decay_every, warmup_samples=warmup)
     assert 0 <= learning_rate(config, samples) <= config.learning_rate
 
 

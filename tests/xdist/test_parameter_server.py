@@ -36,7 +36,7 @@ CONFIG = TrainConfig(
         name="rmsprop",
         learning_rate=0.05,
         l2=0.01,
-        decay_every_samples=10,
+        decay_every=10,
         average_half_life_samples=8,
     ),
 )

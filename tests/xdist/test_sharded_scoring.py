@@ -1,0 +1,144 @@
+"""Parts that are scored by workers of a real cluster."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import torch
+from torch import Tensor
+
+from datapipe.position import Position
+from tests.clusters import NUM_EVALUATION, NUM_LABELS, small_config
+from xdist import checkpoint
+from xdist.checkpoint import Cut, Manifest
+from xdist.config import ClusterConfig, EvaluationConfig
+from xdist.errors import NotEnoughResources
+from xdist.flat import FlatModel
+from xdist.label_space import LabelSpace
+from xdist.scoring import ScoringPlan, plan_scoring, score_part
+from xdist.sharded_scoring import count_workers, score_sharded
+from xdist.state import STATISTICS, WEIGHTS
+from xdist.worker import initial_model
+
+NODES = ({"CPU": 4.0, "GPU": 2.0}, {"CPU": 3.0}, {"CPU": 0.5, "GPU": 4.0})
+
+
+@pytest.mark.parametrize(
+    ("cluster", "expected"),
+    [
+        (ClusterConfig(), (1, 2)),
+        (ClusterConfig(gpus_per_worker=0), (0, 7)),
+        (ClusterConfig(gpus_per_worker=2), (2, 1)),
+        (ClusterConfig(gpus_per_worker=0, cpus_per_worker=2), (0, 3)),
+        (ClusterConfig(cpus_per_worker=0.25), (1, 4)),
+    ],
+)
+def test_auto_takes_the_workers_that_the_nodes_hold(
+    cluster: ClusterConfig, expected: tuple[int, int]
+) -> None:
+    sized, num_workers = count_workers(cluster, NODES, num_workers="auto")
+    assert (sized.gpus_per_worker, num_workers) == expected
+
+
+def test_more_workers_than_fit_may_wait_and_none_that_fits_is_an_error() -> None:
+    assert count_workers(ClusterConfig(), NODES, num_workers=50)[1] == 50
+    with pytest.raises(NotEnoughResources, match="no node of the cluster has the 5 CPU and 1 GPU"):
+        count_workers(ClusterConfig(cpus_per_worker=5), NODES, num_workers=1)
+
+
+def planned(directory: Path, *, wait_s: float = 60) -> tuple[ScoringPlan, str]:
+    """What is scored, in eight batches, and the checkpoint: of random weights."""
+    config = replace(
+        small_config(directory, strategy="push_pull", is_scored=True),
+        evaluation=EvaluationConfig(batch_size=4),
+        cluster=ClusterConfig(gpus_per_worker=0, wait_s=wait_s),
+    )
+    plan = plan_scoring(
+        config,
+        index_url=str(config.data.evaluation),
+        num_classes=NUM_LABELS,
+        labels=(),
+        frequencies=[1.0] * NUM_LABELS,
+    )
+    flat = FlatModel(initial_model(config, num_classes=NUM_LABELS))
+    url = str(directory / "checkpoint")
+    parts = (
+        checkpoint.write_range(url, {WEIGHTS: flat.weights}, start=0, stop=len(flat.weights)),
+        checkpoint.write_statistics(url, {STATISTICS: flat.statistics}),
+    )
+    cut = Cut(0, 0, Position(), is_final=False)
+    checkpoint.publish(url, Manifest(cut, flat.layout, parts, {}, config.to_json(), {}))
+    return plan, url
+
+
+@dataclass(frozen=True, eq=False)
+class DeadlySpace(LabelSpace):
+    """A label space whose first use, once, kills the process."""
+
+    marker: str
+
+    def restrict(
+        self, logits: Tensor, label_ids: Tensor, label_offsets: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        if not Path(self.marker).exists():
+            Path(self.marker).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().restrict(logits, label_ids, label_offsets)
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(120)
+@pytest.mark.usefixtures("cluster")
+def test_a_part_that_is_lost_with_its_worker_is_counted_again_and_once(tmp_path: Path) -> None:
+    plan, url = planned(tmp_path)
+    torch.set_num_threads(1)
+    whole = score_part(plan, url, "raw", part=0, num_parts=1)
+    marker = tmp_path / "died"
+    deadly = DeadlySpace(plan.space.outputs, plan.space.columns, str(marker))
+    sharded = score_sharded(replace(plan, space=deadly), url, "raw", num_workers=3)
+    assert marker.exists()
+    assert sharded.num_images == NUM_EVALUATION
+    assert sharded.scores() == whole.scores()
+    np.testing.assert_equal(sharded.per_class(), whole.per_class())
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(120)
+@pytest.mark.usefixtures("second_node")
+def test_where_other_nodes_do_not_see_the_data_all_parts_run_here(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plan, url = planned(tmp_path)
+    assert score_sharded(plan, url, "raw", num_workers=2).num_images == NUM_EVALUATION
+    assert not caplog.records
+    data = replace(plan.config.data, evaluation=str(tmp_path / "absent"))
+    unseen = replace(plan, config=replace(plan.config, data=data))
+    assert score_sharded(unseen, url, "raw", num_workers=2).num_images == NUM_EVALUATION
+    assert "all parts run on this node, as 1 others do not see" in caplog.text
+
+
+class Tenant:
+    def ready(self) -> None:
+        """Hold the CPUs."""
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(120)
+@pytest.mark.usefixtures("cluster")
+def test_a_full_cluster_is_waited_for_and_then_an_error(tmp_path: Path) -> None:
+    plan, url = planned(tmp_path, wait_s=0.5)
+    tenant_class: Any = ray.remote(Tenant)
+    tenant = tenant_class.options(num_cpus=8).remote()
+    ray.get(tenant.ready.remote())
+    try:
+        with pytest.raises(NotEnoughResources, match=r"no room for a worker of 1 CPU .* 0\.5 s"):
+            score_sharded(plan, url, "raw", num_workers=2)
+    finally:
+        ray.kill(tenant)

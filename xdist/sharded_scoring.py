@@ -1,0 +1,130 @@
+"""Scores of a checkpoint, counted in parts by workers of a Ray cluster.
+
+The parts are contiguous and merged in their order, so the result is that of one worker, to the bit.
+A part is a function of the plan and its number alone: one that is lost with its worker is counted
+again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import ray
+from ray.exceptions import RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from datapipe.errors import DataError, TooManyBadSamples
+from xdist.config import AUTO, ClusterConfig
+from xdist.errors import CheckpointDamaged, NotEnoughResources, UserError
+from xdist.scoring import ScoringPlan, Tally, WeightsName, num_batches, score_part
+from xdist.topologies import nodes
+
+logger = logging.getLogger(__name__)
+
+Nodes = Sequence[Mapping[str, float]]
+"""The resources of each node."""
+
+
+def count_workers(
+    cluster: ClusterConfig, resources: Nodes, *, num_workers: int | Literal["auto"]
+) -> tuple[ClusterConfig, int]:
+    """`cluster` with its GPUs as a number, and the number of workers; auto takes as many as fit.
+
+    More than fit wait for their turn. Raises `NotEnoughResources` when not even one fits.
+    """
+    gpus = cluster.gpus_per_worker
+    if not isinstance(gpus, int):
+        gpus = int(any(node.get("GPU", 0) >= 1 for node in resources))
+    room = sum(_room(node, cluster.cpus_per_worker, gpus) for node in resources)
+    if not room:
+        raise NotEnoughResources(
+            f"no node of the cluster has the {cluster.cpus_per_worker:g} CPU and {gpus} GPU of a "
+            "worker; lower --cpus-per-worker or --gpus-per-worker, or add nodes"
+        )
+    return replace(cluster, gpus_per_worker=gpus), room if num_workers == AUTO else num_workers
+
+
+def _room(node: Mapping[str, float], cpus: float, gpus: int) -> int:
+    by_cpus = int(node.get("CPU", 0) // cpus)
+    return min(by_cpus, int(node.get("GPU", 0) // gpus)) if gpus else by_cpus
+
+
+def score_sharded(
+    plan: ScoringPlan, checkpoint_url: str, weights: WeightsName, *, num_workers: int
+) -> Tally:
+    """Count the evaluation set in `num_workers` parts, on the cluster that this process is
+    connected to.
+
+    Raises `NotEnoughResources` when there is no room for a worker within `cluster.wait_s`,
+    `TooManyBadSamples`, and what a part raised.
+    """
+    options = _options(plan, checkpoint_url)
+    _wait_for_room(options, plan.config.cluster)
+    num_parts = min(num_workers, num_batches(plan))
+    function: Any = score_part  # Ray's types know no keyword-only arguments.
+    task = ray.remote(function).options(**options)
+    shared = ray.put(plan)
+    parts = [
+        task.remote(shared, checkpoint_url, weights, part=part, num_parts=num_parts)
+        for part in range(num_parts)
+    ]
+    try:
+        _wait(parts)
+        tally = Tally.empty(plan)
+        for part in parts:
+            tally.merge(ray.get(part))
+    finally:
+        for part in parts:
+            ray.cancel(part, force=True)  # Does nothing to one that has ended.
+    if len(tally.corrupt) > plan.config.data.max_bad_samples:
+        raise TooManyBadSamples(tuple(tally.corrupt), plan.config.data.max_bad_samples)
+    return tally
+
+
+def _options(plan: ScoringPlan, checkpoint_url: str) -> dict[str, Any]:
+    """What every part asks of the cluster; all run here, where other nodes do not see the files."""
+    cluster = plan.config.cluster
+    options = {"num_cpus": cluster.cpus_per_worker, "num_gpus": cluster.gpus_per_worker}
+    for url in (checkpoint_url, plan.index_url, plan.config.data.evaluation):
+        if url is not None and "://" not in url and (blind := nodes.blind_to(url)):
+            logger.warning(
+                "all parts run on this node, as %d others do not see %s", len(blind), url
+            )
+            here = NodeAffinitySchedulingStrategy(nodes.here(), soft=False)
+            return {**options, "scheduling_strategy": here}
+    return options
+
+
+def _wait_for_room(options: Mapping[str, Any], cluster: ClusterConfig) -> None:
+    probe: Any = ray.remote(_nothing).options(**options)
+    reference = probe.remote()
+    ready, _ = ray.wait([reference], timeout=cluster.wait_s)
+    if not ready:
+        ray.cancel(reference)
+        raise NotEnoughResources(
+            f"no room for a worker of {cluster.cpus_per_worker:g} CPU and "
+            f"{cluster.gpus_per_worker} GPU within {cluster.wait_s:g} s; end what else runs, or "
+            "add nodes"
+        )
+
+
+def _nothing() -> None:
+    """Take a place."""
+
+
+def _wait(parts: Sequence[ray.ObjectRef[Any]]) -> None:
+    """Wait for all parts, or raise what the first one that failed raised."""
+    waiting = list(parts)
+    while waiting:
+        (ready,), waiting = ray.wait(waiting, num_returns=1)
+        try:
+            tally = ray.get(ready)
+        except RayTaskError as error:
+            if isinstance(error.cause, (DataError, UserError, CheckpointDamaged)):
+                raise error.cause from error
+            raise
+        done, number = len(parts) - len(waiting), parts.index(ready)
+        logger.info("part %d scored images=%d (%d/%d)", number, tally.num_images, done, len(parts))

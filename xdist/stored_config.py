@@ -1,0 +1,57 @@
+"""The configuration that a checkpoint holds, as a value again."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from xdist.checkpoint import Checkpoint
+from xdist.config import TrainConfig
+from xdist.errors import UnknownFormat
+
+
+def stored_config(checkpoint: Checkpoint) -> TrainConfig:
+    """The run's configuration when the checkpoint was written; a field that is missing, as it is
+    newer, has its default.
+
+    Raises `UnknownFormat` naming fields that this version does not know, or a value that it does
+    not allow.
+    """
+    try:
+        return config_from_json(checkpoint.manifest.config)
+    except (TypeError, ValueError) as error:
+        raise UnknownFormat(
+            f"{checkpoint.url}: its configuration is not one of this version: {error}; use the "
+            "version of this program that wrote it"
+        ) from error
+
+
+def config_from_json(value: Mapping[str, Any]) -> TrainConfig:
+    """What `TrainConfig.to_json` wrote; anything else is a `ValueError` or `TypeError`."""
+    unknown = sorted(_unknown_fields(TrainConfig, value))
+    if unknown:
+        raise ValueError(f"unknown fields {', '.join(unknown)}")
+    config: TrainConfig = _built(TrainConfig, value)
+    return config
+
+
+def _unknown_fields(part: type, value: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    types = typing.get_type_hints(part)
+    for name, item in value.items():
+        if name not in types:
+            yield f"{prefix}{name}"
+        elif dataclasses.is_dataclass(types[name]):
+            yield from _unknown_fields(types[name], item, f"{prefix}{name}.")
+
+
+def _built(part: Any, value: Mapping[str, Any]) -> Any:
+    types = typing.get_type_hints(part)
+    return part(**{name: _value(types[name], item) for name, item in value.items()})
+
+
+def _value(kind: Any, item: Any) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return _built(kind, item)
+    return tuple(item) if isinstance(item, list) else item  # JSON has no tuples.
