@@ -126,7 +126,7 @@ def pack(
             if payload is not None:
                 label_ids = tuple(ids[name] for name in dict.fromkeys(image.labels))
                 counts.update(label_ids)
-                yield RawImage(payload, image.extension, label_ids)
+                yield RawImage(payload, image.extension, label_ids, image.short_name)
             on_image()
 
     def labels() -> Iterator[Label]:

@@ -36,6 +36,11 @@ class ImageFile:
     """Bytes; -1 is up to the file's end."""
 
     @property
+    def short_name(self) -> str:
+        """The file's name within its folder's: cat/17.jpg, wherever the folder lies."""
+        return "/".join(PurePosixPath(self.name).parts[-2:])
+
+    @property
     def extension(self) -> str:
         return IMAGE_EXTENSIONS.get(PurePosixPath(self.name).suffix.lower(), "jpg")
 

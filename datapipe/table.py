@@ -2,7 +2,8 @@
 
 Columns: key string; offset, size int64 (of the image's bytes in the tar); width, height int32 (0 is
 unknown); labels list<int64> (null where the shard holds no usable label); crc32 uint32 (of the
-image). Readers ignore any other column.
+image); name string (of the file that was packed, null where it is not known). Readers ignore any
+other column.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ SCHEMA = pa.schema(
         ("height", pa.int32()),
         ("labels", pa.list_(pa.int64())),
         ("crc32", pa.uint32()),
+        ("name", pa.string()),
     ]
 )
 LARGEST_LABEL = 9_999_999
@@ -48,6 +50,7 @@ class SampleEntry:
     height: int
     labels: tuple[int, ...] | None
     crc32: int
+    name: str | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +66,7 @@ class ShardTable:
     label_offsets: NDArray[np.int64]
     has_labels: NDArray[np.bool_]
     crc32: NDArray[np.uint32]
+    names: list[str | None]
 
     @property
     def num_samples(self) -> int:
@@ -119,4 +123,5 @@ def _columns(table: Any) -> ShardTable:
         label_offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         has_labels=labels.is_valid().to_numpy(),
         crc32=table.column("crc32").to_numpy(),
+        names=table.column("name").to_pylist(),
     )

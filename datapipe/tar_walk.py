@@ -2,8 +2,8 @@
 
 A sample is the members that share a name up to the first dot, wherever they lie in the tar: an
 image (.jpg, .jpeg, .png, .webp) and its labels: .cls (one number) or .json ({"labels": [..]},
-{"label": i} or {"cls": i}). Other members are ignored, nothing is unpickled, and names never become
-paths.
+{"label": i} or {"cls": i}, beside them perhaps the "name" of the file that was packed). Other
+members are ignored, nothing is unpickled, and names never become paths.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import IO
+from typing import IO, Any
 
 from datapipe.decode import DecodeError, image_size
 from datapipe.errors import BadIndex, MissingShard, UnreadableShard
@@ -47,11 +47,12 @@ class _Found:
 
     image: _Image | None = None
     labels: tuple[int, ...] | None = None
+    name: str | None = None
 
     def entries(self, key: str) -> Iterator[SampleEntry]:
         """The row of the index, if there is an image."""
         if self.image is not None:
-            yield SampleEntry(key=key, labels=self.labels, **asdict(self.image))
+            yield SampleEntry(key=key, labels=self.labels, name=self.name, **asdict(self.image))
 
 
 def walk_shard(url: str) -> list[SampleEntry]:
@@ -125,8 +126,11 @@ def _add(url: str, found: dict[str, _Found], member: tarfile.TarInfo, payload: b
     key, extension = _split(member.name)
     sample = found.setdefault(key, _Found())
     if extension in LABEL_EXTENSIONS:
-        labels = _labels(extension, payload)
+        value = _parsed(payload)
+        labels = _labels(extension, value)
         sample.labels = sample.labels if labels is None else labels
+        if isinstance(value, dict) and isinstance(value.get("name"), str):
+            sample.name = _encodable(value["name"])
     elif sample.image is not None:
         raise BadIndex(url, f"two images have the name {key!r}; repack the shard")
     else:
@@ -146,12 +150,20 @@ def _split(name: str) -> tuple[str, str]:
     return (match[1], match[2].lower()) if match else (name, "")
 
 
-def _labels(extension: str, payload: bytes) -> tuple[int, ...] | None:
-    """The label ids in a member, None where it does not hold any that can be used."""
+def _parsed(payload: bytes) -> Any:
+    """The JSON in a member, None where there is none."""
     try:
-        value = json.loads(payload)
+        return json.loads(payload)
     except (ValueError, RecursionError):
         return None
+
+
+def _encodable(name: str) -> str:
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def _labels(extension: str, value: Any) -> tuple[int, ...] | None:
+    """The label ids in a member's JSON, None where it does not hold any that can be used."""
     if isinstance(value, dict) and extension == "json":
         value = value.get("labels", value.get("label", value.get("cls")))
     labels = value if isinstance(value, list) else [value]

@@ -1,8 +1,9 @@
 """Writing shards: images and labels -> WebDataset tars, their Parquet index, and the manifest.
 
-Members are `000123.jpg` and `000123.json` ({"labels": [ids]}), numbered through all shards. Every
-file appears whole or not at all. A mark says that the directory is no data set yet: it comes first
-and goes last, after `index.json`. The same samples give the same bytes.
+Members are `000123.jpg` and `000123.json` ({"labels": [ids], "name": of the file that was packed,
+where there is one}), numbered through all shards. Every file appears whole or not at all. A mark
+says that the directory is no data set yet: it comes first and goes last, after `index.json`. The
+same samples give the same bytes.
 """
 
 from __future__ import annotations
@@ -39,6 +40,13 @@ class RawImage:
     extension: str
     """jpg, png or webp."""
     label_ids: tuple[int, ...]
+    name: str | None = None
+    """Of the file that is packed, with its folder."""
+
+    def description(self) -> bytes:
+        """The JSON member."""
+        named = {} if self.name is None else {"name": self.name}
+        return json.dumps({"labels": list(self.label_ids), **named}).encode()
 
 
 def write_shards(
@@ -117,10 +125,9 @@ def _write_shard(
     with replacing(url) as file, webdataset.TarWriter(file, encoder=False, mtime=0) as tar:
         while upcoming is not None:
             number, image = upcoming
-            labels = json.dumps({"labels": list(image.label_ids)}).encode()
-            sample = {"__key__": f"{number:06d}", image.extension: image.payload, "json": labels}
+            sample = {"__key__": f"{number:06d}", image.extension: image.payload}
+            tar.write({**sample, "json": image.description()})
             num_samples += 1
-            tar.write(sample)
             upcoming = next(following, None)
             if num_samples == samples_per_shard:
                 break

@@ -308,8 +308,6 @@ class TrainConfig:
         allowed = "0 with the sigmoid loss"
         is_smooth = self.loss == "softmax" or self.label_smoothing == 0
         check(is_smooth, "label_smoothing", self.label_smoothing, allowed)
-        size, least = self.data.image_size, self.model.least_image_size
-        check(size >= least, "data.image_size", size, f"at least {least} with {self.model.name}")
         if self.strategy == "push_pull":
             self._check_push_pull()
         else:

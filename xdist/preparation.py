@@ -98,12 +98,18 @@ def _check_labels(num_labels: int, url: str, num_classes: int) -> None:
 
 def _check_shapes(config: TrainConfig, num_classes: int) -> None:
     """The smallest batch of a worker must go through the network: nothing is computed."""
+    size, least = config.data.image_size, config.model.least_image_size
+    if size < least:
+        can_be_small = config.model.name == "inception_v3" and not config.model.small_input
+        raise UserError(
+            f"data.image_size is {size}; allowed: at least {least} with {config.model.name}"
+            + (", or 31 with model.small_input" if can_be_small else "")
+        )
     assert isinstance(config.num_workers, int), "sizing.sized resolves auto"
     smallest = config.batch_size
     if config.strategy == "all_reduce":
         lanes = sizing.num_lanes(config, num_workers=config.num_workers)
         smallest = lanes // config.num_workers * (config.batch_size // lanes)
-    size = config.data.image_size
     model = initial_model(config, num_classes=num_classes).to("meta").train()
     try:
         model(torch.empty(smallest, 3, size, size, device="meta"))

@@ -221,8 +221,8 @@ def _class_weights(
 def skipped_samples(url: str, index: ShardIndex) -> NDArray[np.int64]:
     """The samples that the lines of a file name, ascending.
 
-    A sample is known by the last part of its key, so by the name that its image had where the
-    shards keep it. A line is such a name, with or without an extension; 293 stands for
+    A sample is known by the name of the file that was packed, or else by its key; of both, the last
+    part counts. A line is such a name, with or without an extension; 293 stands for
     ILSVRC2012_val_00000293 too. Raises `UserError` when the file names none of the samples.
     """
     try:
@@ -231,12 +231,15 @@ def skipped_samples(url: str, index: ShardIndex) -> NDArray[np.int64]:
         raise UserError(f"{url}: the samples to skip cannot be read: {error}") from error
     names = {_stem(line) for line in lines}
     names |= {ILSVRC_VALIDATION.format(int(name)) for name in names if name.isdecimal()}
-    keys = [key for shard in range(len(index.shards)) for key in index.table(shard).keys]
-    skipped = [number for number, key in enumerate(keys) if _stem(key) in names]
+    tables = [index.table(shard) for shard in range(len(index.shards))]
+    samples = [
+        name or key for table in tables for name, key in zip(table.names, table.keys, strict=True)
+    ]
+    skipped = [number for number, sample in enumerate(samples) if _stem(sample) in names]
     if not skipped:
         raise UserError(
-            f"{url}: none of its {len(lines)} lines names one of the {len(keys)} samples, whose "
-            f"keys are like {keys[0]!r}; list keys of {index.directory}"
+            f"{url}: none of its {len(lines)} lines names one of the {len(samples)} samples, which "
+            f"are called like {samples[0]!r}; list names of {index.directory}"
         )
     level = logging.INFO if len(skipped) == len(lines) else logging.WARNING
     logger.log(level, "samples to skip found=%d listed=%d file=%s", len(skipped), len(lines), url)

@@ -15,7 +15,7 @@ from datapipe.scenes import SPLITS, Split, label_names, scene
 from datapipe.scenes.drawing import draw
 from datapipe.writer import RawImage, write_shards
 
-VERSION = 2
+VERSION = 3
 """Changes with a pixel, a label or the index's form; part of the directory's name."""
 
 SMALLEST_IMAGE_SIZE = 16

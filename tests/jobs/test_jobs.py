@@ -29,7 +29,7 @@ from datapipe.writer import RawImage, write_shards
 from tests.clusters import ROOT, records, spoil, wait_until, write_run_data
 from tests.datapipe.small_sets import encode, picture
 from xdist import command_line
-from xdist.config import TrainConfig
+from xdist.config import MODEL_NAMES, TrainConfig
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 
@@ -177,6 +177,19 @@ class TestBadInput:
         text = self.run(options, tmp_path, capsys)
         assert "1 images of 16 px a worker and step do not go through the network" in text
 
+    def test_images_too_small_for_the_network(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        options = data_options(tmp_path)
+        arguments = ["--model.name", "inception_v3", "--data.image-size", "48", *options]
+        arguments += ["--run-dir", str(tmp_path / "run")]
+        code = command_line.main(
+            "job", SYNC_PRESETS, default="cifar", description="", arguments=arguments
+        )
+        assert code == 2
+        message = "data.image_size is 48; allowed: at least 75 with inception_v3, or 31 with"
+        assert message in capsys.readouterr().err
+
     def test_truncated_images_beyond_the_budget(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -271,6 +284,7 @@ def test_corrupt_evaluation_images_are_listed(tmp_path: Path) -> None:
         (["--num-workes", "2"], "--num-workers"),
         (["--preset", "imagenet"], "invalid choice: 'imagenet'"),
         (["--loss", "hinge"], "softmax"),
+        (["--model.name", "alexnet"], "'alexnet' (choose from"),
     ],
 )
 def test_a_wrong_option_says_what_is_allowed(
@@ -310,6 +324,15 @@ def explained(config_class: type, *, prefix: str) -> Iterator[tuple[str, str]]:
             assert isinstance(below, ast.Expr), f"{option} has no docstring"
             assert isinstance(below.value, ast.Constant)
             yield option, " ".join(str(below.value.value).split()[:4])
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_every_network_is_chosen_by_name_in_both_jobs(name: str) -> None:
+    for presets in (SYNC_PRESETS, ASYNC_PRESETS):
+        arguments = ["--preset", "cifar", "--model.name", name]
+        config = command_line.parse(presets, default="paper", description="", arguments=arguments)
+        assert (config.model.name, config.model.width) == (name, 0.25)
+        assert config.model.middle_modules == (2 if name == "xception" else 8)
 
 
 def test_the_same_command_has_the_same_run_directory() -> None:

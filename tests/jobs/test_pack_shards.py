@@ -80,6 +80,12 @@ def test_a_tar_of_folders_gives_the_shards_that_the_folder_gives(
     assert one.read_bytes() == two.read_bytes()
 
 
+def test_the_index_keeps_the_names_of_the_files(folder: Path, tmp_path: Path) -> None:
+    assert pack(folder, tmp_path / "out") == 0
+    table = ShardIndex.open(str(tmp_path / "out")).table(0)
+    assert {"cat/0.jpg", "dog/0.JPEG"} < {name for name in table.names if name}
+
+
 def test_what_is_left_out_is_said(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -82,6 +82,15 @@ def test_max_steps_bounds_the_places_of_a_run() -> None:
     assert replace(CONFIG, num_epochs=3, max_steps=500).num_places(100) == 300
 
 
+def test_another_network_keeps_what_both_have() -> None:
+    model = ModelConfig(width=0.5, fc=(7,), middle_modules=2, num_classes=3)
+    assert model.of_network("resnet50") == ModelConfig(
+        name="resnet50", width=0.5, fc=(7,), num_classes=3
+    )
+    assert model.of_network("vgg16") == ModelConfig(name="vgg16", width=0.5, num_classes=3)
+    assert model.of_network("xception") == model
+
+
 @pytest.mark.parametrize(
     ("every", "unit", "samples"),
     [(100, "samples", 100), (2, "epochs", 1000), (0.5, "epochs", 250), (3, "steps", 24)],

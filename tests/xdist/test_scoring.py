@@ -16,6 +16,7 @@ import webdataset
 from datapipe.index import ShardIndex, index_shards
 from datapipe.labels import Label, write_labels
 from datapipe.position import Position
+from datapipe.writer import RawImage, write_shards
 from tests.clusters import NUM_LABELS, small_config, spoil
 from tests.datapipe.small_sets import encode, picture
 from xdist import checkpoint
@@ -217,6 +218,20 @@ class TestSkippedSamples:
         shards = [str(tmp_path / "a.tar"), str(tmp_path / "b.tar")]
         index = index_shards(shards, directory_url=str(tmp_path))
         (tmp_path / "blacklist.txt").write_text("36\n50000\n51\n")
+        assert skipped_samples(str(tmp_path / "blacklist.txt"), index).tolist() == [1, 2]
+
+    def test_a_packed_image_is_known_by_its_name(self, tmp_path: Path) -> None:
+        names = [f"n01440764/ILSVRC2012_val_{number:08d}.JPEG" for number in (5, 36, 293)]
+        images = [RawImage(encode(picture(i)), "jpg", (0,), name) for i, name in enumerate(names)]
+        index = write_shards(
+            images,
+            directory=str(tmp_path / "packed"),
+            labels=None,
+            prefix="val",
+            samples_per_shard=2,
+            shard_bytes=None,
+        )
+        (tmp_path / "blacklist.txt").write_text("36\n293\n")
         assert skipped_samples(str(tmp_path / "blacklist.txt"), index).tolist() == [1, 2]
 
     def test_a_file_that_names_no_sample_is_an_error(
