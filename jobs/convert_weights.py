@@ -16,10 +16,10 @@ from datapipe.errors import DataError
 from datapipe.storage import absolute
 from xdist.errors import XdistError
 from xdist.naming import TIMM
+from xdist.state import WeightsName
 from xdist.weight_files import (
     FILE_SUFFIXES,
     TARGET_SUFFIXES,
-    WeightsName,
     read_checkpoint,
     read_file,
     write,

@@ -19,16 +19,16 @@ from rich.console import Console
 from datapipe.errors import DataError
 from datapipe.index import ShardIndex, ensure_index
 from datapipe.labels import Label, read_labels
-from datapipe.storage import absolute, directory_of, exists, join, remove, write_bytes
+from datapipe.storage import absolute, join, remove, write_bytes
 from xdist import checkpoint, driver
-from xdist.checkpoint import MANIFEST, Checkpoint
+from xdist.checkpoint import Checkpoint
 from xdist.config import MeasureName, TrainConfig
 from xdist.errors import CheckpointDamaged, UserError
 from xdist.label_space import labels_at
 from xdist.score_report import ScoreReport
-from xdist.scoring import ScoringPlan, WeightsName, measures, plan_scoring
+from xdist.scoring import ScoringPlan, measures, plan_scoring
 from xdist.sharded_scoring import count_workers, score_sharded
-from xdist.state import averages
+from xdist.state import WeightsName, averages
 from xdist.stored_config import stored_config
 from xdist.topologies import nodes
 
@@ -74,7 +74,7 @@ class Arguments:
 
 def run(arguments: Arguments) -> tuple[ScoreReport, list[str]]:
     """Evaluate; the report, and the files that it was written to."""
-    scored, run_dir = find(absolute(arguments.source))
+    scored, run_dir = checkpoint.find(absolute(arguments.source))
     output = absolute(arguments.output) if arguments.output else run_dir
     if output is None:
         raise UserError(f"{scored.url} lies in no run directory; give --output a directory")
@@ -93,19 +93,6 @@ def run(arguments: Arguments) -> tuple[ScoreReport, list[str]]:
     }
     report = ScoreReport.of(scored, plan, labels, tallies)
     return report, report.write(output)
-
-
-def find(url: str) -> tuple[Checkpoint, str | None]:
-    """The checkpoint, verified, and its run directory if it lies in one."""
-    if exists(join(url, MANIFEST)):
-        found = Checkpoint.open(url)
-        found.verify()
-        run_dir = directory_of(directory_of(url))
-        return found, run_dir if checkpoint.checkpoints_url(run_dir) == directory_of(url) else None
-    newest = checkpoint.latest(url)
-    if newest is None:
-        raise UserError(f"{url}: neither a checkpoint nor a run directory with one that verifies")
-    return newest, url
 
 
 def check_writable(output: str) -> None:

@@ -31,8 +31,8 @@ import torch
 from torch import Tensor
 
 from datapipe.position import Position
-from datapipe.storage import open_filesystem, read_bytes, write_bytes
-from xdist.errors import CheckpointDamaged, RunDirectoryError, UnknownFormat
+from datapipe.storage import directory_of, exists, open_filesystem, read_bytes, write_bytes
+from xdist.errors import CheckpointDamaged, RunDirectoryError, UnknownFormat, UserError
 from xdist.flat import Layout
 
 FORMAT = "xdist-checkpoint"
@@ -280,6 +280,21 @@ def latest(run_dir: str) -> Checkpoint | None:
         else:
             return checkpoint
     return None
+
+
+def find(url: str) -> tuple[Checkpoint, str | None]:
+    """The checkpoint at `url`, or the newest of the run at `url`, verified; and its run directory
+    if it lies in one. Raises `UserError` when there is none, `CheckpointDamaged`.
+    """
+    if exists(f"{url}/{MANIFEST}"):
+        found = Checkpoint.open(url)
+        found.verify()
+        run_dir = directory_of(directory_of(url))
+        return found, run_dir if checkpoints_url(run_dir) == directory_of(url) else None
+    newest = latest(url)
+    if newest is None:
+        raise UserError(f"{url}: neither a checkpoint nor a run directory with one that verifies")
+    return newest, url
 
 
 def prune(run_dir: str, *, newest: int, keep: int, spare: Collection[str] = ()) -> None:

@@ -20,7 +20,8 @@ from rich.table import Table
 from datapipe.labels import Label
 from datapipe.storage import join, write_bytes
 from xdist.checkpoint import Checkpoint
-from xdist.scoring import ScoringPlan, Tally, WeightsName, measures
+from xdist.scoring import ScoringPlan, Tally, measures
+from xdist.state import WeightsName
 
 JSON_NAME = "evaluation.json"
 CSV_NAME = "evaluation-{}-weights.csv"

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import PurePosixPath
-from typing import Literal
 
 import numpy as np
 import torch
@@ -39,12 +38,18 @@ from xdist.label_space import (
     weights_of_frequencies,
 )
 from xdist.losses import label_rows
-from xdist.state import AVERAGE, STATISTICS, STATISTICS_AVERAGE, WEIGHTS, averages
+from xdist.state import (
+    AVERAGE,
+    STATISTICS,
+    STATISTICS_AVERAGE,
+    WEIGHTS,
+    WeightsName,
+    averages,
+)
 from xdist.worker import initial_model
 
 logger = logging.getLogger(__name__)
 
-WeightsName = Literal["average", "raw"]
 ILSVRC_VALIDATION = "ILSVRC2012_val_{:08d}"
 """The name of the validation image of a number."""
 

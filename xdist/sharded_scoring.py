@@ -19,13 +19,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from datapipe.errors import DataError, TooManyBadSamples
 from xdist.config import AUTO, ClusterConfig
 from xdist.errors import CheckpointDamaged, NotEnoughResources, UserError
-from xdist.scoring import ScoringPlan, Tally, WeightsName, num_batches, score_part
+from xdist.scoring import ScoringPlan, Tally, num_batches, score_part
+from xdist.sizing import Nodes
+from xdist.state import WeightsName
 from xdist.topologies import nodes
 
 logger = logging.getLogger(__name__)
-
-Nodes = Sequence[Mapping[str, float]]
-"""The resources of each node."""
 
 
 def count_workers(

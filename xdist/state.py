@@ -8,6 +8,7 @@ spans all of it. Every operation is elementwise, so the cut into ranges changes 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
@@ -18,6 +19,8 @@ WEIGHTS = "weights"
 AVERAGE = "average"
 STATISTICS = "statistics"
 STATISTICS_AVERAGE = "statistics_average"
+WeightsName = Literal["average", "raw"]
+"""Which weights, and statistics with them, a network is evaluated with."""
 
 
 @dataclass(frozen=True)

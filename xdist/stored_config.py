@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import typing
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from xdist.checkpoint import Checkpoint
 from xdist.config import TrainConfig
 from xdist.errors import UnknownFormat
+
+Part = TypeVar("Part")
 
 
 def stored_config(checkpoint: Checkpoint) -> TrainConfig:
@@ -20,7 +22,7 @@ def stored_config(checkpoint: Checkpoint) -> TrainConfig:
     not allow.
     """
     try:
-        return config_from_json(checkpoint.manifest.config)
+        return from_json(TrainConfig, checkpoint.manifest.config)
     except (TypeError, ValueError) as error:
         raise UnknownFormat(
             f"{checkpoint.url}: its configuration is not one of this version: {error}; use the "
@@ -28,13 +30,15 @@ def stored_config(checkpoint: Checkpoint) -> TrainConfig:
         ) from error
 
 
-def config_from_json(value: Mapping[str, Any]) -> TrainConfig:
-    """What `TrainConfig.to_json` wrote; anything else is a `ValueError` or `TypeError`."""
-    unknown = sorted(_unknown_fields(TrainConfig, value))
+def from_json(part: type[Part], value: Mapping[str, Any]) -> Part:
+    """The configuration, or a part of one, whose plain values these are; anything else is a
+    `ValueError` or `TypeError`.
+    """
+    unknown = sorted(_unknown_fields(part, value))
     if unknown:
         raise ValueError(f"unknown fields {', '.join(unknown)}")
-    config: TrainConfig = _built(TrainConfig, value)
-    return config
+    built: Part = _built(part, value)
+    return built
 
 
 def _unknown_fields(part: type, value: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

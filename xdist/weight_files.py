@@ -19,21 +19,21 @@ import struct
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from datapipe.storage import exists, read_bytes, write_bytes
+from datapipe.storage import read_bytes, write_bytes
 from xdist import checkpoint
-from xdist.checkpoint import Checkpoint
 from xdist.config import MODEL_NAMES, ModelConfig
 from xdist.errors import UserError
 from xdist.extras import require
 from xdist.keras_files import keras_payload, read_keras
 from xdist.naming import KERAS, namings
-from xdist.state import AVERAGE, STATISTICS, STATISTICS_AVERAGE, WEIGHTS
+from xdist.state import AVERAGE, STATISTICS, STATISTICS_AVERAGE, WEIGHTS, WeightsName
+from xdist.stored_config import from_json
 from xdist.weights import Fitted, Found, fit
 
 KERAS_SUFFIXES = (".h5", ".keras")
@@ -44,7 +44,6 @@ DAMAGED_PICKLE = (
     pickle.UnpicklingError, struct.error, AssertionError, EOFError, LookupError, MemoryError,
     RuntimeError, TypeError, ValueError,
 )  # fmt: skip
-WeightsName = Literal["average", "raw"]
 
 
 def read_file(url: str, *, model: str | None) -> Fitted:
@@ -65,7 +64,7 @@ def read_file(url: str, *, model: str | None) -> Fitted:
 
 def read_checkpoint(url: str, *, weights: WeightsName | None) -> Fitted:
     """The weights of a checkpoint, or of a run's newest; None is averaged ones if it has them."""
-    opened = _open_checkpoint(url)
+    opened, _ = checkpoint.find(url)
     manifest = opened.manifest
     layout = manifest.layout
     tensors = opened.read_range(0, layout.num_weights) | opened.read_statistics()
@@ -77,15 +76,6 @@ def read_checkpoint(url: str, *, weights: WeightsName | None) -> Fitted:
     named |= {entry.name: entry.view(tensors[statistics]) for entry in layout.statistics}
     model = _model_from_json(opened.url, manifest.config["model"])
     return fit(Found(opened.url, named), [model])
-
-
-def _open_checkpoint(url: str) -> Checkpoint:
-    if not exists(checkpoint.checkpoints_url(url)):
-        return Checkpoint.open(url)
-    newest = checkpoint.latest(url)
-    if newest is None:
-        raise UserError(f"{url}: this run has no whole checkpoint")
-    return newest
 
 
 def _models(model: str | None) -> list[ModelConfig]:
@@ -104,8 +94,8 @@ def _models(model: str | None) -> list[ModelConfig]:
 
 def _model_from_json(source: str, value: Mapping[str, Any]) -> ModelConfig:
     try:
-        return ModelConfig(**{**value, "fc": tuple(value["fc"])})
-    except (LookupError, TypeError) as error:
+        return from_json(ModelConfig, value)
+    except (ValueError, TypeError, AttributeError) as error:
         raise UserError(
             f"{source}: not the options of a network that this version knows ({error})"
         ) from error

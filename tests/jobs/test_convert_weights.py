@@ -305,7 +305,7 @@ def mistake_size(narrow: Path) -> list[object]:
     ("mistake", "text"),
     [
         (mistake_missing, "No such file or directory"),
-        (mistake_directory, "not a checkpoint"),
+        (mistake_directory, "neither a checkpoint nor a run"),
         (mistake_network, "holds weights of none of these: xception (xdist), "),
         (mistake_name, "model.name is 'alexnet'; allowed: one of xception, "),
         (mistake_width, "stem.0.weight has shape (8, 3, 3, 3), needed is (32, 3, 3, 3), "),

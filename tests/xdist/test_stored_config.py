@@ -18,7 +18,7 @@ from xdist.checkpoint import Checkpoint, Cut, Manifest
 from xdist.config import EvaluationConfig, TrainConfig
 from xdist.errors import UnknownFormat
 from xdist.flat import Layout
-from xdist.stored_config import config_from_json, stored_config
+from xdist.stored_config import from_json, stored_config
 
 PRESETS = [*SYNC_PRESETS.values(), *ASYNC_PRESETS.values()]
 CONFIG = replace(SYNC_PRESETS["cifar"], evaluation=EvaluationConfig(measures=("map", "top_k")))
@@ -31,27 +31,27 @@ def as_stored(config: TrainConfig) -> dict[str, Any]:
 
 @pytest.mark.parametrize("config", [*PRESETS, CONFIG])
 def test_every_preset_survives_json(config: TrainConfig) -> None:
-    assert config_from_json(as_stored(config)) == config
+    assert from_json(TrainConfig, as_stored(config)) == config
 
 
 def test_a_field_that_is_missing_has_its_default() -> None:
     value = as_stored(CONFIG)
     del value["evaluation"], value["seed"], value["optimizer"]["l2_on"]
-    assert config_from_json(value) == replace(CONFIG, evaluation=EvaluationConfig())
+    assert from_json(TrainConfig, value) == replace(CONFIG, evaluation=EvaluationConfig())
 
 
 def test_unknown_fields_are_named() -> None:
     value = as_stored(CONFIG)
     value["optimiser"], value["data"]["colour"] = {}, 3
     with pytest.raises(ValueError, match=r"unknown fields data\.colour, optimiser"):
-        config_from_json(value)
+        from_json(TrainConfig, value)
 
 
 def test_a_needed_field_that_is_missing_is_named() -> None:
     value = as_stored(CONFIG)
     del value["loss"]
     with pytest.raises(TypeError, match="loss"):
-        config_from_json(value)
+        from_json(TrainConfig, value)
 
 
 @pytest.mark.parametrize("change", [{"optimiser": {}}, {"batch_size": 0}])
