@@ -53,7 +53,7 @@ class ModelConfig:
     """xception: activation between depthwise and pointwise convolution (paper, figure 10: none)."""
     segments: int | None = None
     """xception: channel groups of the spatial convolutions (paper, section 1.2); None is one a
-    channel: depthwise.
+    channel: depthwise. A layer has no more of them than channels.
     """
     layout: Literal["today", "2016"] = "today"
     """inception_v3: today is Keras' and TF-slim's; 2016 is the Keras network of the paper's table

@@ -55,7 +55,8 @@ def fit(found: Found, models: Sequence[ModelConfig]) -> Fitted:
     if problems:
         raise UserError(
             f"{found.source}: nothing converted, as it does not fit {model.name} with "
-            f"{num_classes} classes in the naming of {style}: {problems}"
+            f"{num_classes} classes in the naming of {style}: {problems}; where the options of the "
+            "network are not the paper's, give --model the config.json of its run"
         )
     for name, place in naming.items():
         state[place.name].copy_(place.ours(found.tensors[name]))
@@ -63,18 +64,24 @@ def fit(found: Found, models: Sequence[ModelConfig]) -> Fitted:
 
 
 def _closest(found: Found, models: Sequence[ModelConfig]) -> tuple[ModelConfig, str, Naming]:
-    """Network, style and naming that has exactly the names found, or the most of them."""
+    """Network, style and naming that has exactly the names found, or the largest share of both."""
     candidates = []
     for model in models:
         for style, naming in namings(_skeleton(model)).items():
             if naming.keys() == found.tensors.keys():
                 return model, style, naming
             candidates.append((model, style, naming))
-    closest = min(candidates, key=lambda item: len(item[2].keys() ^ found.tensors.keys()))
+    closest = max(candidates, key=lambda item: _likeness(item[2], found))
     if closest[2].keys().isdisjoint(found.tensors):
         known = ", ".join(f"{model.name} ({style})" for model, style, _ in candidates)
         raise UserError(f"{found.source}: holds weights of none of these: {known}")
     return closest
+
+
+def _likeness(naming: Naming, found: Found) -> float:
+    """Share of the names of either side that both have."""
+    names = found.tensors.keys()
+    return len(naming.keys() & names) / len(naming.keys() | names)
 
 
 def _skeleton(model: ModelConfig) -> Network:
