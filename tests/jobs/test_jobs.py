@@ -62,6 +62,7 @@ def test_a_job_runs_for_two_steps(
     assert "scored step=2" in (tmp_path / "run" / "log.txt").read_text()
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     ("job", "number", "code"),
     [("imagenet_sync", signal.SIGTERM, 143), ("jft_async", signal.SIGINT, 130)],
