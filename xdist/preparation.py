@@ -60,6 +60,13 @@ def prepare(
     num_labels = max(len(labels), index.num_labels)
     num_classes = config.model.num_classes or num_labels
     _check_labels(num_labels, config.data.train, num_classes)
+    if num_classes > num_labels:
+        logger.warning(
+            "the network has more outputs than the training set has labels outputs=%d labels=%d; "
+            "--model.num-classes None makes them equal",
+            num_classes,
+            num_labels,
+        )
     _check_shapes(config, num_classes)
     frequencies = [label.weight for label in labels] or index.label_frequencies().tolist()
     scoring = _scoring(config, run, num_classes, labels, frequencies)

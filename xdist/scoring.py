@@ -106,7 +106,7 @@ class ScoringQueue:
             return
         while len(self._requests) > 1:
             url = self._requests.pop().checkpoint.url
-            logger.warning("checkpoint not scored, as scoring takes too long checkpoint=%s", url)
+            logger.info("checkpoint passed over, as another is being scored checkpoint=%s", url)
         names: tuple[WeightsName, ...] = ("average", "raw") if self._has_average else ("raw",)
         self._requests.extend(
             ScoringRequest(checkpoint, name) for name in (names if is_last else names[:1])
