@@ -3,6 +3,10 @@
 The parts are contiguous and merged in their order, so the result is that of one worker, to the bit.
 A part is a function of the plan and its number alone: one that is lost with its worker is counted
 again.
+
+Nothing is cancelled: with `ray.cancel`, forced or not, a task that ends at that moment ends the
+whole calling process ("Tried to complete task that was not pending", ray 2.60). After an error,
+what still runs goes on to its end, or to that of the caller.
 """
 
 from __future__ import annotations
@@ -70,14 +74,10 @@ def score_sharded(
         task.remote(shared, checkpoint_url, weights, part=part, num_parts=num_parts)
         for part in range(num_parts)
     ]
-    try:
-        _wait(parts)
-        tally = Tally.empty(plan)
-        for part in parts:
-            tally.merge(ray.get(part))
-    finally:
-        for part in parts:
-            ray.cancel(part, force=True)  # Does nothing to one that has ended.
+    _wait(parts)
+    tally = Tally.empty(plan)
+    for part in parts:
+        tally.merge(ray.get(part))
     if len(tally.corrupt) > plan.config.data.max_bad_samples:
         raise TooManyBadSamples(tuple(tally.corrupt), plan.config.data.max_bad_samples)
     return tally
@@ -102,7 +102,6 @@ def _wait_for_room(options: Mapping[str, Any], cluster: ClusterConfig) -> None:
     reference = probe.remote()
     ready, _ = ray.wait([reference], timeout=cluster.wait_s)
     if not ready:
-        ray.cancel(reference)
         raise NotEnoughResources(
             f"no room for a worker of {cluster.cpus_per_worker:g} CPU and "
             f"{cluster.gpus_per_worker} GPU within {cluster.wait_s:g} s; end what else runs, or "
