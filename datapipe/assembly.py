@@ -20,7 +20,7 @@ from datapipe.config import DataConfig
 from datapipe.decode import DecodeError, decode_into, image_size
 from datapipe.errors import LabelOutOfRange, TooManyBadSamples
 from datapipe.index import ShardIndex
-from datapipe.order import SampleOrder
+from datapipe.order import Drawn, Order
 from datapipe.plan import BatchPlan
 from datapipe.position import Span
 from datapipe.reader import RawSample, SampleReader
@@ -34,7 +34,7 @@ NO_LABELS = np.zeros(0, np.int64)
 
 @dataclass(frozen=True, eq=False)
 class _Row:
-    """A sample, the epoch it is read in, and the slot of the batch that its image goes to."""
+    """A sample, the epoch of its data set that it is read in, and the slot of its image."""
 
     sample: RawSample
     epoch: int
@@ -60,7 +60,7 @@ class BatchMaker:
         index: ShardIndex,
         config: DataConfig,
         *,
-        order: SampleOrder,
+        order: Order,
         training: bool,
         num_classes: int,
         executor: Executor,
@@ -72,7 +72,7 @@ class BatchMaker:
         self._training = training
         self._num_classes = num_classes
         self._executor = executor
-        self._pools: dict[Span, NDArray[np.int64]] = {}
+        self._pools: dict[Span, Drawn] = {}
 
     def start(self, plan: BatchPlan) -> PendingBatch:
         """Errors: those of `SampleReader.fetch`."""
@@ -83,8 +83,10 @@ class BatchMaker:
         for segment in plan.segments:
             end = len(rows) + segment.size
             for span in segment.spans:
-                for sample in self._reader.fetch(self._sample_ids(span, num_pools)):
-                    rows.append(_Row(sample, span.epoch, images[len(rows)]))
+                drawn = self._draw(span, num_pools)
+                samples = self._reader.fetch(drawn.sample_ids)
+                for sample, epoch in zip(samples, drawn.epochs.tolist(), strict=True):
+                    rows.append(_Row(sample, epoch, images[len(rows)]))
             rows.extend([None] * (end - len(rows)))
         filled = [row for row in rows if row is not None]
         size = min(LARGEST_CHUNK, -(-len(filled) // self._config.decode_threads) or 1)
@@ -124,20 +126,20 @@ class BatchMaker:
     def _image_shape(self) -> tuple[int, int, int]:
         return (self._config.image_size, self._config.image_size, 3)
 
-    def _sample_ids(self, span: Span, num_pools: int) -> NDArray[np.int64]:
-        """`order.sample_ids`, with the pools in use kept."""
-        parts = [NO_LABELS]
+    def _draw(self, span: Span, num_pools: int) -> Drawn:
+        """`order.draw`, with the pools in use kept."""
+        parts = [Drawn.nothing()]
         start = span.start
         while start < span.stop:
             pool = self._order.pool_at(span.epoch, start)
             if pool not in self._pools:
                 while len(self._pools) >= num_pools:
                     del self._pools[next(iter(self._pools))]
-                self._pools[pool] = self._order.sample_ids(pool)
+                self._pools[pool] = self._order.draw(pool)
             stop = min(span.stop, pool.stop)
             parts.append(self._pools[pool][start - pool.start : stop - pool.start])
             start = stop
-        return np.concatenate(parts)
+        return Drawn.joined(parts)
 
     def _decode(self, rows: Sequence[_Row]) -> list[str | None]:
         """Decode into the rows' images; for each row, why that failed, or None."""
@@ -197,7 +199,7 @@ class BatchMaker:
         reader = SampleReader(self._index, block_size=1, max_blocks=1)
         corrupt = []
         for place in range(min(self._order.num_samples, self._config.max_bad_samples + 1)):
-            sample = reader.fetch(self._order.sample_ids(Span(0, place, place + 1)))[0]
+            sample = reader.fetch(self._order.draw(Span(0, place, place + 1)).sample_ids)[0]
             row = _Row(sample, 0, np.empty(self._image_shape, np.uint8))
             (reason,) = self._decode([row])
             if reason is None:

@@ -9,8 +9,10 @@ pool, chosen anew every epoch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isqrt
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +54,56 @@ class Permutation:
         return left * self._num_right + right
 
 
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """The samples at some places of the sequence."""
+
+    sample_ids: NDArray[np.int64]
+    """(N,): their numbers in the index."""
+    epochs: NDArray[np.int64]
+    """(N,): how often each was drawn before, in its own data set."""
+
+    def __getitem__(self, rows: slice | NDArray[np.int64]) -> Drawn:
+        return Drawn(self.sample_ids[rows], self.epochs[rows])
+
+    @staticmethod
+    def nothing() -> Drawn:
+        return Drawn(np.zeros(0, np.int64), np.zeros(0, np.int64))
+
+    @staticmethod
+    def joined(parts: Sequence[Drawn]) -> Drawn:
+        return Drawn(
+            np.concatenate([part.sample_ids for part in parts]),
+            np.concatenate([part.epochs for part in parts]),
+        )
+
+
+class Order(Protocol):
+    """What streams and ledgers need of an order: `SampleOrder`, or `datapipe.mixing.MixedOrder`."""
+
+    @property
+    def num_samples(self) -> int:
+        """Places of an epoch."""
+
+    @property
+    def block_size(self) -> int:
+        """Samples of one ranged read."""
+
+    @property
+    def blocks_per_pool(self) -> int:
+        """Blocks whose samples are shuffled together."""
+
+    @property
+    def seed(self) -> int:
+        """Of the order, and of augmentation."""
+
+    def pool_at(self, epoch: int, place: int) -> Span:
+        """The places of the pool that holds this place."""
+
+    def draw(self, span: Span) -> Drawn:
+        """The samples at these places, in order."""
+
+
 @dataclass(frozen=True)
 class SampleOrder:
     """The sequence of every epoch. Each sample has exactly one place in each."""
@@ -71,6 +123,11 @@ class SampleOrder:
     def pool_at(self, epoch: int, place: int) -> Span:
         """The places of the pool that holds this place."""
         return self._pool_span(epoch, self._pool_number(epoch, place))
+
+    def draw(self, span: Span) -> Drawn:
+        """The samples at these places, in order."""
+        sample_ids = self.sample_ids(span)
+        return Drawn(sample_ids, np.full(sample_ids.size, span.epoch, np.int64))
 
     def sample_ids(self, span: Span) -> NDArray[np.int64]:
         """The samples at these places, in order: (num_samples,) int64."""

@@ -14,7 +14,7 @@ from datapipe.batch import Batch
 from datapipe.config import DataConfig
 from datapipe.errors import CorruptSample, TooManyBadSamples
 from datapipe.index import ShardIndex
-from datapipe.order import SampleOrder
+from datapipe.order import Order
 from datapipe.plan import BatchPlan
 
 
@@ -37,7 +37,7 @@ class SampleStream:
         config: DataConfig,
         plans: Iterable[BatchPlan],
         *,
-        order: SampleOrder,
+        order: Order,
         training: bool,
         num_classes: int,
     ) -> None:

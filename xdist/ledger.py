@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 
-from datapipe.order import SampleOrder
+from datapipe.order import Order
 from datapipe.position import Position, Span
 from xdist.errors import LeaseLost
 
@@ -27,7 +27,7 @@ class Ledger:
     """
 
     def __init__(
-        self, position: Position, *, order: SampleOrder, num_places: int, batch_size: int
+        self, position: Position, *, order: Order, num_places: int, batch_size: int
     ) -> None:
         self._position = position
         self._order = order
