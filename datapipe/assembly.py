@@ -198,14 +198,15 @@ class BatchMaker:
         """The first good sample of the data set's first epoch: what a batch without any repeats."""
         reader = SampleReader(self._index, block_size=1, max_blocks=1)
         corrupt = []
-        for place in range(min(self._order.num_samples, self._config.max_bad_samples + 1)):
+        num_allowed = self._config.bad_samples_allowed(self._index.num_samples)
+        for place in range(min(self._order.num_samples, num_allowed + 1)):
             sample = reader.fetch(self._order.draw(Span(0, place, place + 1)).sample_ids)[0]
             row = _Row(sample, 0, np.empty(self._image_shape, np.uint8))
             (reason,) = self._decode([row])
             if reason is None:
                 return row
             corrupt.append(sample.corrupt(reason))
-        raise TooManyBadSamples(tuple(corrupt), self._config.max_bad_samples)
+        raise TooManyBadSamples(tuple(corrupt), num_allowed)
 
     def _labels(self, samples: Sequence[RawSample]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Labels of all rows as ids and offsets."""

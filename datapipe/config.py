@@ -21,6 +21,11 @@ class DataConfig:
     train: str
     """Directory or URL of the training shards, or of a single .tar (jobs/pack_shards.py, or any
     WebDataset)."""
+    mix: tuple[str, ...] = ()
+    """Further training sets, mixed into the first one; their labels are the same."""
+    mix_weights: tuple[float, ...] = ()
+    """How much of what is trained on comes from `train` and from each of `mix`, as numbers in
+    proportion; empty: as much as they hold."""
     evaluation: str | None = None
     """Directory or URL of the held-out shards; None trains without scores."""
     image_size: int = 299
@@ -41,8 +46,19 @@ class DataConfig:
     """Threads of a worker that decode images."""
     prefetch_batches: int = 4
     """Batches decoded ahead of the training step."""
-    max_bad_samples: int = 100
-    """Samples that may fail to decode (they are skipped and listed) before the run stops."""
+    max_bad_samples: int | float = 100
+    """Samples that may be corrupt (they are skipped and listed) before the run stops: a number, or,
+    below 1, a share of the data set."""
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """All training sets."""
+        return (self.train, *self.mix)
+
+    def bad_samples_allowed(self, num_samples: int) -> int:
+        """`max_bad_samples` as a number, for a data set of `num_samples`."""
+        share = self.max_bad_samples
+        return int(share * num_samples) if 0 < share < 1 else int(share)
 
     def __post_init__(self) -> None:
         _check(bool(self.train), "data.train", self.train, "a directory or URL of shards")
@@ -51,6 +67,14 @@ class DataConfig:
             "data.evaluation",
             self.evaluation,
             "a directory or URL of shards, or None",
+        )
+        _check(all(self.mix), "data.mix", self.mix, "directories or URLs of shards")
+        _check(
+            not self.mix_weights
+            or (len(self.mix_weights) == len(self.sources) and min(self.mix_weights) > 0),
+            "data.mix_weights",
+            self.mix_weights,
+            f"a number above 0 for data.train and each of data.mix ({len(self.sources)}), or none",
         )
         low, high = self.crop_area
         _check(
@@ -73,7 +97,11 @@ class DataConfig:
             value = getattr(self, name)
             _check(least <= value <= most, f"data.{name}", value, f"{least} to {most}")
         _check(
-            self.max_bad_samples >= 0, "data.max_bad_samples", self.max_bad_samples, "at least 0"
+            self.max_bad_samples >= 0
+            and (self.max_bad_samples < 1 or self.max_bad_samples % 1 == 0),
+            "data.max_bad_samples",
+            self.max_bad_samples,
+            "a whole number from 0, or a share below 1",
         )
 
 

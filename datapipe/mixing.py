@@ -13,15 +13,17 @@ than the sizes, it holds some samples twice and others not yet.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from datapipe.hashing import key_of, splitmix64
+from datapipe.index import ShardIndex
 from datapipe.order import BLOCKS_KEY, POOL_KEY, Drawn, Permutation
 from datapipe.position import Span
+from datapipe.storage import join
 
 TOTAL_SHARE = 1_000_000
 """Shares are whole numbers of this many parts, so that a slot's source is exact arithmetic."""
@@ -149,3 +151,18 @@ def shares_of(sizes: Sequence[int], weights: Sequence[float]) -> tuple[int, ...]
     largest_rests = np.argsort(shares - exact, kind="stable")
     shares[largest_rests[: TOTAL_SHARE - len(sizes) - int(shares.sum())]] += 1
     return tuple((shares + 1).tolist())
+
+
+def joined_index(indexes: Sequence[ShardIndex]) -> ShardIndex:
+    """One index of the samples of all, numbered as `MixedOrder` does."""
+    shards = [
+        replace(
+            entry,
+            shard=join(index.directory, entry.shard),
+            index=join(index.directory, entry.index),
+        )
+        for index in indexes
+        for entry in index.shards
+    ]
+    num_labels = max(index.num_labels for index in indexes)
+    return ShardIndex(indexes[0].directory, shards, num_labels=num_labels)

@@ -43,7 +43,7 @@ class SampleStream:
     ) -> None:
         self.corrupt: dict[tuple[str, str, int], CorruptSample] = {}
         """The samples that could not be used so far, each once: by shard, key and offset."""
-        self._config = config
+        self._num_bad_allowed = config.bad_samples_allowed(index.num_samples)
         self._plans = plans
         self._executor = ThreadPoolExecutor(config.decode_threads, thread_name_prefix="decode")
         self._maker = BatchMaker(
@@ -102,9 +102,9 @@ class SampleStream:
     def _count_corrupt(self, batch: Batch) -> None:
         for sample in batch.corrupt:
             self.corrupt.setdefault((sample.shard, sample.key, sample.offset), sample)
-        if len(self.corrupt) > self._config.max_bad_samples:
+        if len(self.corrupt) > self._num_bad_allowed:
             self.close()
-            raise TooManyBadSamples(tuple(self.corrupt.values()), self._config.max_bad_samples)
+            raise TooManyBadSamples(tuple(self.corrupt.values()), self._num_bad_allowed)
 
     def _produce(self) -> None:
         last: BaseException | None = None

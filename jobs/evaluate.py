@@ -31,6 +31,7 @@ from xdist.sharded_scoring import count_workers, score_sharded
 from xdist.state import WeightsName, averages
 from xdist.stored_config import stored_config
 from xdist.topologies import nodes
+from xdist.training_data import label_frequencies
 
 DESCRIPTION = "Score a checkpoint: top-1 and top-5, or weighted MAP@100."
 
@@ -85,8 +86,9 @@ def run(arguments: Arguments) -> tuple[ScoreReport, list[str]]:
         config.cluster, nodes.resources(), num_workers=arguments.num_workers
     )
     config = replace(config, cluster=cluster)
-    labels = read_labels(arguments.labels) if arguments.labels else labels_at(config.data.train)
-    plan = plan_of(config, scored, labels, output=output, run_dir=run_dir or output)
+    given = read_labels(arguments.labels) if arguments.labels else ()
+    labels = given or labels_at(config.data.train)
+    plan = plan_of(config, scored, labels, given, output=output, run_dir=run_dir or output)
     tallies = {
         weights: score_sharded(plan, scored.url, weights, num_workers=num_workers)
         for weights in kinds(config, arguments)
@@ -146,9 +148,18 @@ def kinds(config: TrainConfig, arguments: Arguments) -> Sequence[WeightsName]:
 
 
 def plan_of(
-    config: TrainConfig, scored: Checkpoint, labels: Sequence[Label], *, output: str, run_dir: str
+    config: TrainConfig,
+    scored: Checkpoint,
+    labels: Sequence[Label],
+    given: Sequence[Label],
+    *,
+    output: str,
+    run_dir: str,
 ) -> ScoringPlan:
-    """What is scored. An evaluation set without an index gets one in `output`."""
+    """What is scored. `labels`: the training labels; `given`: those given instead of the run's.
+
+    An evaluation set without an index gets one in `output`.
+    """
     assert config.data.evaluation is not None
     index_url = ensure_index(config.data.evaluation, index_directory=f"{output}/evaluation-index")
     ShardIndex.open(index_url).check_shards()
@@ -157,27 +168,25 @@ def plan_of(
         index_url=index_url,
         num_classes=scored.manifest.layout.parameters[-1].shape[0],  # The classifier's bias.
         labels=labels,
-        frequencies=frequencies(config, labels, run_dir),
+        frequencies=frequencies(config, labels, given, run_dir),
     )
 
 
 def frequencies(
-    config: TrainConfig, labels: Sequence[Label], run_dir: str
+    config: TrainConfig, labels: Sequence[Label], given: Sequence[Label], run_dir: str
 ) -> Sequence[float] | None:
     """The training labels', by id; None where nothing needs them that does not have them."""
-    if labels:
-        return [label.weight for label in labels]
+    if given or (labels and not config.data.mix):
+        return [label.weight for label in given or labels]
     if config.evaluation.class_weights or measures(config) == ("top_k",):
         return None
     try:
-        url = ensure_index(config.data.train, index_directory=f"{run_dir}/index/train")
-        counted: Sequence[float] = ShardIndex.open(url).label_frequencies().tolist()
+        return label_frequencies(config, run_dir=run_dir)
     except DataError as error:
         raise UserError(
             f"MAP weights a class by its training frequency, and {error}; "
             "give --class-weights or --labels"
         ) from error
-    return counted
 
 
 def main(arguments: list[str] | None = None) -> int:

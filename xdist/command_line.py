@@ -186,7 +186,12 @@ def _termination(terminated: threading.Event) -> Iterator[None]:
 def _anchored(config: TrainConfig) -> TrainConfig:
     """`config` with data paths that mean the same from every working directory."""
     data, evaluation = config.data, config.evaluation
-    data = replace(data, train=absolute(data.train), evaluation=_anchored_url(data.evaluation))
+    data = replace(
+        data,
+        train=absolute(data.train),
+        mix=tuple(map(absolute, data.mix)),
+        evaluation=_anchored_url(data.evaluation),
+    )
     evaluation = replace(
         evaluation,
         class_weights=_anchored_url(evaluation.class_weights),

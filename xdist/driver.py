@@ -254,7 +254,7 @@ class Driver:
 
     def _quarantine(self, corrupt: Sequence[CorruptSample]) -> None:
         listed = self._run.quarantine(corrupt)
-        allowed = self._plan.config.data.max_bad_samples
+        allowed = self._plan.config.data.bad_samples_allowed(self._plan.order.num_samples)
         logger.warning("samples skipped listed=%d allowed=%d", len(listed), allowed)
         if len(listed) > allowed:
             raise TooManyBadSamples(listed, allowed)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from datapipe.errors import CorruptSample
-from datapipe.order import SampleOrder
+from datapipe.order import Order
 from datapipe.position import Span
 from xdist import checkpoint, optim
 from xdist.checkpoint import Checkpoint, Cut, Part
@@ -128,7 +128,7 @@ class ServerPlan:
     checkpoint_url: str
     start: int
     stop: int
-    order: SampleOrder
+    order: Order
     num_places: int
     save_every_samples: int
     is_lead: bool

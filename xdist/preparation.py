@@ -6,13 +6,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 
 from datapipe.index import ShardIndex, ensure_index
-from datapipe.labels import LABELS_NAME, Label
-from datapipe.order import SampleOrder
+from datapipe.labels import Label
 from datapipe.position import Position
 from xdist import checkpoint, sizing
 from xdist.checkpoint import Checkpoint, Cut, Manifest
@@ -24,13 +23,14 @@ from xdist.run_directory import RunDirectory
 from xdist.scoring import ScoringPlan, plan_scoring
 from xdist.state import STATISTICS, WEIGHTS
 from xdist.topologies import RunPlan
+from xdist.training_data import check_same_labels, find_training_data, label_frequencies
 from xdist.worker import initial_model
 
 logger = logging.getLogger(__name__)
 
 DATA_NAMES = {
     "fingerprint": "training set",
-    "order": "order of samples (seed, data.block_size, data.blocks_per_pool)",
+    "order": "order of samples (seed, data.block_size, data.blocks_per_pool, data.mix_weights)",
 }
 
 
@@ -53,44 +53,36 @@ def prepare(
     same run directory used. Raises `NotEnoughResources`, `DataError`, `UserError`.
     """
     config = sizing.sized(config, resources)
-    index_url = ensure_index(config.data.train, index_directory=f"{run.url}/index/train")
-    index = ShardIndex.open(index_url)
-    index.check_shards()
-    labels = labels_at(config.data.train)
-    num_labels = max(len(labels), index.num_labels)
-    num_classes = config.model.num_classes or num_labels
-    _check_labels(num_labels, config.data.train, num_classes)
-    if num_classes > num_labels:
+    data = find_training_data(config, run_dir=run.url)
+    num_classes = config.model.num_classes or data.num_labels
+    _check_labels(data.num_labels, config.data.train, num_classes)
+    if num_classes > data.num_labels:
         logger.warning(
             "the network has more outputs than the training set has labels outputs=%d labels=%d; "
             "--model.num-classes None makes them equal",
             num_classes,
-            num_labels,
+            data.num_labels,
         )
     _check_shapes(config, num_classes)
-    frequencies = [label.weight for label in labels] or index.label_frequencies().tolist()
-    scoring = _scoring(config, run, num_classes, labels, frequencies)
+    num_samples = data.order.num_samples
     plan = RunPlan(
-        config=config.resolved(index.num_samples),
+        config=config.resolved(num_samples),
         run_dir=run.url,
-        index_url=index_url,
+        data=data,
         num_classes=num_classes,
-        order=SampleOrder(
-            index.num_samples, config.data.block_size, config.data.blocks_per_pool, config.seed
-        ),
-        fingerprint=index.fingerprint(),
-        num_places=config.num_places(index.num_samples),
-        save_every_samples=config.checkpoint.every_samples or index.num_samples,
+        fingerprint=data.open_index().fingerprint(),
+        num_places=config.num_places(num_samples),
+        save_every_samples=config.checkpoint.every_samples or num_samples,
     )
     logger.info(
         "run prepared strategy=%s workers=%s servers=%s samples=%d classes=%d",
         config.strategy,
         config.num_workers,
         config.num_servers if config.strategy == "push_pull" else 0,
-        index.num_samples,
+        num_samples,
         num_classes,
     )
-    return Preparation(config, plan, scoring)
+    return Preparation(config, plan, _scoring(config, run, num_classes, data.labels))
 
 
 def _check_labels(num_labels: int, url: str, num_classes: int) -> None:
@@ -128,11 +120,7 @@ def _check_shapes(config: TrainConfig, num_classes: int) -> None:
 
 
 def _scoring(
-    config: TrainConfig,
-    run: RunDirectory,
-    num_classes: int,
-    labels: Sequence[Label],
-    frequencies: Sequence[float],
+    config: TrainConfig, run: RunDirectory, num_classes: int, labels: Sequence[Label]
 ) -> ScoringPlan | None:
     if config.data.evaluation is None:
         return None
@@ -140,24 +128,15 @@ def _scoring(
     index = ShardIndex.open(index_url)
     index.check_shards()
     _check_labels(index.num_labels, config.data.evaluation, num_classes)
-    _check_same_labels(labels, config.data.train, config.data.evaluation)
+    evaluation_labels = labels_at(config.data.evaluation)
+    check_same_labels(labels, config.data.train, config.data.evaluation, evaluation_labels)
     return plan_scoring(
         config,
         index_url=index_url,
         num_classes=num_classes,
         labels=labels,
-        frequencies=frequencies,
+        frequencies=label_frequencies(config, run_dir=run.url),
     )
-
-
-def _check_same_labels(labels: Sequence[Label], train: str, evaluation: str) -> None:
-    """Where both sets have a labels.json, an id must mean the same in both."""
-    for one, other in zip(labels, labels_at(evaluation), strict=False):
-        if one.name != other.name:
-            raise UserError(
-                f"label {one.id} is {one.name!r} in {train}, {other.name!r} in {evaluation}; "
-                f"pack the evaluation set with --labels {train}/{LABELS_NAME}"
-            )
 
 
 def starting_checkpoint(plan: RunPlan) -> Checkpoint:
@@ -168,8 +147,7 @@ def starting_checkpoint(plan: RunPlan) -> Checkpoint:
     """
     flat = FlatModel(initial_model(plan.config, num_classes=plan.num_classes))
     logger.info("network built parameters=%d", flat.layout.num_weights)
-    order = {key: value for key, value in asdict(plan.order).items() if key != "shuffle"}
-    data = {"fingerprint": plan.fingerprint, "order": order}
+    data = {"fingerprint": plan.fingerprint, "order": plan.data.order_facts}
     found = checkpoint.latest(plan.run_dir)
     if found is not None:
         _check_same("network", found.url, found.manifest.layout, flat.layout)

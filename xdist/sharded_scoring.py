@@ -21,6 +21,7 @@ from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from datapipe.errors import DataError, TooManyBadSamples
+from datapipe.index import ShardIndex
 from xdist.config import AUTO, ClusterConfig
 from xdist.errors import CheckpointDamaged, NotEnoughResources, UserError
 from xdist.scoring import ScoringPlan, Tally, num_batches, score_part
@@ -78,8 +79,10 @@ def score_sharded(
     tally = Tally.empty(plan)
     for part in parts:
         tally.merge(ray.get(part))
-    if len(tally.corrupt) > plan.config.data.max_bad_samples:
-        raise TooManyBadSamples(tuple(tally.corrupt), plan.config.data.max_bad_samples)
+    num_samples = ShardIndex.open(plan.index_url).num_samples
+    num_allowed = plan.config.data.bad_samples_allowed(num_samples)
+    if len(tally.corrupt) > num_allowed:
+        raise TooManyBadSamples(tuple(tally.corrupt), num_allowed)
     return tally
 
 

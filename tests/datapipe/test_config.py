@@ -33,7 +33,9 @@ VALID = DataConfig(train="somewhere")
         ("decode_threads", 10**6, "1 to 256"),
         ("prefetch_batches", 0, "1 to 1024"),
         ("prefetch_batches", 10**6, "1 to 1024"),
-        ("max_bad_samples", -1, "at least 0"),
+        ("max_bad_samples", -1, "a whole number from 0, or a share below 1"),
+        ("max_bad_samples", 1.5, "a whole number from 0, or a share below 1"),
+        ("mix", ("",), "directories or URLs of shards"),
     ],
 )
 def test_a_wrong_value_says_what_is_allowed(field: str, value: Any, allowed: str) -> None:
@@ -50,3 +52,11 @@ def test_a_wrong_value_says_what_is_allowed(field: str, value: Any, allowed: str
 )
 def test_the_limits_themselves_are_allowed(values: dict[str, Any]) -> None:
     replace(VALID, **values)
+
+
+@pytest.mark.parametrize(
+    ("value", "allowed"), [(0, 0), (100, 100), (0.01, 20), (1e-9, 0), (1.0, 1)]
+)
+def test_bad_samples_are_allowed_by_number_or_share(value: float, allowed: int) -> None:
+    config = DataConfig(train="train", max_bad_samples=value)
+    assert config.bad_samples_allowed(2000) == allowed

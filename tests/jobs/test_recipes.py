@@ -66,6 +66,8 @@ LIFE = "saving, scoring, resources and the run's place"
 OTHER = "an option of another network, or at its neutral value"
 NOT_OF_THE_PAPER = {  # field: (values of ImageNet and JFT, why)
     "data.train": (("imagenet/train", "jft/train"), "the user's copy"),
+    "data.mix": (((), ()), "one training set"),
+    "data.mix_weights": (((), ()), "one training set"),
     "data.evaluation": (("imagenet/validation", "jft/fasteval14k"), "the user's copy"),
     "data.crop_area": (((0.08, 1.0),) * 2, AUGMENTATION),
     "data.crop_aspect": (((3 / 4, 4 / 3),) * 2, AUGMENTATION),

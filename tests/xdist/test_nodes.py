@@ -16,6 +16,7 @@ from xdist import checkpoint
 from xdist.errors import UserError
 from xdist.topologies import RunPlan, nodes
 from xdist.topologies.push_pull import PushPullTopology
+from xdist.training_data import TrainingData
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
 
@@ -25,9 +26,13 @@ def make_plan(directory: Path, *, strategy: str) -> RunPlan:
     return RunPlan(
         config=config,
         run_dir=str(directory),
-        index_url=config.data.train,
+        data=TrainingData(
+            index_urls=(config.data.train,),
+            order=SampleOrder(8, block_size=4, blocks_per_pool=1, seed=0),
+            labels=(),
+            num_labels=2,
+        ),
         num_classes=2,
-        order=SampleOrder(8, block_size=4, blocks_per_pool=1, seed=0),
         fingerprint="",
         num_places=8,
         save_every_samples=8,
@@ -50,11 +55,16 @@ def test_what_other_nodes_do_not_see_is_named_with_its_option(tmp_path: Path) ->
     assert nodes.placed(plan).servers_node is None
     assert nodes.placed(replace(plan, run_dir=absent)).servers_node == nodes.here()
     not_seen = r"absent.* is not seen by 1 other nodes \(127.0.0.1\); give "
-    elsewhere = replace(plan.config, data=replace(plan.config.data, train=absent))
-    with pytest.raises(UserError, match=not_seen + "--data.train"):
-        nodes.placed(replace(plan, config=elsewhere))
+    for option, changes in (
+        ("--data.train", {"train": absent}),
+        ("--data.mix", {"mix": (absent,)}),
+    ):
+        data = replace(plan.config.data, **changes)
+        with pytest.raises(UserError, match=not_seen + option):
+            nodes.placed(replace(plan, config=replace(plan.config, data=data)))
+    indexed = replace(plan.data, index_urls=(f"{absent}/index/train",))
     with pytest.raises(UserError, match=not_seen + "--run-dir"):
-        nodes.placed(replace(plan, run_dir=absent, index_url=f"{absent}/index/train"))
+        nodes.placed(replace(plan, run_dir=absent, data=indexed))
     plan = make_plan(tmp_path / "sync", strategy="all_reduce")
     with pytest.raises(UserError, match=not_seen + "--run-dir"):
         nodes.placed(replace(plan, run_dir=absent))

@@ -14,9 +14,10 @@ from typing import Any, Literal, Protocol
 import ray
 
 from datapipe.errors import CorruptSample
-from datapipe.order import SampleOrder
+from datapipe.order import Order
 from xdist.checkpoint import Checkpoint, Cut, Part
 from xdist.config import TrainConfig
+from xdist.training_data import TrainingData
 from xdist.worker import WorkerReport
 
 
@@ -26,9 +27,8 @@ class RunPlan:
 
     config: TrainConfig
     run_dir: str
-    index_url: str
+    data: TrainingData
     num_classes: int
-    order: SampleOrder
     fingerprint: str
     """Of the training set."""
     num_places: int
@@ -36,6 +36,11 @@ class RunPlan:
     save_every_samples: int
     servers_node: str | None = None
     """Node id that the servers are bound to; None lets Ray choose."""
+
+    @property
+    def order(self) -> Order:
+        """Of the samples of the training set."""
+        return self.data.order
 
     @property
     def num_workers(self) -> int:

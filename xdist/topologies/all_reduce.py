@@ -15,7 +15,6 @@ import ray
 from ray.actor import ActorHandle
 
 from datapipe.batch import Batch
-from datapipe.index import ShardIndex
 from datapipe.lanes import assign_lanes
 from datapipe.plan import lane_batches
 from datapipe.position import Position
@@ -179,7 +178,7 @@ def _stream(
         num_epochs=plan.config.num_epochs,
     )
     return SampleStream(
-        ShardIndex.open(plan.index_url),
+        plan.data.open_index(),
         plan.config.data,
         batches,
         order=plan.order,

@@ -93,8 +93,10 @@ def placed(plan: RunPlan) -> RunPlan:
     Raises `UserError` when they do not see the data, or for a synchronous run, whose workers save
     from wherever they are.
     """
-    _require_seen(plan.config.data.train, "--data.train")
-    if plan.config.strategy == "all_reduce" or plan.index_url.startswith(plan.run_dir):
+    for url in plan.config.data.sources:
+        _require_seen(url, "--data.train" if url == plan.config.data.train else "--data.mix")
+    is_indexed_here = any(url.startswith(plan.run_dir) for url in plan.data.index_urls)
+    if plan.config.strategy == "all_reduce" or is_indexed_here:
         _require_seen(plan.run_dir, "--run-dir")
         return plan
     blind = _blind_to(plan.run_dir)

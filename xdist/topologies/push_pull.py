@@ -13,7 +13,6 @@ from typing import Any
 from ray.actor import ActorHandle
 
 from datapipe.batch import Batch
-from datapipe.index import ShardIndex
 from datapipe.plan import leased_batches
 from datapipe.stream import SampleStream
 from xdist.checkpoint import Checkpoint, Cut, checkpoint_url
@@ -170,7 +169,7 @@ def push_pull_strategy(
 
 def _stream(plan: RunPlan, strategy: PushPull) -> Iterator[Batch]:
     return SampleStream(
-        ShardIndex.open(plan.index_url),
+        plan.data.open_index(),
         plan.config.data,
         leased_batches(strategy.leases(), batch_size=plan.config.batch_size),
         order=plan.order,
