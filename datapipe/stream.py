@@ -1,92 +1,93 @@
-"""SampleStream: batches, decoded ahead of the step that uses them."""
+"""SampleStream: one worker's share of all epochs, from any position on."""
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Iterable
-from concurrent.futures import CancelledError, ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
 
-from datapipe.assembly import BatchMaker, PendingBatch
 from datapipe.batch import Batch
+from datapipe.batch_stream import BatchStream
 from datapipe.config import DataConfig
-from datapipe.errors import CorruptSample, TooManyBadSamples
+from datapipe.errors import CorruptSample
 from datapipe.index import ShardIndex
+from datapipe.lanes import LanePlan, assign_lanes
 from datapipe.order import Order
-from datapipe.plan import BatchPlan
+from datapipe.plan import lane_batches
+from datapipe.position import Position
 
 
 class SampleStream:
-    """An iterator of the batches that `plans` names, in that order.
+    """An iterator of the batches of one of `world_size` workers that advance in step.
 
-    What a batch holds is a function of (index, config, order, its plan) alone, to the bit. A thread
-    reads shards and hands images to `decode_threads` others; at most `prefetch_batches` batches
-    wait.
+    Every sample comes once an epoch, over all workers; all have the same number of batches, each of
+    `batch_size` / `num_lanes` rows for each lane that the worker owns. `position()` is all that has
+    to be kept: a stream made from it goes on with the very next sample, in the middle of an epoch,
+    with another number of workers, lanes or samples a batch too; with the same `num_lanes` and
+    `batch_size`, the samples of each step are the same for every number of workers.
 
-    `next` raises what went wrong in a thread, in its place in the sequence: `MissingShard`,
-    `UnreadableUrl`, `BadIndex`, `LabelOutOfRange`, `TooManyBadSamples`, or what `plans` raised.
-    After that, and after `close`, the stream is at its end. Use it as a context manager, or call
-    `close`.
+    `next` raises what `BatchStream` does. Use it as a context manager, or call `close`.
     """
 
     def __init__(
         self,
         index: ShardIndex,
         config: DataConfig,
-        plans: Iterable[BatchPlan],
         *,
         order: Order,
+        position: Position,
+        batch_size: int,
+        num_lanes: int,
+        rank: int,
+        world_size: int,
+        num_epochs: int,
         training: bool,
         num_classes: int,
     ) -> None:
-        self.corrupt: dict[tuple[str, str, int], CorruptSample] = {}
-        """The samples that could not be used so far, each once: by shard, key and offset."""
-        self._num_bad_allowed = config.bad_samples_allowed(index.num_samples)
-        self._plans = plans
-        self._executor = ThreadPoolExecutor(config.decode_threads, thread_name_prefix="decode")
-        self._maker = BatchMaker(
-            index,
-            config,
-            order=order,
-            training=training,
-            num_classes=num_classes,
-            executor=self._executor,
+        """batch_size: samples of a step, over all workers. num_lanes: a divisor of it, at least
+        `world_size`; several times as many let workers come and go. Raises `ValueError`.
+        """
+        if batch_size % num_lanes:
+            raise ValueError(f"batch_size is {batch_size}; allowed: multiples of {num_lanes} lanes")
+        self._plan = LanePlan(position, order.num_samples, num_lanes, batch_size // num_lanes)
+        self._num_steps = 0
+        plans = lane_batches(
+            position,
+            num_samples=order.num_samples,
+            num_lanes=num_lanes,
+            samples_per_lane=batch_size // num_lanes,
+            lanes=assign_lanes(num_lanes, world_size)[rank],
+            num_epochs=num_epochs,
         )
-        self._ready: queue.SimpleQueue[PendingBatch | BaseException | None] = queue.SimpleQueue()
-        self._free_places = threading.Semaphore(config.prefetch_batches)
-        self._closed = threading.Event()
-        self._producer = threading.Thread(target=self._produce, name="read", daemon=True)
-        self._producer.start()
+        self._batches = BatchStream(
+            index, config, plans, order=order, training=training, num_classes=num_classes
+        )
+
+    @property
+    def corrupt(self) -> tuple[CorruptSample, ...]:
+        """The samples that could not be used so far, each once."""
+        return tuple(self._batches.corrupt.values())
+
+    def position(self) -> Position:
+        """What all workers have done, once they have used as many batches as this one has given."""
+        return self._plan.position_after(self._num_steps)
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Batch:
-        if self._closed.is_set():
-            raise StopIteration
-        item = self._ready.get()
-        if not isinstance(item, PendingBatch):
-            self.close()
-            raise item if item is not None else StopIteration
-        try:
-            batch = self._maker.finish(item)
-        except CancelledError:  # another thread closed the stream
-            raise StopIteration from None
-        except BaseException:
-            self.close()
-            raise
-        self._free_places.release()
-        self._count_corrupt(batch)
+        batch = next(self._batches)
+        if self._num_steps == self._plan.num_steps:
+            plan = self._plan
+            self._plan = LanePlan(
+                self.position(), plan.num_samples, plan.num_lanes, plan.samples_per_lane
+            )
+            self._num_steps = 0
+        self._num_steps += 1
         return batch
 
     def close(self) -> None:
-        """End the threads. A `plans` that blocks keeps its own thread until it goes on."""
-        self._closed.set()
-        self._free_places.release()
-        self._ready.put(None)
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        """End the threads."""
+        self._batches.close()
 
     def __enter__(self) -> Self:
         return self
@@ -98,23 +99,3 @@ class SampleStream:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-
-    def _count_corrupt(self, batch: Batch) -> None:
-        for sample in batch.corrupt:
-            self.corrupt.setdefault((sample.shard, sample.key, sample.offset), sample)
-        if len(self.corrupt) > self._num_bad_allowed:
-            self.close()
-            raise TooManyBadSamples(tuple(self.corrupt.values()), self._num_bad_allowed)
-
-    def _produce(self) -> None:
-        last: BaseException | None = None
-        try:
-            for plan in self._plans:
-                self._free_places.acquire()
-                if self._closed.is_set():
-                    return
-                self._ready.put(self._maker.start(plan))
-        except BaseException as error:  # noqa: BLE001 - it is raised again by `next`
-            last = error
-        finally:
-            self._ready.put(last)

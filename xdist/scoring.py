@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from datapipe.batch import Batch, normalize
+from datapipe.batch_stream import BatchStream
 from datapipe.errors import CorruptSample
 from datapipe.index import ShardIndex
 from datapipe.labels import Label
@@ -23,7 +24,6 @@ from datapipe.lanes import even_part
 from datapipe.order import SampleOrder
 from datapipe.plan import sequential_batches
 from datapipe.storage import read_bytes
-from datapipe.stream import SampleStream
 from xdist.checkpoint import Checkpoint
 from xdist.config import MeasureName, TrainConfig
 from xdist.errors import UnknownFormat, UserError
@@ -288,11 +288,11 @@ def score_part(
     return tally
 
 
-def _open_stream(plan: ScoringPlan, *, part: int, num_parts: int) -> SampleStream:
+def _open_stream(plan: ScoringPlan, *, part: int, num_parts: int) -> BatchStream:
     index = ShardIndex.open(plan.index_url)
     data, batch_size = plan.config.data, plan.config.evaluation.batch_size
     first, stop = even_part(num_batches(plan), num_parts=num_parts, part=part)
-    return SampleStream(
+    return BatchStream(
         index,
         data,
         islice(sequential_batches(index.num_samples, batch_size), first, stop),

@@ -18,11 +18,11 @@ from local_head import LocalHead
 from torch import Tensor
 
 from datapipe.batch import Batch, normalize
+from datapipe.batch_stream import BatchStream
 from datapipe.index import ShardIndex
 from datapipe.order import SampleOrder
 from datapipe.plan import BatchPlan, lane_batches, leased_batches
 from datapipe.position import Position, Span
-from datapipe.stream import SampleStream
 from tests.clusters import (
     NUM_LABELS,
     NUM_TRAIN,
@@ -137,7 +137,7 @@ def plain_batches(config: TrainConfig, plans: Iterable[BatchPlan]) -> list[Batch
     index = ShardIndex.open(config.data.train)
     data = config.data
     order = SampleOrder(index.num_samples, data.block_size, data.blocks_per_pool, config.seed)
-    with SampleStream(
+    with BatchStream(
         index, data, plans, order=order, training=True, num_classes=NUM_LABELS
     ) as stream:
         return list(stream)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from datapipe.batch_stream import BatchStream
 from datapipe.labels import Label
 from datapipe.mixing import TOTAL_SHARE, MixedOrder
 from datapipe.plan import leased_batches
 from datapipe.position import Span
-from datapipe.stream import SampleStream
 from datapipe.writer import RawImage, write_shards
 from tests.clusters import final, run, small_config
 from tests.datapipe.small_sets import encode, picture
@@ -53,7 +53,7 @@ def test_samples_come_in_proportion_from_the_right_shards(tmp_path: Path) -> Non
     leases = leased_batches([Span(0, 0, num_samples)], batch_size=8)
     index = found.open_index()
     drawn: Counter[int] = Counter()
-    with SampleStream(
+    with BatchStream(
         index, config.data, leases, order=found.order, training=True, num_classes=10
     ) as stream:
         for batch in stream:

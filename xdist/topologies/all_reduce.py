@@ -16,7 +16,6 @@ from ray.actor import ActorHandle
 
 from datapipe.batch import Batch
 from datapipe.lanes import assign_lanes
-from datapipe.plan import lane_batches
 from datapipe.position import Position
 from datapipe.stream import SampleStream
 from xdist import sizing
@@ -93,7 +92,7 @@ class AllReduceTopology:
                 self._plan,
                 position=start.manifest.cut.position,
                 num_lanes=self._num_lanes,
-                lanes=self._lanes[rank],
+                rank=rank,
             ),
         )
 
@@ -167,21 +166,18 @@ def _stream(
     *,
     position: Position,
     num_lanes: int,
-    lanes: tuple[int, ...],
+    rank: int,
 ) -> Iterator[Batch]:
-    batches = lane_batches(
-        position,
-        num_samples=plan.order.num_samples,
-        num_lanes=num_lanes,
-        samples_per_lane=plan.config.batch_size // num_lanes,
-        lanes=lanes,
-        num_epochs=plan.config.num_epochs,
-    )
     return SampleStream(
         plan.data.open_index(),
         plan.config.data,
-        batches,
         order=plan.order,
+        position=position,
+        batch_size=plan.config.batch_size,
+        num_lanes=num_lanes,
+        rank=rank,
+        world_size=plan.num_workers,
+        num_epochs=plan.config.num_epochs,
         training=True,
         num_classes=plan.num_classes,
     )

@@ -13,8 +13,8 @@ from typing import Any
 from ray.actor import ActorHandle
 
 from datapipe.batch import Batch
+from datapipe.batch_stream import BatchStream
 from datapipe.plan import leased_batches
-from datapipe.stream import SampleStream
 from xdist.checkpoint import Checkpoint, Cut, checkpoint_url
 from xdist.flat import FlatModel, even_ranges
 from xdist.parameter_server import Commit, ServerPlan
@@ -168,7 +168,7 @@ def push_pull_strategy(
 
 
 def _stream(plan: RunPlan, strategy: PushPull) -> Iterator[Batch]:
-    return SampleStream(
+    return BatchStream(
         plan.data.open_index(),
         plan.config.data,
         leased_batches(strategy.leases(), batch_size=plan.config.batch_size),
