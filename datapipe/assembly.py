@@ -14,8 +14,10 @@ from functools import cached_property
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from datapipe.batch import Batch
+from datapipe.buffers import ImageBuffers
 from datapipe.config import DataConfig
 from datapipe.decode import DecodeError, decode_into, image_size
 from datapipe.errors import LabelOutOfRange, TooManyBadSamples
@@ -47,7 +49,8 @@ class PendingBatch:
 
     plan: BatchPlan
     rows: list[_Row | None]
-    images: NDArray[np.uint8]
+    images: Tensor
+    """(N, S, S, 3), uint8; the rows refer to it."""
     reasons: list[Future[list[str | None]]]
     """For the rows that have a sample, in order: why it could not be used, or None."""
 
@@ -73,12 +76,14 @@ class BatchMaker:
         self._num_classes = num_classes
         self._executor = executor
         self._pools: dict[Span, Drawn] = {}
+        self._buffers = ImageBuffers(pin=torch.cuda.is_available())
 
     def start(self, plan: BatchPlan) -> PendingBatch:
         """Errors: those of `SampleReader.fetch`."""
         num_pools = 2 * len(plan.segments)  # a segment may be leaving one pool and entering another
         self._reader.max_blocks = num_pools * (self._order.blocks_per_pool + 1)
-        images = np.empty((plan.size, *self._image_shape), np.uint8)
+        images = self._buffers.take(plan.size, self._config.image_size)
+        pixels = images.numpy()
         rows: list[_Row | None] = []
         for segment in plan.segments:
             end = len(rows) + segment.size
@@ -86,7 +91,7 @@ class BatchMaker:
                 drawn = self._draw(span, num_pools)
                 samples = self._reader.fetch(drawn.sample_ids)
                 for sample, epoch in zip(samples, drawn.epochs.tolist(), strict=True):
-                    rows.append(_Row(sample, epoch, images[len(rows)]))
+                    rows.append(_Row(sample, epoch, pixels[len(rows)]))
             rows.extend([None] * (end - len(rows)))
         filled = [row for row in rows if row is not None]
         size = min(LARGEST_CHUNK, -(-len(filled) // self._config.decode_threads) or 1)
@@ -107,11 +112,11 @@ class BatchMaker:
                 samples[number] = None
         is_good = np.array([sample is not None for sample in samples])
         segment_sizes = tuple(segment.size for segment in pending.plan.segments)
-        self._fill(samples, pending.images, sources(is_good, segment_sizes))
+        self._fill(samples, pending.images.numpy(), sources(is_good, segment_sizes))
         filled = [sample for sample in samples if sample is not None]
         label_ids, label_offsets = self._labels(filled)
         return Batch(
-            images=torch.from_numpy(pending.images),
+            images=pending.images,
             label_ids=torch.from_numpy(label_ids),
             label_offsets=torch.from_numpy(label_offsets),
             sample_weights=torch.from_numpy(is_good.astype(np.float32)),
