@@ -1,4 +1,4 @@
-"""From a batch's plan to a Batch: fetch, decode in threads, fill the rows that have no sample.
+"""From samples to a Batch: decode in threads, fill the rows that have no sample.
 
 A row without a sample (padding, or a corrupt one) repeats a good sample of its segment, else of its
 batch, else the data set's first good one, with sample_weight 0.
@@ -6,10 +6,11 @@ batch, else the data set's first good one, with sample_weight 0.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
 import numpy as np
 import torch
@@ -21,11 +22,9 @@ from datapipe.buffers import ImageBuffers
 from datapipe.config import DataConfig
 from datapipe.decode import DecodeError, decode_into, image_size
 from datapipe.errors import LabelOutOfRange, TooManyBadSamples
-from datapipe.index import ShardIndex
-from datapipe.order import Drawn, Order
 from datapipe.plan import BatchPlan
-from datapipe.position import Span
-from datapipe.reader import RawSample, SampleReader
+from datapipe.planned_samples import DrawnSample
+from datapipe.reader import RawSample
 from datapipe.transforms import augmentation_draws, evaluation_boxes, training_boxes
 
 LARGEST_CHUNK = 16
@@ -60,39 +59,32 @@ class BatchMaker:
 
     def __init__(
         self,
-        index: ShardIndex,
         config: DataConfig,
         *,
-        order: Order,
+        seed: int,
         training: bool,
         num_classes: int,
         executor: Executor,
+        stand_ins: Callable[[], Iterable[DrawnSample]],
+        num_bad_allowed: int,
     ) -> None:
-        self._reader = SampleReader(index, block_size=order.block_size, max_blocks=1)
-        self._index = index
+        """stand_ins: samples of which the first good one fills a batch that has none."""
         self._config = config
-        self._order = order
+        self._seed = seed
         self._training = training
         self._num_classes = num_classes
         self._executor = executor
-        self._pools: dict[Span, Drawn] = {}
+        self._stand_ins = stand_ins
+        self._num_bad_allowed = num_bad_allowed
         self._buffers = ImageBuffers(pin=torch.cuda.is_available())
 
-    def start(self, plan: BatchPlan) -> PendingBatch:
-        """Errors: those of `SampleReader.fetch`."""
-        num_pools = 2 * len(plan.segments)  # a segment may be leaving one pool and entering another
-        self._reader.max_blocks = num_pools * (self._order.blocks_per_pool + 1)
+    def start(self, plan: BatchPlan, samples: Sequence[DrawnSample | None]) -> PendingBatch:
+        """samples: one for each row of the plan, None where the row only fills a place."""
         images = self._buffers.take(plan.size, self._config.image_size)
-        pixels = images.numpy()
-        rows: list[_Row | None] = []
-        for segment in plan.segments:
-            end = len(rows) + segment.size
-            for span in segment.spans:
-                drawn = self._draw(span, num_pools)
-                samples = self._reader.fetch(drawn.sample_ids)
-                for sample, epoch in zip(samples, drawn.epochs.tolist(), strict=True):
-                    rows.append(_Row(sample, epoch, pixels[len(rows)]))
-            rows.extend([None] * (end - len(rows)))
+        rows = [
+            None if drawn is None else _Row(drawn.sample, drawn.epoch, pixels)
+            for drawn, pixels in zip(samples, images.numpy(), strict=True)
+        ]
         filled = [row for row in rows if row is not None]
         size = min(LARGEST_CHUNK, -(-len(filled) // self._config.decode_threads) or 1)
         reasons = [
@@ -127,25 +119,6 @@ class BatchMaker:
             corrupt=tuple(corrupt),
         )
 
-    @property
-    def _image_shape(self) -> tuple[int, int, int]:
-        return (self._config.image_size, self._config.image_size, 3)
-
-    def _draw(self, span: Span, num_pools: int) -> Drawn:
-        """`order.draw`, with the pools in use kept."""
-        parts = [Drawn.nothing()]
-        start = span.start
-        while start < span.stop:
-            pool = self._order.pool_at(span.epoch, start)
-            if pool not in self._pools:
-                while len(self._pools) >= num_pools:
-                    del self._pools[next(iter(self._pools))]
-                self._pools[pool] = self._order.draw(pool)
-            stop = min(span.stop, pool.stop)
-            parts.append(self._pools[pool][start - pool.start : stop - pool.start])
-            start = stop
-        return Drawn.joined(parts)
-
     def _decode(self, rows: Sequence[_Row]) -> list[str | None]:
         """Decode into the rows' images; for each row, why that failed, or None."""
         reasons: list[str | None] = []
@@ -174,7 +147,7 @@ class BatchMaker:
             boxes = evaluation_boxes(widths, heights, self._config)
             return [tuple(box) for box in boxes.tolist()], [False] * len(rows)
         draws = augmentation_draws(
-            self._order.seed,
+            self._seed,
             np.array([row.epoch for row in rows], np.int64),
             np.array([row.sample.sample_id for row in rows], np.int64),
         )
@@ -201,17 +174,15 @@ class BatchMaker:
     @cached_property
     def _stand_in(self) -> _Row:
         """The first good sample of the data set's first epoch: what a batch without any repeats."""
-        reader = SampleReader(self._index, block_size=1, max_blocks=1)
+        side = self._config.image_size
         corrupt = []
-        num_allowed = self._config.bad_samples_allowed(self._index.num_samples)
-        for place in range(min(self._order.num_samples, num_allowed + 1)):
-            sample = reader.fetch(self._order.draw(Span(0, place, place + 1)).sample_ids)[0]
-            row = _Row(sample, 0, np.empty(self._image_shape, np.uint8))
+        for drawn in islice(self._stand_ins(), self._num_bad_allowed + 1):
+            row = _Row(drawn.sample, drawn.epoch, np.empty((side, side, 3), np.uint8))
             (reason,) = self._decode([row])
             if reason is None:
                 return row
-            corrupt.append(sample.corrupt(reason))
-        raise TooManyBadSamples(tuple(corrupt), num_allowed)
+            corrupt.append(drawn.sample.corrupt(reason))
+        raise TooManyBadSamples(tuple(corrupt), self._num_bad_allowed)
 
     def _labels(self, samples: Sequence[RawSample]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Labels of all rows as ids and offsets."""

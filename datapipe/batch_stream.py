@@ -16,6 +16,7 @@ from datapipe.errors import CorruptSample, TooManyBadSamples
 from datapipe.index import ShardIndex
 from datapipe.order import Order
 from datapipe.plan import BatchPlan
+from datapipe.planned_samples import PlannedSamples
 
 
 class BatchStream:
@@ -41,18 +42,20 @@ class BatchStream:
         training: bool,
         num_classes: int,
     ) -> None:
+        samples = PlannedSamples(index, order)
         self.corrupt: dict[tuple[str, str, int], CorruptSample] = {}
         """The samples that could not be used so far, each once: by shard, key and offset."""
         self._num_bad_allowed = config.bad_samples_allowed(index.num_samples)
-        self._plans = plans
+        self._samples = samples.of_plans(plans)
         self._executor = ThreadPoolExecutor(config.decode_threads, thread_name_prefix="decode")
         self._maker = BatchMaker(
-            index,
             config,
-            order=order,
+            seed=order.seed,
             training=training,
             num_classes=num_classes,
             executor=self._executor,
+            stand_ins=PlannedSamples(index, order).in_order,
+            num_bad_allowed=self._num_bad_allowed,
         )
         self._ready: queue.SimpleQueue[PendingBatch | BaseException | None] = queue.SimpleQueue()
         self._free_places = threading.Semaphore(config.prefetch_batches)
@@ -109,11 +112,11 @@ class BatchStream:
     def _produce(self) -> None:
         last: BaseException | None = None
         try:
-            for plan in self._plans:
+            for plan, samples in self._samples:
                 self._free_places.acquire()
                 if self._closed.is_set():
                     return
-                self._ready.put(self._maker.start(plan))
+                self._ready.put(self._maker.start(plan, samples))
         except BaseException as error:  # noqa: BLE001 - it is raised again by `next`
             last = error
         finally:
