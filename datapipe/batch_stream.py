@@ -1,10 +1,10 @@
-"""BatchStream: planned batches, decoded ahead of the step that uses them."""
+"""BatchStream: batches, decoded ahead of the step that uses them."""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
@@ -16,24 +16,56 @@ from datapipe.errors import CorruptSample, TooManyBadSamples
 from datapipe.index import ShardIndex
 from datapipe.order import Order
 from datapipe.plan import BatchPlan
-from datapipe.planned_samples import PlannedSamples
+from datapipe.planned_samples import DrawnSample, PlannedSamples, Rows
 
 
 class BatchStream:
-    """An iterator of the batches that `plans` names, in that order.
+    """An iterator of batches of given samples, in that order.
 
-    What a batch holds is a function of (index, config, order, its plan) alone, to the bit. A thread
-    reads shards and hands images to `decode_threads` others; at most `prefetch_batches` batches
-    wait.
+    What a batch holds is a function of (configuration, seed, its samples) alone, to the bit. A
+    thread reads samples and hands them to `decode_threads` others; at most `prefetch_batches`
+    batches wait.
 
-    `next` raises what went wrong in a thread, in its place in the sequence: `MissingShard`,
-    `UnreadableUrl`, `BadIndex`, `LabelOutOfRange`, `TooManyBadSamples`, or what `plans` raised.
-    After that, and after `close`, the stream is at its end. Use it as a context manager, or call
-    `close`.
+    `next` raises what went wrong in a thread, in its place in the sequence: `LabelOutOfRange`,
+    `TooManyBadSamples`, or what `samples` raised. After that, and after `close`, the stream is at
+    its end. Use it as a context manager, or call `close`.
     """
 
     def __init__(
         self,
+        samples: Iterable[tuple[BatchPlan, Rows]],
+        config: DataConfig,
+        *,
+        seed: int,
+        training: bool,
+        num_classes: int,
+        num_bad_allowed: int,
+        stand_ins: Callable[[], Iterable[DrawnSample]],
+    ) -> None:
+        """stand_ins: samples of which the first good one fills a batch that has none."""
+        self.corrupt: dict[tuple[str, str, int], CorruptSample] = {}
+        """The samples that could not be used so far, each once: by shard, key and offset."""
+        self._num_bad_allowed = num_bad_allowed
+        self._samples = samples
+        self._executor = ThreadPoolExecutor(config.decode_threads, thread_name_prefix="decode")
+        self._maker = BatchMaker(
+            config,
+            seed=seed,
+            training=training,
+            num_classes=num_classes,
+            executor=self._executor,
+            stand_ins=stand_ins,
+            num_bad_allowed=num_bad_allowed,
+        )
+        self._ready: queue.SimpleQueue[PendingBatch | BaseException | None] = queue.SimpleQueue()
+        self._free_places = threading.Semaphore(config.prefetch_batches)
+        self._closed = threading.Event()
+        self._producer = threading.Thread(target=self._produce, name="read", daemon=True)
+        self._producer.start()
+
+    @classmethod
+    def of_plans(
+        cls,
         index: ShardIndex,
         config: DataConfig,
         plans: Iterable[BatchPlan],
@@ -41,27 +73,20 @@ class BatchStream:
         order: Order,
         training: bool,
         num_classes: int,
-    ) -> None:
-        samples = PlannedSamples(index, order)
-        self.corrupt: dict[tuple[str, str, int], CorruptSample] = {}
-        """The samples that could not be used so far, each once: by shard, key and offset."""
-        self._num_bad_allowed = config.bad_samples_allowed(index.num_samples)
-        self._samples = samples.of_plans(plans)
-        self._executor = ThreadPoolExecutor(config.decode_threads, thread_name_prefix="decode")
-        self._maker = BatchMaker(
+    ) -> Self:
+        """The batches that `plans` names.
+
+        Of what reading raises, besides: `MissingShard`, `UnreadableUrl`, `BadIndex`.
+        """
+        return cls(
+            PlannedSamples(index, order).of_plans(plans),
             config,
             seed=order.seed,
             training=training,
             num_classes=num_classes,
-            executor=self._executor,
+            num_bad_allowed=config.bad_samples_allowed(index.num_samples),
             stand_ins=PlannedSamples(index, order).in_order,
-            num_bad_allowed=self._num_bad_allowed,
         )
-        self._ready: queue.SimpleQueue[PendingBatch | BaseException | None] = queue.SimpleQueue()
-        self._free_places = threading.Semaphore(config.prefetch_batches)
-        self._closed = threading.Event()
-        self._producer = threading.Thread(target=self._produce, name="read", daemon=True)
-        self._producer.start()
 
     def __iter__(self) -> Self:
         return self

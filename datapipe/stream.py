@@ -58,7 +58,7 @@ class SampleStream:
             lanes=assign_lanes(num_lanes, world_size)[rank],
             num_epochs=num_epochs,
         )
-        self._batches = BatchStream(
+        self._batches = BatchStream.of_plans(
             index, config, plans, order=order, training=training, num_classes=num_classes
         )
 

@@ -292,7 +292,7 @@ def _open_stream(plan: ScoringPlan, *, part: int, num_parts: int) -> BatchStream
     index = ShardIndex.open(plan.index_url)
     data, batch_size = plan.config.data, plan.config.evaluation.batch_size
     first, stop = even_part(num_batches(plan), num_parts=num_parts, part=part)
-    return BatchStream(
+    return BatchStream.of_plans(
         index,
         data,
         islice(sequential_batches(index.num_samples, batch_size), first, stop),

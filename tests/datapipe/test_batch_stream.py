@@ -40,7 +40,7 @@ def stream_of(
     num_classes: int = NUM_CLASSES,
     max_bad_samples: int = 100,
 ) -> BatchStream:
-    return BatchStream(
+    return BatchStream.of_plans(
         index,
         small_config(index, max_bad_samples=max_bad_samples),
         plans,

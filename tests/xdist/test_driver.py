@@ -137,7 +137,7 @@ def plain_batches(config: TrainConfig, plans: Iterable[BatchPlan]) -> list[Batch
     index = ShardIndex.open(config.data.train)
     data = config.data
     order = SampleOrder(index.num_samples, data.block_size, data.blocks_per_pool, config.seed)
-    with BatchStream(
+    with BatchStream.of_plans(
         index, data, plans, order=order, training=True, num_classes=NUM_LABELS
     ) as stream:
         return list(stream)

@@ -53,7 +53,7 @@ def test_samples_come_in_proportion_from_the_right_shards(tmp_path: Path) -> Non
     leases = leased_batches([Span(0, 0, num_samples)], batch_size=8)
     index = found.open_index()
     drawn: Counter[int] = Counter()
-    with BatchStream(
+    with BatchStream.of_plans(
         index, config.data, leases, order=found.order, training=True, num_classes=10
     ) as stream:
         for batch in stream:

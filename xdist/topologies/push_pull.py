@@ -168,7 +168,7 @@ def push_pull_strategy(
 
 
 def _stream(plan: RunPlan, strategy: PushPull) -> Iterator[Batch]:
-    return BatchStream(
+    return BatchStream.of_plans(
         plan.data.open_index(),
         plan.config.data,
         leased_batches(strategy.leases(), batch_size=plan.config.batch_size),
