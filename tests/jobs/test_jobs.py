@@ -157,7 +157,8 @@ class TestBadInput:
         labels.write_text(labels.read_text().replace("label 0", "apple"))
         text = self.run(options, tmp_path, capsys)
         assert "label 0 is 'label 0' in" in text
-        assert "pack the evaluation set with --labels" in text
+        train = tmp_path / "train" / "labels.json"
+        assert f"pack {tmp_path / 'evaluation'} with --labels {train}" in text
 
     def test_a_run_is_not_resumed_on_other_data(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
