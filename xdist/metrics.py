@@ -73,11 +73,12 @@ class Metrics:
         address = f"{host}:{self._server.server_port}"
         partial = directory / f"{TARGETS}.partial"
         partial.write_text(json.dumps([{"targets": [address], "labels": {"job": "xdist"}}]))
-        partial.replace(directory / TARGETS)
+        self._targets = partial.replace(directory / TARGETS)
         return address
 
     def close(self) -> None:
-        """Stop serving."""
+        """Stop serving; the file names nobody any more."""
+        self._targets.unlink(missing_ok=True)
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()

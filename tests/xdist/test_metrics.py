@@ -78,6 +78,7 @@ def test_prometheus_finds_and_reads_it(tmp_path: Path) -> None:
     with urllib.request.urlopen(f"http://{address}/metrics", timeout=5) as answer:
         lines = set(answer.read().decode().splitlines())
     metrics.close()
+    assert not (tmp_path / TARGETS).exists()
     assert {
         "xdist_samples_total 30.0",
         "xdist_steps_total 2.0",
