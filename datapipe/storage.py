@@ -11,6 +11,7 @@ import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 def open_filesystem(url: str) -> tuple[Any, str]:
     """The fsspec file system of a URL and the path inside it."""
+    refuse_pipe(url)
     with _reading(url):
         try:
             filesystem, path = fsspec.core.url_to_fs(url)
@@ -33,8 +35,19 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     return filesystem, path
 
 
+def refuse_pipe(url: str) -> None:
+    """Raise `UnsupportedUrl` for what webdataset would hand to a shell."""
+    if url.startswith("pipe:"):
+        raise UnsupportedUrl(
+            url,
+            "pipe: URLs run a shell command and are refused; name the file itself: a path, "
+            "s3://, gs:// or https://",
+        )
+
+
 def join(directory: str, name: str) -> str:
     """`name` inside `directory`, unless it is absolute itself."""
+    refuse_pipe(name)
     if "://" in name or os.path.isabs(name):
         return name
     return f"{directory.rstrip('/')}/{name}"
@@ -42,6 +55,7 @@ def join(directory: str, name: str) -> str:
 
 def absolute(url: str) -> str:
     """The same place, independent of the working directory."""
+    refuse_pipe(url)
     return url.rstrip("/") if "://" in url else os.path.abspath(os.path.expanduser(url))
 
 
@@ -73,6 +87,28 @@ def names_in(directory: str) -> set[str]:
     except (FileNotFoundError, NotADirectoryError):
         return set()
     return {name.rstrip("/").rpartition("/")[2] for name in listed}
+
+
+def sizes_in(directory: str) -> dict[str, int | None]:
+    """The files in a directory with their sizes, None where the listing does not tell them."""
+    filesystem, path = open_filesystem(directory)
+    try:
+        with _reading(directory):
+            listed = filesystem.ls(path, detail=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    return {entry["name"].rstrip("/").rpartition("/")[2]: entry.get("size") for entry in listed}
+
+
+def modified(url: str) -> datetime | None:
+    """When a file was last written; None where storage does not tell."""
+    filesystem, path = open_filesystem(url)
+    try:
+        with _reading(url):
+            time: datetime = filesystem.modified(path)
+    except (FileNotFoundError, NotADirectoryError, UnreadableUrl):
+        return None
+    return time
 
 
 def size_of(url: str) -> int:
