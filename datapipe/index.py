@@ -1,12 +1,7 @@
 """ShardIndex: the manifest of a data set, and the Parquet tables behind it.
 
-The manifest `index.json` lies in the shards' directory, or elsewhere with absolute shard URLs:
-
-    {"format": "datapipe-index", "version": 1, "num_samples": N, "num_labels": largest label id + 1,
-     "shards": [{"shard": "train-00000.tar", "index": "train-00000.parquet", "num_samples": n,
-                 "bytes": size of the shard, "digest": SHA-256 of its samples}, ...]}
-
-Readers ignore any other field. A table's columns, and what the digest is of, are described in
+The manifest `index.json` (`datapipe.manifest`) lies in the shards' directory, or elsewhere with
+absolute shard URLs. A table's columns, and what the digest is of, are described in
 `datapipe.table`. Samples are numbered through the shards.
 """
 
@@ -16,44 +11,30 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from datapipe.errors import BadIndex, MissingIndex, MissingShard
+from datapipe.manifest import Manifest, ShardEntries, ShardEntry, read_manifest
 from datapipe.storage import (
     absolute,
     directory_of,
     exists,
     join,
     names_in,
-    read_bytes,
-    size_of,
+    sizes_in,
     write_bytes,
 )
-from datapipe.table import ShardTable, digest_of, read_table, write_table
-from datapipe.tar_walk import walk_shard
+from datapipe.table import ShardTable, read_table
+from datapipe.table_making import MadeTable, TableJob, make_tables, shard_size
 
 logger = logging.getLogger(__name__)
 
 MANIFEST_NAME = "index.json"
 UNFINISHED_NAME = "packing-unfinished"
 """The mark of a directory whose shards are still being written."""
-FORMAT, VERSION = "datapipe-index", 1
-
-
-@dataclass(frozen=True)
-class ShardEntry:
-    """One line of the manifest; URLs are relative to it or absolute."""
-
-    shard: str
-    index: str
-    num_samples: int
-    bytes: int
-    digest: str
 
 
 class ShardIndex:
@@ -61,10 +42,10 @@ class ShardIndex:
 
     def __init__(self, directory: str, shards: Sequence[ShardEntry], *, num_labels: int) -> None:
         self.directory = directory
-        self.shards = tuple(shards)
+        self.shards = shards if isinstance(shards, ShardEntries) else ShardEntries.of(shards)
         self.num_labels = num_labels
-        counts = [entry.num_samples for entry in self.shards]
-        self._starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        self._starts = np.zeros(len(shards) + 1, np.int64)
+        np.cumsum(self.shards.nums_samples, out=self._starts[1:])
 
     @property
     def num_samples(self) -> int:
@@ -77,25 +58,31 @@ class ShardIndex:
         Errors: `MissingIndex`, `BadIndex`, `UnreadableUrl`.
         """
         manifest_url = _manifest_url(url)
-        try:
-            manifest = json.loads(read_bytes(manifest_url))
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise MissingIndex(manifest_url, "there is no such index") from error
-        except ValueError as error:
-            raise BadIndex(manifest_url, f"cannot be read: {error}") from error
-        return _parse(manifest, manifest_url)
+        manifest = read_manifest(manifest_url)
+        return ShardIndex(
+            directory_of(manifest_url), manifest.entries, num_labels=manifest.num_labels
+        )
 
     def shard_url(self, shard: int) -> str:
-        return join(self.directory, self.shards[shard].shard)
+        return join(self.directory, self.shards.shards[shard])
+
+    def table_url(self, shard: int) -> str:
+        return join(self.directory, self.shards.indexes[shard])
 
     def table(self, shard: int) -> ShardTable:
-        """Errors: `BadIndex`, also when the table's length is not the manifest's."""
-        entry = self.shards[shard]
-        url = join(self.directory, entry.index)
+        """Errors: `BadIndex`, also when its length or labels are not as the manifest says."""
+        entry, url = self.shards[shard], self.table_url(shard)
         table = read_table(url)
         if table.num_samples != entry.num_samples:
             raise BadIndex(
                 url, f"{table.num_samples} samples, the manifest says {entry.num_samples}"
+            )
+        labels = table.label_ids
+        if labels.size and not 0 <= labels.min() <= labels.max() < self.num_labels:
+            raise BadIndex(
+                url,
+                f"labels {labels.min()} to {labels.max()}, the manifest says {self.num_labels} "
+                "labels",
             )
         return table
 
@@ -106,7 +93,8 @@ class ShardIndex:
 
     def fingerprint(self) -> str:
         """Differs where the samples or their order differ; the same wherever the shards lie."""
-        digests = [entry.digest for entry in self.shards if entry.num_samples]
+        shards = zip(self.shards.digests, self.shards.nums_samples, strict=True)
+        digests = [digest for digest, num_samples in shards if num_samples]
         return hashlib.sha256(json.dumps([digests, self.num_labels]).encode()).hexdigest()
 
     def label_frequencies(self) -> NDArray[np.float64]:
@@ -117,37 +105,67 @@ class ShardIndex:
         return counts / self.num_samples
 
     def check_shards(self) -> None:
-        """Raise `MissingShard` naming every shard that is not there: one listing a directory."""
+        """Raise `MissingShard` naming every shard that is not there: one listing a directory.
+
+        Shards of another size than the index says are named in a warning, as far as listings tell.
+        """
         urls = [self.shard_url(number) for number in range(len(self.shards))]
-        names = {
-            directory: names_in(directory) for directory in {directory_of(url) for url in urls}
-        }
-        missing = [url for url in urls if url.rpartition("/")[2] not in names[directory_of(url)]]
+        sizes = {directory: sizes_in(directory) for directory in set(map(directory_of, urls))}
+        missing, changed = [], []
+        for url, num_bytes in zip(urls, self.shards.nums_bytes, strict=True):
+            directory, _, name = url.rpartition("/")
+            if name not in sizes[directory]:
+                missing.append(url)
+            elif sizes[directory][name] not in (None, num_bytes):
+                changed.append(f"{url}: {sizes[directory][name]} bytes, the index says {num_bytes}")
         if missing:
             raise MissingShard(tuple(missing))
+        if changed:
+            logger.warning(
+                "shards are not as they were indexed shards=%d first=%s; samples that moved count "
+                "as corrupt; see them with python -m datapipe verify",
+                len(changed),
+                changed[0],
+            )
 
 
-def index_shards(shard_urls: Sequence[str], *, directory_url: str) -> ShardIndex:
-    """Read existing shards from end to end and write their index into `directory_url`.
+def index_shards(
+    shard_urls: Sequence[str],
+    *,
+    directory_url: str,
+    with_crc32: bool = False,
+    num_processes: int = 1,
+    on_table: Callable[[MadeTable], None] = lambda _: None,
+) -> ShardIndex:
+    """Walk existing shards and write their index into `directory_url`.
 
-    Shards of that directory are named relative to it, others by their absolute URL. Errors: those
-    of `walk_shard`; `MissingIndex` when no shard holds an image; `OSError`.
+    Local shards are read by their headers, unless `with_crc32`; remote ones whole. Tables that are
+    there, and newer than their shards, are kept: so an interrupted call goes on where it was.
+    Shards of that directory are named relative to it, others by their absolute URL. `on_table` is
+    called for each table. Errors: those of `walk_shard`; `MissingIndex` when no shard holds an
+    image; `OSError`.
     """
     directory = absolute(directory_url)
-    entries = []
+    urls = [absolute(url) for url in shard_urls]
+    tables = [f"{stem}.parquet" for stem in _unique_stems(urls)]
+    jobs = [
+        TableJob(url, join(directory, table), with_crc32)
+        for url, table in zip(urls, tables, strict=True)
+    ]
+    _tell_remote_bytes([job.shard_url for job in jobs if job.is_remote])
+    entries: dict[int, ShardEntry] = {}
     num_labels = 0
-    for shard_url, stem in zip(shard_urls, _unique_stems(shard_urls), strict=True):
-        url = absolute(shard_url)
-        samples = walk_shard(url)
-        if not samples:
-            logger.warning("shard holds no image shard=%s", url)
-        name = url.rpartition("/")[2] if directory_of(url) == directory else url
-        table = f"{stem}.parquet"
-        write_table(join(directory, table), samples)
-        entries.append(ShardEntry(name, table, len(samples), _shard_size(url), digest_of(samples)))
-        labels = [label for sample in samples for label in sample.labels or ()]
-        num_labels = max([num_labels, *(label + 1 for label in labels)])
-    index = ShardIndex(directory, entries, num_labels=num_labels)
+    for number, made in make_tables(jobs, num_processes=num_processes):
+        for warning in made.warnings:
+            logger.warning("%s", warning)
+        facts = made.facts
+        name = facts.shard if directory_of(urls[number]) == directory else urls[number]
+        entries[number] = ShardEntry(
+            name, tables[number], facts.num_samples, facts.shard_bytes, facts.digest
+        )
+        num_labels = max(num_labels, facts.num_labels)
+        on_table(made)
+    index = ShardIndex(directory, [entries[n] for n in range(len(urls))], num_labels=num_labels)
     if not index.num_samples:
         raise MissingIndex(directory_url, f"no image in {len(shard_urls)} shards")
     write_manifest(index)
@@ -196,36 +214,8 @@ def check_finished(directory: str) -> None:
 
 
 def write_manifest(index: ShardIndex) -> None:
-    manifest = {
-        "format": FORMAT,
-        "version": VERSION,
-        "num_samples": index.num_samples,
-        "num_labels": index.num_labels,
-        "shards": [asdict(entry) for entry in index.shards],
-    }
-    write_bytes(join(index.directory, MANIFEST_NAME), json.dumps(manifest, indent=1).encode())
-
-
-def _parse(manifest: Any, url: str) -> ShardIndex:
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise BadIndex(url, f"not a {FORMAT}")
-    if manifest.get("version") != VERSION:
-        raise BadIndex(url, f"version is {manifest.get('version')!r}, this release reads {VERSION}")
-    try:
-        entries = [
-            ShardEntry(**{field.name: entry[field.name] for field in fields(ShardEntry)})
-            for entry in manifest["shards"]
-        ]
-        index = ShardIndex(directory_of(url), entries, num_labels=int(manifest["num_labels"]))
-        if index.num_samples != manifest["num_samples"] or not index.num_samples:
-            raise BadIndex(
-                url,
-                f"the shards hold {index.num_samples} samples, "
-                f"the manifest says {manifest['num_samples']}",
-            )
-    except (KeyError, TypeError, ValueError) as error:
-        raise BadIndex(url, f"malformed: {error!r}") from error
-    return index
+    manifest = Manifest(index.shards, index.num_labels)
+    write_bytes(join(index.directory, MANIFEST_NAME), manifest.to_bytes())
 
 
 def _is_index_of(manifest_url: str, shard_urls: Sequence[str]) -> bool:
@@ -234,18 +224,23 @@ def _is_index_of(manifest_url: str, shard_urls: Sequence[str]) -> bool:
     except (MissingIndex, BadIndex):
         return False
     known = {index.shard_url(number): entry.bytes for number, entry in enumerate(index.shards)}
-    return known == {url: _shard_size(url) for url in shard_urls}
+    return known == {url: shard_size(url) for url in shard_urls}
+
+
+def _tell_remote_bytes(urls: Sequence[str]) -> None:
+    if not urls:
+        return
+    sizes = {directory: sizes_in(directory) for directory in set(map(directory_of, urls))}
+    known = [sizes[directory_of(url)].get(url.rpartition("/")[2]) for url in urls]
+    logger.info(
+        "remote shards are read whole, but those that were indexed before shards=%d bytes=%s",
+        len(urls),
+        "unknown" if None in known else f"{sum(size or 0 for size in known):,}",
+    )
 
 
 def _manifest_url(url: str) -> str:
     return url if url.endswith(".json") else join(url, MANIFEST_NAME)
-
-
-def _shard_size(url: str) -> int:
-    try:
-        return size_of(url)
-    except FileNotFoundError as error:
-        raise MissingShard((url,)) from error
 
 
 def _unique_stems(urls: Sequence[str]) -> list[str]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from datapipe.errors import CorruptSample, MissingShard
 from datapipe.index import ShardIndex
 from datapipe.storage import read_range
-from datapipe.table import LARGEST_LABEL, ShardTable, crc32_of
+from datapipe.table import LARGEST_LABEL, crc32_of
 
 NUM_CACHED_TABLES = 128
 
@@ -31,7 +31,8 @@ class RawSample:
     shard: str
     key: str
     offset: int
-    crc32: int
+    crc32: int | None
+    """None where it is not known, and not checked."""
 
     def problem(self) -> str | None:
         """Why this sample cannot be used, as far as its bytes tell without decoding them."""
@@ -39,7 +40,7 @@ class RawSample:
             return "the shard ends before this sample does"
         if self.labels is None:
             return f"it has no usable label (allowed: ids from 0 to {LARGEST_LABEL:,})"
-        if crc32_of(self.payload) != self.crc32:
+        if self.crc32 is not None and crc32_of(self.payload) != self.crc32:
             return "its bytes are not those that were indexed (crc32 differs)"
         return None
 
@@ -106,8 +107,8 @@ class SampleReader:
         start, stop = int(offsets.min()), int((offsets + sizes).max())
         content = _read_shard(self._index.shard_url(shard), start, stop)
         name = self._index.shards[shard].shard
-        columns = (offsets, sizes, table.widths[run], table.heights[run], table.crc32[run])
-        for number, (offset, size, width, height, crc32) in enumerate(
+        columns = (offsets, sizes, table.widths[run], table.heights[run])
+        for number, (offset, size, width, height) in enumerate(
             zip(*(column.tolist() for column in columns), strict=True)
         ):
             row = run.start + number
@@ -115,23 +116,14 @@ class SampleReader:
             yield RawSample(
                 sample_id=first_id + number,
                 payload=payload if len(payload) == size else None,
-                labels=_labels(table, row),
+                labels=table.labels(row),
                 width=width,
                 height=height,
                 shard=name,
-                key=table.keys[row],
+                key=table.key(row),
                 offset=offset,
-                crc32=crc32,
+                crc32=table.known_crc32(row),
             )
-
-
-def _labels(table: ShardTable, row: int) -> NDArray[np.int64] | None:
-    if not table.has_labels[row]:
-        return None
-    labels: NDArray[np.int64] = table.label_ids[
-        table.label_offsets[row] : table.label_offsets[row + 1]
-    ]
-    return labels
 
 
 def _read_shard(url: str, start: int, stop: int) -> memoryview:

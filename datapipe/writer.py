@@ -84,7 +84,7 @@ def write_shards(
         urls.append(url)
     if labels is not None:
         write_labels(join(directory, LABELS_NAME), labels)
-    index = index_shards(urls, directory_url=directory)
+    index = index_shards(urls, directory_url=directory, with_crc32=True)
     remove(mark)
     return index
 

@@ -18,7 +18,7 @@ import pytest
 import webdataset
 
 from datapipe.errors import BadIndex, MissingIndex, MissingShard, UnsupportedUrl
-from datapipe.index import ShardIndex, ensure_index, index_shards
+from datapipe.index import ShardIndex, ensure_index, index_shards, list_shards
 from datapipe.writer import RawImage, write_shards
 from tests.datapipe.small_sets import (
     encode,
@@ -141,7 +141,8 @@ def test_the_fingerprint_tells_samples_order_and_labels_apart(tmp_path: Path) ->
     assert indexes["same"].fingerprint() == set_of(tmp_path / "again", images).fingerprint()
     urls = [indexes["same"].shard_url(number) for number in range(3)]
     forwards, backwards = (
-        index_shards(order, directory_url=str(tmp_path / "index")) for order in (urls, urls[::-1])
+        index_shards(order, directory_url=str(tmp_path / "index"), with_crc32=True)
+        for order in (urls, urls[::-1])
     )
     assert forwards.fingerprint() == indexes["same"].fingerprint() != backwards.fingerprint()
 
@@ -152,8 +153,9 @@ def test_the_fingerprint_does_not_say_where_the_shards_lie(tmp_path: Path) -> No
     for number in range(3):
         shutil.copy(index.shard_url(number), tmp_path / "two" / f"moved-{number}.tar")
     write_tar(tmp_path / "two" / "moved-9.tar", {"readme.txt": b"no sample"})
-    url = ensure_index(str(tmp_path / "two"), index_directory=str(tmp_path / "index"))
-    assert ShardIndex.open(url).fingerprint() == ShardIndex.open(index.directory).fingerprint()
+    urls = list_shards(str(tmp_path / "two"))
+    moved = index_shards(urls, directory_url=str(tmp_path / "index"), with_crc32=True)
+    assert moved.fingerprint() == ShardIndex.open(index.directory).fingerprint()
 
 
 def test_a_shard_without_images_is_kept_and_costs_nothing(

@@ -10,9 +10,13 @@ from typing import Any
 
 import pytest
 import webdataset
+from hypothesis import given
+from hypothesis import strategies as st
 
 from datapipe.errors import BadIndex, UnreadableShard
 from datapipe.index import ShardIndex, ensure_index, index_shards
+from datapipe.shard_walk import walk_shard, walk_with_tarfile
+from datapipe.table import LARGEST_LABEL
 from tests.datapipe.small_sets import encode, labels_in, picture, read_all, write_tar
 
 
@@ -156,3 +160,56 @@ def test_two_images_of_one_name_are_refused(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", {"0.jpg": image, "0.png": image, "0.cls": b"1"})
     with pytest.raises(BadIndex, match="two images have the name '0'"):
         ensure_index(str(tmp_path), index_directory=str(tmp_path / "index"))
+
+
+@pytest.mark.parametrize("with_crc32", [False, True])
+def test_the_compiled_walk_and_the_slow_one_find_the_same(
+    small_index: ShardIndex, with_crc32: bool
+) -> None:
+    url = small_index.shard_url(0)
+    contents = walk_shard(url, with_crc32=with_crc32)
+    assert contents == walk_with_tarfile(url, with_crc32=with_crc32)
+    assert {entry.crc32 is not None for entry in contents.entries} == {with_crc32}
+    assert [entry._replace(crc32=0) for entry in contents.entries] == [
+        entry._replace(crc32=0) for entry in walk_with_tarfile(url, with_crc32=True).entries
+    ]
+
+
+@given(
+    labels=st.lists(st.integers(-2, 10_000_002) | st.floats() | st.text(), max_size=3),
+    name=st.none() | st.text(max_size=8),
+    separators=st.sampled_from([None, (",", ":")]),
+    extension=st.sampled_from(["json", "cls"]),
+)
+def test_labels_are_what_json_says(
+    path: Path,
+    labels: list[object],
+    name: str | None,
+    separators: tuple[str, str] | None,
+    extension: str,
+) -> None:
+    value = {"labels": labels} | ({} if name is None else {"name": name})
+    content = json.dumps(value, separators=separators).encode()
+    write_tar(path, {"0.jpg": b"x", f"0.{extension}": content})
+    (entry,) = walk_shard(str(path), with_crc32=False).entries
+    usable = all(type(label) is int and 0 <= label <= LARGEST_LABEL for label in labels)
+    known = tuple(dict.fromkeys(labels)) if usable and extension == "json" else None
+    assert entry.labels == known
+    assert entry.name == name
+
+
+@given(content=st.from_regex(r"\A[0-9]{0,9}\n?\Z"))
+def test_a_class_number_is_what_json_says(path: Path, content: str) -> None:
+    write_tar(path, {"0.jpg": b"x", "0.cls": content.encode()})
+    (entry,) = walk_shard(str(path), with_crc32=False).entries
+    try:
+        number = json.loads(content)
+    except ValueError:
+        number = None
+    usable = number is not None and number <= LARGEST_LABEL
+    assert entry.labels == ((number,) if usable else None)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("walk") / "a.tar"
