@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
+from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from datapipe.errors import BadLabels, MissingIndex, PackingError
-from datapipe.index import ShardIndex, ensure_index
+from datapipe.index import ShardIndex, ensure_index, index_shards
 from datapipe.labels import Label, read_labels, write_labels
 from datapipe.writer import RawImage, write_shards
-from tests.datapipe.small_sets import raw_images, write_set
+from tests.datapipe.small_sets import encode, picture, raw_images, write_set
 
 
 def test_the_same_samples_give_the_same_bytes(tmp_path: Path) -> None:
@@ -69,7 +71,7 @@ def names_in(directory: Path) -> list[str]:
 def test_an_interrupted_write_leaves_no_partial_file_and_no_manifest(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path, interrupted(raw_images(5)))
-    assert names_in(tmp_path) == ["packing-unfinished", "train-00000.tar"]
+    assert names_in(tmp_path) == ["packing-unfinished", "train-00000.parquet", "train-00000.tar"]
     with pytest.raises(MissingIndex, match="packing ended before the data set was complete"):
         ensure_index(str(tmp_path), index_directory=str(tmp_path / "index"))
 
@@ -78,7 +80,7 @@ def test_what_an_interrupted_write_left_does_not_outlive_the_next(tmp_path: Path
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path, interrupted(raw_images(13)), prefix="part.a")
     assert "part.a-00002.tar" in names_in(tmp_path)
-    for name in ("part.a-00000.parquet", "part.a-00003.tar.partial", "index.json.partial"):
+    for name in ("part.a-00003.parquet", "part.a-00003.tar.partial", "index.json.partial"):
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "notes.txt").write_text("not ours")
     write(tmp_path, raw_images(5))
@@ -137,6 +139,50 @@ def test_a_directory_that_holds_a_set_is_refused(tmp_path: Path) -> None:
 def test_nothing_to_pack_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PackingError, match="no images to pack"):
         write_set(tmp_path, num_samples=0, samples_per_shard=None)
+
+
+def test_the_index_says_what_a_walk_of_the_shards_finds(tmp_path: Path) -> None:
+    images = [
+        *raw_images(5),
+        RawImage(encode(picture(5), "PNG"), "png", (3, 1, 3), "cat/\udce9 \u00e9.png"),
+        RawImage(encode(picture(6), "WEBP"), "webp", (), "cat/6.webp"),
+        RawImage(b"no image", "jpg", (2**40,)),
+    ]
+    written = write(tmp_path, images)
+    tables = [path.read_bytes() for path in sorted(tmp_path.glob("*.parquet"))]
+    urls = [written.shard_url(number) for number in range(len(written.shards))]
+    walked = index_shards(urls, directory_url=str(tmp_path))
+    assert list(walked.shards) == list(written.shards)
+    assert walked.num_labels == written.num_labels == 10
+    assert [path.read_bytes() for path in sorted(tmp_path.glob("*.parquet"))] == tables
+
+
+def test_webdataset_reads_every_sample(tmp_path: Path) -> None:
+    images = raw_images(7)
+    write(tmp_path, images)
+    read = []
+    for path in sorted(tmp_path.glob("*.tar")):
+        with path.open("rb") as file:
+            read += group_by_keys(tar_file_expander([{"url": str(path), "stream": file}]))
+    assert [sample["jpg"] for sample in read] == [image.payload for image in images]
+    assert [json.loads(sample["json"])["labels"] for sample in read] == [
+        list(image.label_ids) for image in images
+    ]
+
+
+@pytest.mark.parametrize(
+    ("image", "text"),
+    [
+        (RawImage(bytes((1 << 28) + 1), "jpg", ()), "the image takes 268,435,457 bytes; allowed:"),
+        (RawImage(b"", "jpg", (10_000_000,) * 105_000), "its list of labels takes 1,"),
+    ],
+    ids=["image", "labels"],
+)
+def test_a_sample_that_no_reader_would_take_is_refused(
+    tmp_path: Path, image: RawImage, text: str
+) -> None:
+    with pytest.raises(PackingError, match=text):
+        write(tmp_path, [image])
 
 
 def test_labels_round_trip(tmp_path: Path) -> None:
