@@ -6,7 +6,7 @@ import os
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
@@ -24,7 +24,11 @@ ILSVRC_NAME = re.compile(r"(n\d{8})_.*")
 """The ILSVRC archives name their files by class: n01440764_18.JPEG."""
 
 
-@dataclass(frozen=True)
+LabelsOf = Callable[[str], tuple[str, ...]]
+"""From an image's name in its source to its labels."""
+
+
+@dataclass(frozen=True, slots=True)
 class ImageFile:
     """An image that is still to be read, and the labels it was found with."""
 
@@ -43,6 +47,15 @@ class ImageFile:
     @property
     def extension(self) -> str:
         return IMAGE_EXTENSIONS.get(PurePosixPath(self.name).suffix.lower(), "jpg")
+
+    def num_bytes(self) -> int:
+        """0 where there is no such file: reading it will tell."""
+        if self.size >= 0:
+            return self.size
+        try:
+            return self.path.stat().st_size
+        except OSError:
+            return 0
 
     def read(self) -> bytes:
         with self.path.open("rb") as file:
@@ -64,17 +77,23 @@ class Listing:
 
 def list_images(source: Path) -> Listing:
     """The images of a source, sorted by name. `PackingError` if there are none or it is none."""
-    if source.is_dir():
-        listing = _in_folder(source)
-        expected = "<class>/<image>.jpg (or .jpeg, .png, .webp)"
-    elif not source.exists():
-        raise PackingError(f"{source}: there is no such folder or file")
-    elif source.suffix.lower() in TABLE_EXTENSIONS:
+    if source.suffix.lower() in TABLE_EXTENSIONS and source.is_file():
         listing = Listing(list(_in_table(source)))
-        expected = "one row an image"
-    else:
-        listing = _in_tar(source)
-        expected = "members <class>/<image>.jpg (or .jpeg, .png, .webp)"
+        return _sorted(source, listing, expected="one row an image")
+    expected = "<class>/<image>.jpg (or .jpeg, .png, .webp)"
+    return list_files(source, lambda name: (_class_of(source, name),), expected=expected)
+
+
+def list_files(source: Path, labels_of: LabelsOf, *, expected: str) -> Listing:
+    """The images of a folder or a tar, sorted by name; errors as above."""
+    if source.is_dir():
+        return _sorted(source, _in_folder(source, labels_of), expected=expected)
+    if not source.exists():
+        raise PackingError(f"{source}: there is no such folder or file")
+    return _sorted(source, _in_tar(source, labels_of), expected=f"members {expected}")
+
+
+def _sorted(source: Path, listing: Listing, *, expected: str) -> Listing:
     if not listing.images:
         met = f"; it holds {listing.left_out_text()}" if listing.left_out else ""
         raise PackingError(f"{source}: holds no images{met}; expected: {expected}")
@@ -82,14 +101,14 @@ def list_images(source: Path) -> Listing:
     return listing
 
 
-def _in_folder(folder: Path) -> Listing:
+def _in_folder(folder: Path, labels_of: LabelsOf) -> Listing:
     listing = Listing()
     for path in _files_below(folder, frozenset()):
         name = os.fsencode(path.relative_to(folder)).decode("utf-8", "backslashreplace")
-        if _is_image(path):
-            listing.images.append(ImageFile(name, (_class_of(folder, name),), path))
+        if is_image(path):
+            listing.images.append(ImageFile(name, labels_of(name), path))
         else:
-            listing.left_out[_kind(path)] += 1
+            listing.left_out[kind_of(path)] += 1
     return listing
 
 
@@ -111,7 +130,7 @@ def _files_below(folder: Path, above: frozenset[str]) -> Iterator[Path]:
                 yield folder / entry.name
 
 
-def _in_tar(source: Path) -> Listing:
+def _in_tar(source: Path, labels_of: LabelsOf) -> Listing:
     """Of members with one name the last one counts, as when a tar is extracted."""
     listing = Listing()
     images: dict[str, ImageFile] = {}
@@ -120,11 +139,10 @@ def _in_tar(source: Path) -> Listing:
             continue
         if place is None:
             listing.left_out["links"] += 1
-        elif _is_image(path):
-            label = _class_of(source, str(path))
-            images[str(path)] = ImageFile(str(path), (label,), source, *place)
+        elif is_image(path):
+            images[str(path)] = ImageFile(str(path), labels_of(str(path)), source, *place)
         else:
-            listing.left_out[_kind(path)] += 1
+            listing.left_out[kind_of(path)] += 1
     listing.images.extend(images.values())
     return listing
 
@@ -155,11 +173,11 @@ def _files_in_tar(source: Path) -> Iterator[tuple[PurePosixPath, tuple[int, int]
         ) from error
 
 
-def _is_image(path: PurePath) -> bool:
+def is_image(path: PurePath) -> bool:
     return path.suffix.lower() in IMAGE_EXTENSIONS
 
 
-def _kind(path: PurePath) -> str:
+def kind_of(path: PurePath) -> str:
     return path.suffix.lower() or "without extension"
 
 
