@@ -159,6 +159,13 @@ def remove(url: str) -> None:
         filesystem.rm(path)
 
 
+def remove_directory(url: str) -> None:
+    """With all that is in it."""
+    filesystem, path = open_filesystem(url)
+    with _writing(url):
+        filesystem.rm(path, recursive=True)
+
+
 def write_bytes(url: str, payload: bytes) -> None:
     with replacing(url) as file:
         file.write(payload)

@@ -10,6 +10,7 @@ import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pack_shards
@@ -24,6 +25,7 @@ from datapipe.labels import Label, read_labels
 from datapipe.packing import shuffle_images
 from datapipe.reader import SampleReader
 from datapipe.sources import list_images
+from tests.datapipe.small_sources import files_in
 
 ROOT = Path(__file__).parents[2]
 
@@ -180,7 +182,9 @@ def test_a_truncated_image_stops_or_is_listed(
     assert [label.weight for label in labels] == [0.5, 0.5]  # of what was packed
 
 
-def test_an_interrupted_packing_starts_over(folder: Path, tmp_path: Path) -> None:
+def test_packing_goes_on_where_it_was(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     last = list_images(folder).images[-1].path
     noise = Image.effect_noise((700, 700), 90)
     noise.save(folder / "cat" / "large-0.png", compress_level=0)
@@ -192,11 +196,112 @@ def test_an_interrupted_packing_starts_over(folder: Path, tmp_path: Path) -> Non
         for seed in range(100)
         if shuffle_images(list_images(folder).images, seed=seed, limit=None)[-1].path == last
     )
-    assert pack(folder, tmp_path / "out", "--seed", seed, "--shard-mb", 1) == 2
-    assert len(list((tmp_path / "out").glob("*.tar"))) == 2
-    assert pack(folder, tmp_path / "out", "--seed", seed, "--skip-bad") == 0
+    command = [folder, tmp_path / "out", "--seed", seed, "--shard-mb", 1, "--num-processes", 1]
+    assert pack(*command) == 2
+    shards = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.tar")}
+    assert len(shards) == 2
+    assert pack(*command[:4], "--shard-mb", 2) == 2
+    other = "an unfinished packing of another command: size of a shard (--shard-mb) in bytes was 1"
+    assert other in capsys.readouterr().err
+    assert pack(*command, "--skip-bad") == 0
     assert len(packed_labels(tmp_path / "out")) == 11
-    assert len(list((tmp_path / "out").glob("*.tar"))) == 1
+    assert {path: path.stat().st_mtime_ns for path in shards} == shards
+
+
+def test_parts_are_put_together_by_finish(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert pack(folder, tmp_path / "one") == 0
+    assert pack(folder, tmp_path / "two", "--part", "1/2") == 0
+    assert "give the same command with --finish in place of --part" in capsys.readouterr().out
+    assert not (tmp_path / "two" / "index.json").exists()
+    assert pack(folder, tmp_path / "two", "--part", "2/2") == 0
+    assert pack(folder, tmp_path / "two", "--finish") == 0
+    assert files_in(tmp_path / "one") == files_in(tmp_path / "two")
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(240)
+@pytest.mark.usefixtures("cluster")
+def test_a_cluster_gives_what_one_machine_gives(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(3):
+        Image.effect_noise((700, 700), 90).save(folder / f"cat/{number}.png", compress_level=0)
+    options = ("--shard-mb", 1, "--prefix", "part")
+    assert pack(folder, tmp_path / "one", *options, "--num-processes", 1) == 0
+    assert pack(folder, tmp_path / "two", *options, "--ray") == 0
+    assert files_in(tmp_path / "one") == files_in(tmp_path / "two")
+    assert len(list((tmp_path / "two").glob("*.tar"))) == 2
+    truncate(folder / "cat" / "1.jpg")
+    assert pack(folder, tmp_path / "three", *options, "--ray") == 2
+    assert "error: cat/1.jpg: image file is truncated" in capsys.readouterr().err
+
+
+def tar_of(path: Path, images: dict[str, Path]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, image in images.items():
+            tar.add(image, name)
+    return path
+
+
+def test_the_archives_of_ilsvrc_are_packed_as_they_are(folder: Path, tmp_path: Path) -> None:
+    cats = {f"n02123045_{i}.JPEG": folder / "cat" / f"{i}.jpg" for i in range(3)}
+    dogs = {f"n02085620_{i}.JPEG": folder / "dog" / f"{i}.JPEG" for i in range(2)}
+    tars = {"n02123045.tar": cats, "n02085620.tar": dogs}
+    source = tar_of(
+        tmp_path / "train.tar",
+        {name: tar_of(tmp_path / name, images) for name, images in tars.items()},
+    )
+    assert pack(source, tmp_path / "train", "--recipe", "ilsvrc-train") == 0
+    assert packed_labels(tmp_path / "train") == [["n02085620"]] * 2 + [["n02123045"]] * 3
+    images = {f"ILSVRC2012_val_0000000{i}.JPEG": folder / f"cat/{i}.jpg" for i in (1, 2)}
+    (tmp_path / "synsets.txt").write_text("n02123045\nn02085620\n")
+    recipe = ("--recipe", "ilsvrc-validation", "--ground-truth", tmp_path / "synsets.txt")
+    labels = ("--labels", tmp_path / "train" / "labels.json")
+    assert pack(tar_of(tmp_path / "val.tar", images), tmp_path / "val", *recipe, *labels) == 0
+    assert packed_labels(tmp_path / "val") == [["n02085620"], ["n02123045"]]
+
+
+def test_open_images_are_packed_with_several_labels(folder: Path, tmp_path: Path) -> None:
+    lines = [
+        "ImageID,Source,LabelName,Confidence",
+        "0,verification,/m/b,1",
+        "0,verification,/m/a,1",
+        "1,verification,/m/a,1",
+    ]
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    recipe = ("--recipe", "open-images", "--image-labels", tmp_path / "labels.csv")
+    assert pack(folder / "cat", tmp_path / "out", *recipe) == 0
+    assert packed_labels(tmp_path / "out") == [["/m/a"], ["/m/a", "/m/b"]]
+
+
+def test_images_may_be_encoded_anew(folder: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (80, 40)).save(folder / "dog" / "large.png")
+    options = ("--reencode-quality", 90, "--reencode-long-side", 20)
+    assert pack(folder, tmp_path / "out", *options) == 0
+    table = ShardIndex.open(str(tmp_path / "out")).table(0)
+    sizes = sorted(zip(table.widths.tolist(), table.heights.tolist(), strict=True))
+    assert sizes == [(20, 10), *[(20, 20)] * 5]
+    assert "dog/large.png" in table.names
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"num_processes": 0}, "--num-processes is 0; allowed: at least 1"),
+        ({"part": "3/2"}, "--part is '3/2'; allowed: i/n with i from 1 to n"),
+        ({"part": "1/2", "finish": True}, "--part and --finish: give --finish alone"),
+        ({"ray": True, "finish": True}, "--ray and --finish: "),
+        ({"ray": True, "num_processes": 2}, "--ray and --num-processes: "),
+        ({"reencode_long_side": 9}, "--reencode-long-side is given without --reencode-quality"),
+        ({"meta": Path("meta.mat")}, "--meta belongs to --recipe ilsvrc-validation"),
+        ({"recipe": "open-images"}, "--recipe open-images needs --image-labels"),
+    ],
+)
+def test_options_that_exclude_each_other_are_refused(changes: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        PackConfig(source=Path("photos"), output="out", **changes)
 
 
 def mistake_empty(_: Path, tmp_path: Path) -> list[object]:
