@@ -41,7 +41,7 @@ def check_apart(images: Sequence[ImageFile], directory: str) -> None:
     if output is None:
         return
     output = output.resolve()
-    for folder in {image.path.parent for image in images}:
+    for folder in {path.parent for path in {image.path for image in images}}:
         if folder.resolve().is_relative_to(output):
             raise PackingError(
                 f"{directory}: images to be packed lie in {folder}; choose another directory"

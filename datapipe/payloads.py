@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from datapipe.decode import FORMATS, check_decodes
+from datapipe.decode import check_decodes
 
 logger = logging.getLogger(__name__)
 
+FORMATS = ("JPEG", "PNG", "WEBP")
 CHROMA_4_2_0 = 2
 """Pillow's number for it."""
 
@@ -60,9 +61,9 @@ class PayloadOptions:
         if not self.restart_markers or _remux() is not None:
             return self
         logger.warning(
-            "shards will carry no restart markers: the native kernel is not active here; the "
-            "kernel takes about a sixth longer to decode crops of such shards; `python -m datapipe "
-            "doctor` says why, --no-restart-markers accepts it"
+            "shards will carry no restart markers, as the native kernel is not active here; "
+            "decoding crops of them will take about a quarter longer than it need; "
+            "`python -m datapipe doctor` says why, --no-restart-markers accepts it"
         )
         return replace(self, restart_markers=False)
 

@@ -42,7 +42,7 @@ class ImageFile:
     @property
     def short_name(self) -> str:
         """The file's name within its folder's: cat/17.jpg, wherever the folder lies."""
-        return "/".join(PurePosixPath(self.name).parts[-2:])
+        return "/".join([part for part in self.name.split("/") if part not in ("", ".")][-2:])
 
     @property
     def extension(self) -> str:
