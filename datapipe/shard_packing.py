@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 
 from datapipe.decode import DecodeError
 from datapipe.errors import PackingError
-from datapipe.index import ShardEntry
+from datapipe.manifest import ShardEntry
 from datapipe.packing_plan import PlannedShard
 from datapipe.payloads import PayloadOptions
 from datapipe.sources import ImageFile

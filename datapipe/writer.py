@@ -22,8 +22,9 @@ from typing import IO
 
 from datapipe.decode import DecodeError, image_size
 from datapipe.errors import PackingError
-from datapipe.index import MANIFEST_NAME, UNFINISHED_NAME, ShardEntry, ShardIndex, write_manifest
+from datapipe.index import MANIFEST_NAME, UNFINISHED_NAME, ShardIndex, write_manifest
 from datapipe.labels import LABELS_NAME, Label, write_labels
+from datapipe.manifest import ShardEntry
 from datapipe.storage import (
     absolute,
     directory_of,
@@ -35,7 +36,7 @@ from datapipe.storage import (
     size_of,
     write_bytes,
 )
-from datapipe.table import LARGEST_LABEL, SampleEntry, crc32_of, digest_of, write_table
+from datapipe.table import LARGEST_LABEL, SampleEntry, TableFacts, crc32_of, write_table
 from datapipe.tar_walk import LARGEST_IMAGE_MEMBER, LARGEST_LABEL_MEMBER
 
 PARTIAL_NAMES = tuple(f"{name}.partial" for name in (MANIFEST_NAME, LABELS_NAME, UNFINISHED_NAME))
@@ -166,10 +167,10 @@ def write_shard(
         shard.close()
     name = url.rpartition("/")[2]
     table = f"{name.removesuffix('.tar')}.parquet"
-    write_table(join(directory_of(url), table), shard.entries)
-    entry = ShardEntry(name, table, len(shard.entries), size_of(url), digest_of(shard.entries))
-    ids = [label for sample in shard.entries for label in sample.labels or ()]
-    return WrittenShard(entry, max(ids, default=-1) + 1)
+    facts = TableFacts.of(shard.entries, shard=name, shard_bytes=size_of(url))
+    write_table(join(directory_of(url), table), shard.entries, facts=facts)
+    entry = ShardEntry(name, table, facts.num_samples, facts.shard_bytes, facts.digest)
+    return WrittenShard(entry, facts.num_labels)
 
 
 def index_of(directory: str, shards: Iterable[WrittenShard]) -> ShardIndex:
