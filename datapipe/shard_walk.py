@@ -101,7 +101,7 @@ class _Samples:
         for key, offset, size, width, height, crc32, extension, content in pieces:
             labels = name = None
             if content is not None:
-                labels, name = _labels_and_name(extension, content)
+                labels, name = labels_and_name(extension, content)
             elif extension:
                 self.too_large.append(f"{key}.{extension}")
                 continue
@@ -145,7 +145,7 @@ class _Samples:
         return ShardContents(entries, tuple(self.warnings))
 
 
-def _labels_and_name(extension: str, content: bytes) -> tuple[tuple[int, ...] | None, str | None]:
+def labels_and_name(extension: str, content: bytes) -> tuple[tuple[int, ...] | None, str | None]:
     """The label ids of a label member, None where there are none of use, and the name it tells."""
     usual = USUAL_LABELS.fullmatch(content)
     if usual is None or (usual[1] is None and extension == "cls"):

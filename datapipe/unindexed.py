@@ -1,0 +1,173 @@
+"""Streaming from shards that have no index: plain webdataset, in the order of the tars.
+
+For sets of which nobody has the time to make an index. It cannot do what needs one, and says so:
+
+- there is no position: who starts again starts at the beginning of an epoch;
+- workers own whole shards, so their numbers of batches differ, and the number of workers cannot
+  change within an epoch;
+- shuffling is that of shards, and of a buffer of samples;
+- nobody knows the number of samples, nor their checksums.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import tarfile
+from collections.abc import Iterator, Sequence
+from typing import IO, Any
+
+import numpy as np
+from webdataset import filters, tariterators
+
+from datapipe.batch_stream import BatchStream
+from datapipe.config import DataConfig
+from datapipe.errors import MissingShard
+from datapipe.hashing import key_of
+from datapipe.order import Permutation
+from datapipe.plan import BatchPlan, Segment
+from datapipe.planned_samples import DrawnSample, Rows
+from datapipe.reader import RawSample
+from datapipe.shard_walk import labels_and_name
+from datapipe.storage import absolute, opened
+from datapipe.tar_walk import IMAGE_EXTENSIONS, LABEL_EXTENSIONS
+
+logger = logging.getLogger(__name__)
+
+SHARDS_KEY, BUFFER_KEY = 7, 8
+SUFFIXES = frozenset((*IMAGE_EXTENSIONS, *LABEL_EXTENSIONS))
+UNKNOWN = -1
+
+
+def unindexed_stream(
+    shard_urls: Sequence[str],
+    config: DataConfig,
+    *,
+    batch_size: int,
+    rank: int,
+    world_size: int,
+    num_epochs: int,
+    seed: int,
+    shuffle_buffer: int,
+    training: bool,
+    num_classes: int,
+) -> BatchStream:
+    """The batches of one of `world_size` workers: `batch_size` rows each, the last one padded.
+
+    shard_urls: as `datapipe.index.list_shards` gives them. shuffle_buffer: samples, in memory, of
+    which the next one is drawn; 0 for none. `max_bad_samples` must be a number: a share of nobody
+    knows how many is none. In a batch, `spans` are empty, and `sample_ids` count
+    this worker's samples. `next` raises, besides what `BatchStream` does, `MissingShard`,
+    `UnreadableShard`, `UnreadableUrl`. A shard that ends early gives what it holds, with a warning.
+    Raises `ValueError` with fewer shards than workers.
+    """
+    if not 0 <= rank < world_size <= len(shard_urls):
+        raise ValueError(
+            f"rank is {rank}, world_size {world_size}; without an index workers own whole shards, "
+            f"so at most {len(shard_urls)} of them can read {len(shard_urls)} shards"
+        )
+    logger.warning(
+        "shards are read without an index: no exact resume, no exact order, batches of workers "
+        "differ in number; python -m datapipe index makes one shards=%d",
+        len(shard_urls),
+    )
+    urls = [absolute(url) for url in shard_urls]
+    samples = _Samples(urls, seed=seed, shuffle_buffer=shuffle_buffer if training else 0)
+    return BatchStream(
+        samples.batches(batch_size, rank=rank, world_size=world_size, num_epochs=num_epochs),
+        config,
+        seed=seed,
+        training=training,
+        num_classes=num_classes,
+        num_bad_allowed=config.bad_samples_allowed(1),
+        stand_ins=lambda: samples.of_epoch(0, rank=rank, world_size=world_size),
+    )
+
+
+class _Samples:
+    def __init__(self, urls: Sequence[str], *, seed: int, shuffle_buffer: int) -> None:
+        self._urls = urls
+        self._seed = seed
+        self._shuffle_buffer = shuffle_buffer
+
+    def batches(
+        self, batch_size: int, *, rank: int, world_size: int, num_epochs: int
+    ) -> Iterator[tuple[BatchPlan, Rows]]:
+        plan = BatchPlan((Segment((), batch_size),))
+        rows: Rows = []
+        for epoch in range(num_epochs):
+            for drawn in self.of_epoch(epoch, rank=rank, world_size=world_size):
+                rows.append(drawn)
+                if len(rows) == batch_size:
+                    yield plan, rows
+                    rows = []
+        if rows:
+            yield plan, rows + [None] * (batch_size - len(rows))
+
+    def of_epoch(self, epoch: int, *, rank: int, world_size: int) -> Iterator[DrawnSample]:
+        order = Permutation(len(self._urls), key_of(self._seed, epoch, SHARDS_KEY))
+        numbers = order(np.arange(rank, len(self._urls), world_size, dtype=np.int64))
+        found = self._found([self._urls[number] for number in numbers.tolist()])
+        if self._shuffle_buffer:
+            generator = random.Random(int(key_of(self._seed, epoch, rank, BUFFER_KEY)))
+            found = filters.shuffle(self._shuffle_buffer, rng=generator)(found)
+        for number, sample in enumerate(found):
+            raw = _raw_sample(sample, sample_id=number * world_size + rank)
+            if raw is not None:
+                yield DrawnSample(raw, epoch)
+
+    def _found(self, urls: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """What webdataset finds in these shards, one after the other."""
+        for url in urls:
+            try:
+                with opened(url) as file:
+                    members = tariterators.tar_file_expander(
+                        [{"url": url, "stream": file}], handler=_ends_shard
+                    )
+                    yield from tariterators.group_by_keys(
+                        members, suffixes=SUFFIXES, handler=_ends_shard
+                    )
+                    _check_end(url, file)
+            except (FileNotFoundError, NotADirectoryError) as error:
+                raise MissingShard((url,)) from error
+
+
+def _ends_shard(error: Exception) -> bool:
+    """What webdataset asks after an error: True to go on with what follows."""
+    if not isinstance(error, tarfile.TarError | ValueError):
+        raise error
+    logger.warning("part of a shard was left out reason=%s", error)
+    return True
+
+
+def _check_end(url: str, file: IO[bytes]) -> None:
+    """Warn of a shard without a tar's last block of zeros, which tarfile does not miss."""
+    num_bytes = file.seek(0, os.SEEK_END)
+    file.seek(max(0, num_bytes - tarfile.BLOCKSIZE))
+    if file.read() != tarfile.NUL * tarfile.BLOCKSIZE:
+        logger.warning("shard ends early shard=%s bytes=%d", url, num_bytes)
+
+
+def _raw_sample(sample: dict[str, Any], *, sample_id: int) -> RawSample | None:
+    """None where there is no image."""
+    payloads = [sample[extension] for extension in IMAGE_EXTENSIONS if extension in sample]
+    if not payloads:
+        return None
+    labels = [
+        found
+        for extension in LABEL_EXTENSIONS
+        if extension in sample
+        and (found := labels_and_name(extension, sample[extension])[0]) is not None
+    ]
+    return RawSample(
+        sample_id=sample_id,
+        payload=memoryview(payloads[0]),
+        labels=np.array(labels[-1], np.int64) if labels else None,
+        width=0,
+        height=0,
+        shard=sample["__url__"],
+        key=sample["__key__"],
+        offset=UNKNOWN,
+        crc32=None,
+    )
