@@ -10,6 +10,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from types import FrameType
 from typing import TypeVar
 
@@ -25,7 +26,7 @@ def for_each_shard(
     """The number and result of each job, as they come.
 
     work: a function of a module, jobs and results picklable, unless num_processes is 1: then they
-    run here. The first error ends the others.
+    run here. The first error ends the others; `OSError` if a process was killed.
     """
     if min(num_processes, len(jobs)) <= 1:
         yield from ((number, work(job)) for number, job in enumerate(jobs))
@@ -36,6 +37,11 @@ def for_each_shard(
     )
     try:
         yield from _in_flight(executor, work, jobs, limit=2 * num_processes)
+    except BrokenProcessPool as error:
+        raise OSError(
+            "a process that reads shards was killed, perhaps for want of memory; try again with "
+            "fewer of them (--num-processes)"
+        ) from error
     except BaseException:
         for process in set(multiprocessing.active_children()) - others:
             process.terminate()

@@ -13,7 +13,7 @@ import pytest
 from datapipe.__main__ import main
 from datapipe.index import ShardIndex
 from tests.datapipe.file_server import FileServer
-from tests.datapipe.small_sets import write_set
+from tests.datapipe.small_sets import write_set, write_tar
 
 
 def copied_shards(index: ShardIndex, directory: Path) -> str:
@@ -144,13 +144,16 @@ def test_a_refused_url_is_one_line_and_exit_code_2(
     assert capsys.readouterr().err.startswith(f"error: {server.url}: cannot be read: 403")
 
 
-def test_an_interrupted_run_is_one_line_and_exit_code_130(tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_shards", [1, 2])
+def test_an_interrupted_run_is_one_line_and_exit_code_130(tmp_path: Path, num_shards: int) -> None:
+    names = [f"{number}.tar" for number in range(num_shards)]
+    for name in names:
+        write_tar(tmp_path / name, {})
     with FileServer(tmp_path) as server:
-        server.held.add("a.tar")
+        server.held.update(names)
+        command = ["index", server.url, "--out", str(tmp_path), "--num-processes", "2"]
         process = subprocess.Popen(
-            [sys.executable, "-m", "datapipe", "index", f"{server.url}/a.tar", "--out", tmp_path],
-            stderr=subprocess.PIPE,
-            text=True,
+            [sys.executable, "-m", "datapipe", *command], stderr=subprocess.PIPE, text=True
         )
         with process:
             assert server.asked.wait(timeout=30)
@@ -158,3 +161,4 @@ def test_an_interrupted_run_is_one_line_and_exit_code_130(tmp_path: Path) -> Non
             _, errors = process.communicate(timeout=20)
     assert process.returncode == 130
     assert errors.splitlines()[-1] == "interrupted; the same command goes on"
+    assert "Traceback" not in errors

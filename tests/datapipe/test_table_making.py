@@ -12,6 +12,7 @@ import pytest
 
 from datapipe.errors import UnreadableShard
 from datapipe.index import ShardIndex, index_shards, list_shards
+from datapipe.shard_jobs import for_each_shard
 from datapipe.table import read_facts, write_table
 from tests.datapipe.file_server import FileServer
 from tests.datapipe.small_sets import labels_in, labels_of
@@ -116,3 +117,8 @@ def test_shards_in_the_memory_of_this_process_are_indexed_in_it(shards: Path) ->
     urls = list_shards("memory://walked")
     index = index_shards(urls, directory_url="memory://walked", num_processes=2)
     assert labels_in(index) == [list(labels_of(number)) for number in range(75)]
+
+
+def test_a_process_that_was_killed_is_an_error_that_says_so() -> None:
+    with pytest.raises(OSError, match="was killed, perhaps for want of memory"):
+        list(for_each_shard(os._exit, [1, 1], num_processes=2))
