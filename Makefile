@@ -1,7 +1,8 @@
-# Every target makes .venv first, and again when pyproject.toml or constraints.txt change.
+# Every target makes .venv first, and again when pyproject.toml, constraints.txt or native/ change.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+NATIVE := $(wildcard native/*.[ch] native/*/*.[ch])
 
 .PHONY: demo test test-faults lint clean
 
@@ -20,7 +21,7 @@ lint: $(INSTALLED)  ## formatting, lint, types
 	$(BIN)/mypy
 
 # Behind a lock, and looked at again there: two makes at once must not both build it.
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt setup.py $(NATIVE)
 ifdef VENV_LOCKED
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \

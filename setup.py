@@ -1,7 +1,27 @@
-"""The native parts, installed beside the two packages; all the rest is in pyproject.toml."""
+"""The native parts, installed beside the two packages; all the rest is in pyproject.toml.
+
+Each is a library behind a module's name: sources that are put before the installed packages (a
+submitted working directory) carry nothing compiled, and must not hide it. None holds a Python
+interface or is imported: they are found by their names and called by ctypes. Where there is no
+compiler, or not libjpeg-turbo's headers, the installation goes on without them.
+"""
+
+from __future__ import annotations
+
+from glob import glob
 
 from setuptools import Extension, setup
 
 setup(
-    ext_modules=[Extension("datapipe_tar_walk", ["native/tar_walk.c"], optional=True)],
+    ext_modules=[
+        Extension("datapipe_tar_walk", ["native/tar_walk.c"], optional=True),
+        Extension(
+            "datapipe_native",
+            sources=sorted(glob("native/jpeg/*.c")),
+            depends=sorted(glob("native/jpeg/*.h")),
+            libraries=["jpeg", "m"],
+            extra_compile_args=["-O3", "-std=gnu11", "-fvisibility=hidden", "-ffp-contract=off"],
+            optional=True,
+        ),
+    ]
 )
