@@ -20,7 +20,7 @@ from torch import Tensor
 from datapipe.batch import Batch
 from datapipe.buffers import ImageBuffers
 from datapipe.config import DataConfig
-from datapipe.decode import DecodeError, decode_into, image_size
+from datapipe.decode import DecodeError, decode_batch, image_size
 from datapipe.errors import LabelOutOfRange, TooManyBadSamples
 from datapipe.plan import BatchPlan
 from datapipe.planned_samples import DrawnSample
@@ -131,12 +131,15 @@ class BatchMaker:
                 sizes.append((1, 1))
                 reasons.append(str(error))
         boxes, flips = self._boxes(rows, np.array(sizes, np.float64))
-        for number, row in enumerate(rows):
-            if reasons[number] is None and row.sample.payload is not None:
-                try:
-                    decode_into(row.sample.payload, boxes[number], flips[number], row.image)
-                except DecodeError as error:
-                    reasons[number] = str(error)
+        sound = [number for number, reason in enumerate(reasons) if reason is None]
+        found = decode_batch(
+            [payload for number in sound if (payload := rows[number].sample.payload) is not None],
+            [boxes[number] for number in sound],
+            [flips[number] for number in sound],
+            [rows[number].image for number in sound],
+        )
+        for number, reason in zip(sound, found, strict=True):
+            reasons[number] = reason
         return reasons
 
     def _boxes(

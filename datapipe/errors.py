@@ -12,6 +12,7 @@
       CorruptSample       one sample that cannot be decoded
       TooManyBadSamples   more of them than `max_bad_samples`
       PackingError        images that cannot be packed as asked
+    DecodeError           bytes that are no image that can be used; not of a place, so no DataError
 
 Every class keeps its facts as positional arguments, so that pickle can rebuild it.
 """
@@ -19,6 +20,10 @@ Every class keeps its facts as positional arguments, so that pickle can rebuild 
 from __future__ import annotations
 
 NUM_LISTED = 5
+
+
+class DecodeError(ValueError):
+    """These bytes are not an image that can be used; the text says why."""
 
 
 class DataError(Exception):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import struct
+from zlib import crc32
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from datapipe.decode import DecodeError, check_decodes, decode_into, image_size
+from datapipe.decode import DecodeError, check_decodes, decode_batch, decode_into, image_size
+from tests.datapipe.jpegs import with_size
 from tests.datapipe.small_sets import encode, picture
 
 Box = tuple[float, float, float, float]
@@ -79,12 +83,37 @@ def test_what_is_no_image_is_an_error(payload: bytes) -> None:
 
 
 @pytest.mark.parametrize("side", [8001, 20_000])
-def test_a_huge_image_is_refused_by_its_header(side: int) -> None:
-    payload = bytearray(encode(picture(0), "JPEG"))
-    size_at = payload.index(b"\xff\xc0") + 5
-    payload[size_at : size_at + 4] = side.to_bytes(2, "big") * 2
-    # Pillow's own limit, which lets through what is 25 % above ours, comes first for the second.
-    allowed = "allowed: 64 megapixels" if side == 8001 else "exceeds limit"
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG"])
+def test_a_huge_image_is_refused_by_its_header(side: int, image_format: str) -> None:
+    payload = encode(picture(0), image_format)
+    payload = with_size(payload, side, side) if image_format == "JPEG" else png_header(side)
+    # Pillow's own limit, which lets through what is 25 % above ours, may come first.
+    allowed = "allowed: 64 megapixels|exceeds limit"
     for read in (image_size, check_decodes, lambda payload: decoded(payload, (0, 0, 9, 9))):
         with pytest.raises(DecodeError, match=allowed):
-            read(bytes(payload))
+            read(payload)
+
+
+def test_images_of_all_formats_may_share_a_batch() -> None:
+    formats = ("JPEG", "PNG", "JPEG", "WEBP")
+    payloads = [encode(picture(number), name) for number, name in enumerate(formats)]
+    payloads.append(b"<html>")
+    boxes = [(float(number), 1.5, 20.0, 19.0) for number in range(5)]
+    flips = [True, True, False, False, True]
+    outs = np.zeros((5, 16, 16, 3), np.uint8)
+    reasons = decode_batch([memoryview(payload) for payload in payloads], boxes, flips, list(outs))
+    assert reasons[:4] == [None] * 4
+    assert reasons[4] == "not a JPEG, PNG or WebP image"
+    for number in range(4):
+        alone = decoded(payloads[number], boxes[number], flip=flips[number])
+        assert np.array_equal(outs[number], alone)
+    assert decode_batch([], [], [], []) == []
+
+
+def png_header(side: int) -> bytes:
+    """What of a PNG tells its size."""
+    size = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", crc32(chunk))
+        for chunk in (size, b"IDAT")
+    )
