@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from datapipe import doctor
 from datapipe.errors import DataError
 from datapipe.index import ShardIndex, check_finished, index_shards, list_shards
 from datapipe.preview import contact_sheet
@@ -29,7 +30,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[LogToStderr()])
     options = _parser().parse_args(arguments)
-    commands = {"index": _index, "verify": _verify, "info": _info, "preview": _preview}
+    commands = {
+        "index": _index,
+        "verify": _verify,
+        "info": _info,
+        "preview": _preview,
+        "doctor": _doctor,
+    }
     try:
         return commands[options.command](options)
     except (DataError, OSError, ValueError) as error:
@@ -104,6 +111,11 @@ def _preview(options: argparse.Namespace) -> int:
     return OK
 
 
+def _doctor(_: argparse.Namespace) -> int:
+    sys.stdout.write(doctor.report())
+    return OK
+
+
 def _print(line: str) -> None:
     sys.stdout.write(f"{line}\n")
 
@@ -124,6 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     preview.add_argument("--out", required=True, help="the PNG to write")
     preview.add_argument("--num", type=_count, default=36, help="images; default: 36")
     preview.add_argument("--seed", type=int, default=0, help="of the choice; default: 0")
+    commands.add_parser("doctor", help="say which decoder is active, and why")
     return parser
 
 
