@@ -73,13 +73,13 @@ class PayloadOptions:
 
     def apply(self, payload: bytes) -> bytes:
         """The bytes to be packed. Raises `DecodeError` if they are not an image that decodes."""
-        check_decodes(payload)
         if self.reencode_quality is not None:
+            check_decodes(payload)
             payload = _reencoded(payload, self.reencode_quality, self.reencode_long_side)
-        if self.restart_markers:
-            marked: bytes = _remux().with_restart_markers(payload)
-            return marked
-        return payload
+        marked: bytes = _remux().with_restart_markers(payload) if self.restart_markers else payload
+        if marked == payload:  # what was given markers has been decoded, to compare the pixels
+            check_decodes(payload)
+        return marked
 
 
 def _reencoded(payload: bytes, quality: int, long_side: int | None) -> bytes:

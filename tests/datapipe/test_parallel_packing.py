@@ -121,17 +121,10 @@ def test_a_killed_process_is_told_and_the_same_command_goes_on(
     assert files_in(tmp_path / "out") == uninterrupted
 
 
-def test_a_process_tells_of_a_bad_image_and_of_a_failed_write(
-    tmp_path: Path,
-) -> None:
-    photos, output = write_photos(tmp_path / "photos"), tmp_path / "out"
+def test_a_process_tells_of_a_bad_image(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", num_images=10)
     bad = images_in(photos)[3].path
-    content = bad.read_bytes()
     bad.write_bytes(b"no image")
-    jobs = packing_of(photos, output).jobs()
+    jobs = packing_of(photos, tmp_path / "out").jobs()
     with pytest.raises(PackingError, match=f"{bad.name}: not a JPEG, PNG or WebP image; repair it"):
-        list(pack_shards(jobs, num_processes=2, on_images=lambda _: None))
-    bad.write_bytes(content)
-    (output / "train-00000.tar.partial").mkdir()
-    with pytest.raises(OSError, match=r"out/train-00000\.tar"):
         list(pack_shards(jobs, num_processes=2, on_images=lambda _: None))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -69,6 +71,22 @@ def test_a_new_encoding_is_of_the_pixels_that_the_decoder_sees(mode: str) -> Non
     Image.fromarray(seen).save(expected, "JPEG", quality=95, subsampling="4:2:0", optimize=True)
     options = PayloadOptions(restart_markers=False, reencode_quality=95)
     assert options.apply(payload) == expected.getvalue()
+
+
+def test_restart_markers_leave_the_pixels_as_they_are(shared_data: Path) -> None:
+    options = PayloadOptions().available()
+    if not options.restart_markers:
+        pytest.skip("the native kernel, which adds restart markers, is not active")
+    for path in sorted((shared_data / "imagenet-sample").glob("*.JPEG"))[:3]:
+        payload = path.read_bytes()
+        marked = options.apply(payload)
+        assert b"\xff\xdd\x00\x04" in marked  # the segment that announces them
+        assert b"\xff\xdd\x00\x04" not in payload
+        with Image.open(path) as before, Image.open(BytesIO(marked)) as after:
+            assert before.tobytes() == after.tobytes()
+    again = replace(options, reencode_quality=80).apply(payload)
+    assert b"\xff\xdd\x00\x04" in again
+    assert options.apply(encode(picture(1), "PNG")) == encode(picture(1), "PNG")
 
 
 def test_options_that_pack_other_bytes_have_another_text() -> None:

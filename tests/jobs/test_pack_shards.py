@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -173,10 +174,10 @@ def test_a_truncated_image_stops_or_is_listed(
 ) -> None:
     truncate(folder / "cat" / "1.jpg")
     assert pack(folder, tmp_path / "out") == 2
-    assert "error: cat/1.jpg: image file is truncated" in capsys.readouterr().err
+    assert re.search(r"error: cat/1\.jpg: .*truncated.*; repair it", capsys.readouterr().err)
     assert not (tmp_path / "out" / "index.json").exists()
     assert pack(folder, tmp_path / "out", "--skip-bad") == 0
-    assert "skipped cat/1.jpg: image file is truncated" in capsys.readouterr().err
+    assert re.search(r"skipped cat/1\.jpg: .*truncated", capsys.readouterr().err)
     assert packed_labels(tmp_path / "out") == [["cat"]] * 2 + [["dog"]] * 2
     labels = read_labels(str(tmp_path / "out" / "labels.json"))
     assert [label.weight for label in labels] == [0.5, 0.5]  # of what was packed
@@ -235,7 +236,7 @@ def test_a_cluster_gives_what_one_machine_gives(
     assert len(list((tmp_path / "two").glob("*.tar"))) == 2
     truncate(folder / "cat" / "1.jpg")
     assert pack(folder, tmp_path / "three", *options, "--ray") == 2
-    assert "error: cat/1.jpg: image file is truncated" in capsys.readouterr().err
+    assert re.search(r"error: cat/1\.jpg: .*truncated.*; repair it", capsys.readouterr().err)
 
 
 def tar_of(path: Path, images: dict[str, Path]) -> Path:
