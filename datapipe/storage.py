@@ -80,20 +80,18 @@ def exists(url: str) -> bool:
 
 def names_in(directory: str) -> set[str]:
     """The names in a directory; none where there is no directory."""
-    filesystem, path = open_filesystem(directory)
-    try:
-        with _reading(directory):
-            listed = filesystem.ls(path, detail=False)
-    except (FileNotFoundError, NotADirectoryError):
-        return set()
-    return {name.rstrip("/").rpartition("/")[2] for name in listed}
+    return set(sizes_in(directory))
 
 
 def sizes_in(directory: str) -> dict[str, int | None]:
-    """The files in a directory with their sizes, None where the listing does not tell them."""
+    """The files in a directory with their sizes, None where the listing does not tell them.
+
+    As they are now: a listing that a backend has kept does not know what other processes wrote.
+    """
     filesystem, path = open_filesystem(directory)
     try:
         with _reading(directory):
+            filesystem.invalidate_cache(path)
             listed = filesystem.ls(path, detail=True)
     except (FileNotFoundError, NotADirectoryError):
         return {}
