@@ -107,11 +107,11 @@ def shuffle_images(images: Sequence[ImageFile], *, seed: int, limit: int | None)
 
 
 class Packing:
-    """A data set that is being packed into a directory; a context of one command.
+    """A data set that is being packed into a directory, as one command sees it.
 
     The directory holds the plan, as its mark, from the beginning to the end. `jobs` are the shards
-    that are missing; anything that calls `pack_shard` with each may do them, in any order and
-    anywhere. `finish` then makes a data set of it.
+    that are missing; they may be done in any order and anywhere, by calling `pack_shard` with each.
+    `finish` then makes a data set of it.
     """
 
     def __init__(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from uuid import uuid4
 
 from datapipe.errors import PackingError
 from datapipe.index import MANIFEST_NAME, UNFINISHED_NAME
@@ -31,7 +32,8 @@ def begin(directory: str, plan: PackPlan) -> PackPlan:
     if foreign:
         raise PackingError(f"{directory} holds {foreign[0]}; choose an empty directory")
     if not is_begun:
-        write_bytes(join(directory, UNFINISHED_NAME), plan.to_bytes())
+        # Parts that begin at the same time all write it, and the same.
+        write_bytes(join(directory, UNFINISHED_NAME), plan.to_bytes(), by=uuid4().hex)
     return plan
 
 

@@ -75,8 +75,9 @@ class PackPlan:
         return len(self.first_images)
 
     def shard(self, number: int) -> PlannedShard:
-        start = self.first_images[number]
-        stop = (*self.first_images, len(self.images))[number + 1]
+        start, following = self.first_images[number], number + 1
+        is_last = following == self.num_shards
+        stop = len(self.images) if is_last else self.first_images[following]
         return PlannedShard(number, start, self.images[start:stop])
 
     def fingerprint(self) -> str:

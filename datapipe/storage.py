@@ -164,16 +164,20 @@ def remove_directory(url: str) -> None:
         filesystem.rm(path, recursive=True)
 
 
-def write_bytes(url: str, payload: bytes) -> None:
-    with replacing(url) as file:
+def write_bytes(url: str, payload: bytes, *, by: str | None = None) -> None:
+    """by: name of the writer, where several may write the file at a time."""
+    with replacing(url, by=by) as file:
         file.write(payload)
 
 
 @contextmanager
-def replacing(url: str) -> Iterator[IO[bytes]]:
-    """A file to write, under another name until the block ends well; then it takes its place."""
+def replacing(url: str, *, by: str | None = None) -> Iterator[IO[bytes]]:
+    """A file to write, under another name until the block ends well; then it takes its place.
+
+    by: as in `write_bytes`.
+    """
     filesystem, path = open_filesystem(url)
-    partial = f"{path}.partial"
+    partial = f"{path}.partial" if by is None else f"{path}.{by}.partial"
     with _writing(url):
         filesystem.makedirs(directory_of(path), exist_ok=True)
     try:

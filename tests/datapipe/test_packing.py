@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
 
 import fsspec
 import pytest
@@ -86,6 +88,21 @@ def test_parts_in_any_order_give_what_one_command_gives(
     output = tmp_path / "out"
     written = [pack(packing_of(photos, output), part=Part(i, 3)) for i in (2, 3, 1)]
     assert sorted(number for part in written for number in part) == list(range(8))
+    packing_of(photos, output).finish()
+    assert files_in(output) == uninterrupted
+
+
+def test_parts_may_begin_at_the_same_time(
+    photos: Path, tmp_path: Path, uninterrupted: dict[str, bytes]
+) -> None:
+    output, together = tmp_path / "out", Barrier(8)
+
+    def run(number: int) -> None:
+        together.wait(timeout=50)
+        pack(packing_of(photos, output), part=Part(number, 8))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(run, range(1, 9)))
     packing_of(photos, output).finish()
     assert files_in(output) == uninterrupted
 
