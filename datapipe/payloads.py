@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import platform
 from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from datapipe.decode import check_decodes
+from datapipe.errors import PackingError
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +68,15 @@ class PayloadOptions:
             "`python -m datapipe doctor` says why, --no-restart-markers accepts it"
         )
         return replace(self, restart_markers=False)
+
+    def check_available(self) -> None:
+        """Raise `PackingError` where restart markers are wanted, and cannot be made here."""
+        if self.restart_markers and _remux() is None:
+            raise PackingError(
+                f"{platform.node()}: restart markers cannot be made here, as the native kernel is "
+                "not active; install it on every machine that packs (`python -m datapipe doctor` "
+                "says what is missing), or pack with --no-restart-markers everywhere"
+            )
 
     def extension(self, extension: str) -> str:
         """Of an image with this one, when it is packed."""

@@ -87,8 +87,10 @@ def record_url(directory: str, shard: str) -> str:
 def pack_shard(job: ShardJob, on_images: Callable[[int], None] = lambda _: None) -> ShardRecord:
     """Write the job's shard, table and record; `on_images` is called with 1 after each image.
 
-    Errors: `PackingError` for a bad image unless the job skips them; `OSError`.
+    Errors: `PackingError` for a bad image unless the job skips them, and for a treatment of images
+    that this machine is not equipped for; `OSError`.
     """
+    job.payloads.check_available()
     counts: Counter[int] = Counter()
     skipped: list[str] = []
 

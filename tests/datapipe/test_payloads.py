@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from datapipe.decode import DecodeError, decode_into
+from datapipe.errors import PackingError
 from datapipe.payloads import PayloadOptions
 from tests.datapipe.small_sets import encode, picture
 
@@ -113,6 +114,19 @@ def test_options_that_pack_other_bytes_have_another_text() -> None:
 def test_options_that_cannot_be_are_refused(arguments: dict[str, int], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         PayloadOptions(**arguments)  # type: ignore[arg-type]
+
+
+def test_a_machine_without_the_kernel_says_so_and_packs_no_part_of_a_marked_set(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        options = PayloadOptions().available()
+    if options.restart_markers:
+        pytest.skip("the native kernel is active here")
+    assert "shards will carry no restart markers" in caplog.text
+    options.check_available()
+    with pytest.raises(PackingError, match="restart markers cannot be made here, as the native"):
+        PayloadOptions().check_available()
 
 
 def test_plain_packing_needs_no_kernel_and_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
