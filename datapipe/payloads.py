@@ -7,22 +7,20 @@ and is done only where it is asked for. What is no JPEG stays as it is, unless i
 
 from __future__ import annotations
 
-import importlib
 import logging
 import platform
 from dataclasses import dataclass, replace
 from io import BytesIO
-from typing import Any
 
-import numpy as np
 from PIL import Image
 
+from datapipe import remux
 from datapipe.decode import check_decodes
 from datapipe.errors import PackingError
+from datapipe.with_pillow import rgb_image
 
 logger = logging.getLogger(__name__)
 
-FORMATS = ("JPEG", "PNG", "WEBP")
 CHROMA_4_2_0 = 2
 """Pillow's number for it."""
 
@@ -60,7 +58,7 @@ class PayloadOptions:
 
     def available(self) -> PayloadOptions:
         """These, without restart markers where they cannot be made here; a warning says so."""
-        if not self.restart_markers or _remux() is not None:
+        if not self.restart_markers or remux.is_available():
             return self
         logger.warning(
             "shards will carry no restart markers, as the native kernel is not active here; "
@@ -71,7 +69,7 @@ class PayloadOptions:
 
     def check_available(self) -> None:
         """Raise `PackingError` where restart markers are wanted, and cannot be made here."""
-        if self.restart_markers and _remux() is None:
+        if self.restart_markers and not remux.is_available():
             raise PackingError(
                 f"{platform.node()}: restart markers cannot be made here, as the native kernel is "
                 "not active; install it on every machine that packs (`python -m datapipe doctor` "
@@ -85,9 +83,8 @@ class PayloadOptions:
     def apply(self, payload: bytes) -> bytes:
         """The bytes to be packed. Raises `DecodeError` if they are not an image that decodes."""
         if self.reencode_quality is not None:
-            check_decodes(payload)
             payload = _reencoded(payload, self.reencode_quality, self.reencode_long_side)
-        marked: bytes = _remux().with_restart_markers(payload) if self.restart_markers else payload
+        marked = remux.with_restart_markers(payload) if self.restart_markers else payload
         if marked == payload:  # what was given markers has been decoded, to compare the pixels
             check_decodes(payload)
         return marked
@@ -95,8 +92,7 @@ class PayloadOptions:
 
 def _reencoded(payload: bytes, quality: int, long_side: int | None) -> bytes:
     """A 4:2:0 JPEG of the same image, without what it says about colour profiles or its camera."""
-    with Image.open(BytesIO(payload), formats=FORMATS) as image:
-        pixels = _rgb(image)
+    pixels = rgb_image(payload)
     scale = 1.0 if long_side is None else min(1.0, long_side / max(pixels.size))
     if scale < 1:
         width, height = (max(1, round(side * scale)) for side in pixels.size)
@@ -104,21 +100,3 @@ def _reencoded(payload: bytes, quality: int, long_side: int | None) -> bytes:
     buffer = BytesIO()
     pixels.save(buffer, "JPEG", quality=quality, subsampling=CHROMA_4_2_0, optimize=True)
     return buffer.getvalue()
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """The pixels alone, as `datapipe.decode` sees them."""
-    image.load()
-    if image.mode.startswith("I"):  # 16 bits, which `convert` would clip to 255
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    image.info.clear()  # or `convert` warns that it drops a palette's transparency
-    return image.convert("RGB")
-
-
-def _remux() -> Any:
-    """`datapipe.remux` where it can work, else None."""
-    try:
-        remux = importlib.import_module("datapipe.remux")
-    except ImportError:
-        return None
-    return remux if remux.is_available() else None

@@ -62,6 +62,21 @@ def check_decodes(payload: Payload) -> None:
         raise DecodeError(_reason(error)) from error
 
 
+def rgb_image(payload: Payload) -> Image.Image:
+    """The whole image in RGB, and nothing that its file says beside the pixels.
+
+    Raises `DecodeError`.
+    """
+    try:
+        with _open(payload) as image:
+            image.load()
+            pixels = _rgb(image)
+    except PILLOW_ERRORS as error:
+        raise DecodeError(_reason(error)) from error
+    pixels.info.clear()
+    return pixels
+
+
 def _open(payload: Payload) -> Image.Image:
     image = Image.open(BytesIO(payload), formats=FORMATS)
     width, height = image.size
