@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import simplejpeg
-import torch
 from numpy.typing import NDArray
-from torch.nn.functional import embedding_bag
 
 from datapipe import with_pillow
 from datapipe.errors import DecodeError
@@ -27,6 +25,9 @@ HARMLESS = "extraneous bytes before marker 0xd9"
 
 def decode_into(payload: Payload, box: Box, flip: bool, out: NDArray[np.uint8]) -> None:
     """As `datapipe.decode.decode_into`; the payload is a JPEG. Raises `DecodeError`."""
+    # Here, as it takes torch, which a process that only checks images can do without.
+    from datapipe.antialiasing import Filter, transposed
+
     pixels = _pixels(bytes(payload))
     if pixels is None:
         with_pillow.decode_into(payload, box, flip, out)
@@ -35,10 +36,10 @@ def decode_into(payload: Payload, box: Box, flip: bool, out: NDArray[np.uint8]) 
     left, top, right, bottom = np.asarray(box, np.float32).tolist()
     if not (0 <= left <= right <= width and 0 <= top <= bottom <= height):
         raise DecodeError(f"the box is not inside the image: {box} of {width} x {height} pixels")
-    columns = _Filter(width, left, right, out.shape[1])
-    rows = _Filter(height, top, bottom, out.shape[0])
+    columns = Filter(width, left, right, out.shape[1])
+    rows = Filter(height, top, bottom, out.shape[0])
     needed = pixels[rows.start : rows.stop, columns.start : columns.stop]
-    scaled = rows.apply(_transposed(columns.apply(_transposed(needed))))
+    scaled = rows.apply(transposed(columns.apply(transposed(needed))))
     colours = scaled.view(np.uint8).reshape(*scaled.shape, 4)
     for channel in range(3):  # three times as fast as all at once
         colour = colours[:, :, channel]
@@ -49,39 +50,6 @@ def check_decodes(payload: Payload) -> None:
     """Decode all of a JPEG and drop the result. Raises `DecodeError`."""
     if _pixels(bytes(payload)) is None:
         with_pillow.check_decodes(payload)
-
-
-class _Filter:
-    """Pillow's antialiased bilinear filter: `side` outputs that divide [start, stop) of a line.
-
-    `start` and `stop` of the filter are the inputs that it uses.
-    """
-
-    def __init__(self, size: int, start: float, stop: float, side: int) -> None:
-        scale = (stop - start) / side
-        width = max(scale, 1.0)
-        centers = start + (np.arange(side) + 0.5) * scale
-        first = np.maximum((centers - width + 0.5).astype(np.int64), 0)
-        end = np.minimum((centers + width + 0.5).astype(np.int64), size)
-        inputs = first[:, None] + np.arange((end - first).max())
-        weights = np.maximum(1.0 - np.abs((inputs - centers[:, None] + 0.5) / width), 0.0)
-        weights[inputs >= end[:, None]] = 0.0
-        weights /= weights.sum(axis=1, keepdims=True)
-        self.start, self.stop = int(first[0]), int(end[-1])
-        self._inputs = torch.from_numpy(np.minimum(inputs, self.stop - 1) - self.start)
-        self._weights = torch.from_numpy(weights.astype(np.float32))
-
-    def apply(self, lines: Pixels) -> Pixels:
-        """(inputs, N) -> (side, N)."""
-        table = torch.from_numpy(lines.view(np.uint8)).to(torch.float32)
-        sums = embedding_bag(self._inputs, table, mode="sum", per_sample_weights=self._weights)
-        # numpy's conversion to bytes takes a sixth of torch's time
-        return sums.add_(0.5).numpy().astype(np.uint8).view(np.int32)
-
-
-def _transposed(pixels: Pixels) -> Pixels:
-    lines: Pixels = torch.from_numpy(pixels).T.contiguous().numpy()
-    return lines
 
 
 def _pixels(content: bytes) -> Pixels | None:
