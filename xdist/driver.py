@@ -146,7 +146,9 @@ class Driver:
         started = time.monotonic()
         address = self._metrics.serve(ray.util.get_node_ip_address(), self._run.local)
         logger.info("metrics served address=http://%s/metrics", address)
-        self._record("start", self._metrics.step, self._metrics.num_samples)
+        self._record(
+            "start", self._metrics.step, self._metrics.num_samples, decoders=nodes.decoders()
+        )
         try:
             with self._display:
                 self._train()

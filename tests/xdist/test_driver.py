@@ -19,6 +19,7 @@ from torch import Tensor
 
 from datapipe.batch import Batch, normalize
 from datapipe.batch_stream import BatchStream
+from datapipe.decode import active_kernel
 from datapipe.index import ShardIndex
 from datapipe.order import SampleOrder
 from datapipe.plan import BatchPlan, lane_batches, leased_batches
@@ -153,7 +154,10 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path, strategy: str) -> None:
     for late in steps[3:]:  # As after a crash: these were never published.
         (late / "manifest.json").unlink()
     run(config, tmp_path / "parts")
-    assert records(tmp_path / "parts", "start")[-1]["step"] == int(steps[2].name[5:])
+    start = records(tmp_path / "parts", "start")[-1]
+    assert start["step"] == int(steps[2].name[5:])
+    kernel = active_kernel()
+    assert list(start["decoders"].values()) == [f"{kernel.name}: {kernel.detail}"]
     whole, parts = final(tmp_path / "whole"), final(tmp_path / "parts")
     assert whole.manifest.cut == parts.manifest.cut
     assert torch.equal(weights_of(whole), weights_of(parts))

@@ -15,6 +15,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from datapipe.decode import active_kernel
 from xdist.errors import UserError
 from xdist.topologies import RunPlan
 
@@ -66,6 +67,24 @@ def on_others(function: Callable[[], Result]) -> dict[str, Result]:
 
 def _call(function: Callable[[], Result]) -> Result:
     return function()
+
+
+def decoders() -> dict[str, str]:
+    """What decodes JPEGs on each node, by address; a warning names those where it is slow."""
+    kernels = {ray.util.get_node_ip_address(): active_kernel(), **on_others(active_kernel)}
+    logger.info("images are decoded by %s", ", ".join(sorted({k.name for k in kernels.values()})))
+    slow = {address: kernel for address, kernel in kernels.items() if kernel.name == "fallback"}
+    if slow:
+        address, kernel = next(iter(slow.items()))
+        logger.warning(
+            "images decode at half the speed on %d of %d nodes, first %s: %s; "
+            "there, python -m datapipe doctor says what to do",
+            len(slow),
+            len(kernels),
+            address,
+            kernel.detail,
+        )
+    return {address: f"{kernel.name}: {kernel.detail}" for address, kernel in kernels.items()}
 
 
 def blind_to(path: str) -> list[str]:
