@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 NATIVE := $(wildcard native/*.[ch] native/*/*.[ch])
 
-.PHONY: demo test test-faults lint clean
+.PHONY: demo test test-faults bench-scale lint clean
 
 demo: $(INSTALLED)  ## train on synthetic scenes, on a Ray cluster of its own; minutes
 	@$(BIN)/python jobs/demo.py
@@ -14,6 +14,9 @@ test: $(INSTALLED)  ## all tests but test-faults
 
 test-faults: $(INSTALLED)  ## processes killed in every phase of a run
 	$(BIN)/python -m pytest -m faults
+
+bench-scale: $(INSTALLED)  ## a resume at 300 million samples: time, memory, shuffling
+	$(BIN)/python -m tests.benchmarks.scale
 
 lint: $(INSTALLED)  ## formatting, lint, types
 	$(BIN)/ruff format --check .
