@@ -9,27 +9,35 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import fsspec
+from fsspec.asyn import AsyncFileSystem, sync
 from fsspec.implementations.local import LocalFileSystem
 
 from datapipe.errors import DataError, UnreadableUrl, UnsupportedUrl
+from datapipe.retries import is_passing, status_of
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
+Result = TypeVar("Result")
 
-def open_filesystem(url: str) -> tuple[Any, str]:
-    """The fsspec file system of a URL and the path inside it."""
+S3_PROTOCOLS = ("s3", "s3a")
+WHOLE_FILE = "the server sends whole files instead of ranges"
+
+
+def open_filesystem(url: str, **options: Any) -> tuple[Any, str]:
+    """The fsspec file system of a URL, with these options of its own, and the path inside it."""
     refuse_pipe(url)
     with _reading(url):
         try:
-            filesystem, path = fsspec.core.url_to_fs(url)
+            filesystem, path = fsspec.core.url_to_fs(url, **options)
         except (ImportError, ValueError) as error:
             raise UnsupportedUrl(url, str(error)) from error
     return filesystem, path
@@ -109,10 +117,13 @@ def modified(url: str) -> datetime | None:
     return time
 
 
-def size_of(url: str) -> int:
+def size_of(url: str, *, timeout_s: float | None = None) -> int:
     filesystem, path = open_filesystem(url)
     with _reading(url):
-        size = filesystem.size(path)
+        if isinstance(filesystem, AsyncFileSystem):
+            size = _awaited(filesystem, filesystem._size, path, timeout_s=timeout_s)
+        else:
+            size = within(timeout_s, lambda: filesystem.size(path))
     if size is None:
         raise UnreadableUrl(url, "the server does not tell its size")
     return int(size)
@@ -124,20 +135,52 @@ def read_bytes(url: str) -> bytes:
         return bytes(filesystem.cat_file(path))
 
 
-def read_range(url: str, start: int, stop: int) -> bytes:
-    """The bytes [start, stop) of a file; fewer where it ends early."""
-    filesystem, path = open_filesystem(url)
+def read_range(url: str, start: int, stop: int, *, timeout_s: float | None = None) -> bytes:
+    """The bytes [start, stop) of a file; fewer where it ends early, or the answer was cut short.
+
+    timeout_s: after which a remote read is given up. With it, a read is one attempt: the caller has
+    retries of its own. Files of this machine have the kernel's limits.
+    """
+    if "://" not in url:
+        with _reading(url):
+            return _read_local(os.path.expanduser(url), start, stop)
+    filesystem, path = open_filesystem(url) if timeout_s is None else _open_for_one_attempt(url)
     try:
         with _reading(url):
-            content = bytes(filesystem.cat_file(path, start=start, end=stop))
-    except UnreadableUrl:
+            content = _fetch_range(filesystem, path, start, stop, timeout_s=timeout_s)
+    except UnreadableUrl as error:
         # Backends refuse a range behind the end in ways of their own; the size tells.
-        if not _ends_before(url, start):
+        if is_passing(error) and status_of(error) != 416:
+            raise
+        if not _ends_before(url, start, timeout_s=timeout_s):
             raise
         return b""
     if len(content) > stop - start:
-        raise UnreadableUrl(url, "the server sends whole files instead of ranges")
+        raise UnreadableUrl(url, WHOLE_FILE) from ValueError(WHOLE_FILE)
     return content
+
+
+def within(timeout_s: float | None, call: Callable[[], Result]) -> Result:
+    """The result of a call; `TimeoutError` if it takes longer, and then nobody waits for it."""
+    if timeout_s is None:
+        return call()
+    results: list[Result] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(call())
+        except BaseException as error:  # noqa: BLE001 - it is raised by the waiting thread
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="read within a time limit", daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    if thread.is_alive():
+        raise TimeoutError(f"no answer within {timeout_s:g} s")
+    if errors:
+        raise errors[0]
+    return results[0]
 
 
 @contextmanager
@@ -246,9 +289,62 @@ def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _ends_before(url: str, start: int) -> bool:
+def _ends_before(url: str, start: int, *, timeout_s: float | None) -> bool:
     """Whether the file is known to have no byte at `start`."""
     try:
-        return size_of(url) <= start
+        return size_of(url, timeout_s=timeout_s) <= start
     except (FileNotFoundError, UnreadableUrl):
         return False
+
+
+def _open_for_one_attempt(url: str) -> tuple[Any, str]:
+    """`open_filesystem`, without the retries of a backend that nobody counts or limits in time."""
+    protocol = url.partition("://")[0]
+    if protocol not in S3_PROTOCOLS:
+        return open_filesystem(url)
+    configured = fsspec.config.conf.get(protocol, {}).get("config_kwargs", {})
+    settings = {"max_pool_connections": 100, **configured, "retries": {"total_max_attempts": 1}}
+    filesystem, path = open_filesystem(url, config_kwargs=settings)
+    filesystem.retries = 1
+    return filesystem, path
+
+
+def _fetch_range(
+    filesystem: Any, path: str, start: int, stop: int, *, timeout_s: float | None
+) -> bytes:
+    if isinstance(filesystem, LocalFileSystem):
+        return _read_local(path, start, stop)
+    if isinstance(filesystem, AsyncFileSystem):
+        fetch = filesystem._cat_file
+        return bytes(_awaited(filesystem, fetch, path, start=start, end=stop, timeout_s=timeout_s))
+    return bytes(within(timeout_s, lambda: filesystem.cat_file(path, start=start, end=stop)))
+
+
+def _awaited(
+    filesystem: AsyncFileSystem,
+    function: Any,
+    *arguments: Any,
+    timeout_s: float | None,
+    **named: Any,
+) -> Any:
+    """What a coroutine of a backend returns; when its time is over, it is cancelled."""
+    try:
+        return sync(filesystem.loop, function, *arguments, timeout=timeout_s, **named)
+    except TimeoutError as error:
+        if str(error):
+            raise
+        raise TimeoutError(f"no answer within {timeout_s or 0:g} s") from error
+
+
+def _read_local(path: str, start: int, stop: int) -> bytes:
+    """By `pread`: a mapping of a file that is cut meanwhile would kill the process (SIGBUS)."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        stop = min(stop, os.fstat(descriptor).st_size)
+        parts = []
+        while start < stop and (part := os.pread(descriptor, stop - start, start)):
+            parts.append(part)
+            start += len(part)
+    finally:
+        os.close(descriptor)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
