@@ -41,12 +41,16 @@ class BatchStream:
         num_classes: int,
         num_bad_allowed: int,
         stand_ins: Callable[[], Iterable[DrawnSample]],
+        on_close: Callable[[], None] | None = None,
     ) -> None:
-        """stand_ins: samples of which the first good one fills a batch that has none."""
+        """stand_ins: samples of which the first good one fills a batch that has none. on_close:
+        called when the stream is at its end, perhaps more than once.
+        """
         self.corrupt: dict[tuple[str, str, int], CorruptSample] = {}
         """The samples that could not be used so far, each once: by shard, key and offset."""
         self._num_bad_allowed = num_bad_allowed
         self._samples = samples
+        self._on_close = on_close
         self._executor = ThreadPoolExecutor(config.decode_threads, thread_name_prefix="decode")
         self._maker = BatchMaker(
             config,
@@ -78,14 +82,16 @@ class BatchStream:
 
         Of what reading raises, besides: `MissingShard`, `UnreadableUrl`, `BadIndex`.
         """
+        samples = PlannedSamples(index, order, config)
         return cls(
-            PlannedSamples(index, order).of_plans(plans),
+            samples.of_plans(plans),
             config,
             seed=order.seed,
             training=training,
             num_classes=num_classes,
             num_bad_allowed=config.bad_samples_allowed(index.num_samples),
-            stand_ins=PlannedSamples(index, order).in_order,
+            stand_ins=samples.in_order,
+            on_close=samples.close,
         )
 
     def __iter__(self) -> Self:
@@ -112,6 +118,8 @@ class BatchStream:
     def close(self) -> None:
         """End the threads. A `plans` that blocks keeps its own thread until it goes on."""
         self._closed.set()
+        if self._on_close is not None:
+            self._on_close()
         self._free_places.release()
         self._ready.put(None)
         self._executor.shutdown(wait=False, cancel_futures=True)

@@ -9,6 +9,11 @@ LIMITS = {
     "block_size": (1, 16_384),
     "blocks_per_pool": (1, 1024),
     "decode_threads": (1, 256),
+    "read_threads": (1, 100),
+    "read_ahead_mb": (0.001, 1_000_000),
+    "read_retries": (0, 1000),
+    "read_timeout_s": (0.01, 300),
+    "cache_gb": (0.001, 1_000_000),
     "prefetch_batches": (1, 1024),
 }
 """The smallest and the largest value of a field."""
@@ -42,6 +47,21 @@ class DataConfig:
     """Samples in one block: what one ranged read fetches."""
     blocks_per_pool: int = 8
     """Blocks, from all over the data set, whose samples are shuffled together."""
+    read_threads: int = 8
+    """Threads of a worker that read blocks ahead of the images that are decoded."""
+    read_ahead_mb: float = 1024.0
+    """Memory of a worker for blocks that are read ahead or whose samples are not all used yet, in
+    MB (1e6 bytes). Where the blocks of a pool exceed it, samples are read one by one."""
+    read_retries: int = 10
+    """How often a read of remote storage is made again that failed for a passing reason (5xx, 429,
+    no answer, broken connection), after growing waits: 10 outlast about a minute."""
+    read_timeout_s: float = 60.0
+    """After which an attempt to read is given up, in seconds."""
+    cache_dir: str | None = None
+    """Local directory in which blocks of remote shards are kept, for later epochs and runs and for
+    all workers of the machine; None keeps none."""
+    cache_gb: float = 100.0
+    """Largest size of that directory, in GB (1e9 bytes); what was not used for longest goes."""
     decode_threads: int = 2
     """Threads of a worker that decode images."""
     prefetch_batches: int = 4
@@ -67,6 +87,12 @@ class DataConfig:
             "data.evaluation",
             self.evaluation,
             "a directory or URL of shards, or None",
+        )
+        _check(
+            self.cache_dir is None or (bool(self.cache_dir) and "://" not in self.cache_dir),
+            "data.cache_dir",
+            self.cache_dir,
+            "a directory of this machine, or None",
         )
         _check(all(self.mix), "data.mix", self.mix, "directories or URLs of shards")
         _check(

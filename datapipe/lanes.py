@@ -60,6 +60,15 @@ class LanePlan:
         """The places that this lane gives to this step: `samples_per_lane`, fewer at its end."""
         return self._lane_spans(lane, from_step=step, to_step=step + 1)
 
+    def following(self, step: int, lane: int) -> Span | None:
+        """The run of places that this lane goes on with after a step; None at its end."""
+        start, stop = even_part(self._ends[-1], num_parts=self.num_lanes, part=lane)
+        first = start + (step + 1) * self.samples_per_lane
+        if first >= stop:
+            return None
+        (span,) = self._cut(first, min(stop, self._ends[bisect_right(self._ends, first)]))
+        return span
+
     def position_after(self, num_steps: int) -> Position:
         done = [
             span

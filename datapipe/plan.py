@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from datapipe.lanes import LanePlan, even_part
 from datapipe.position import Position, Span
@@ -15,6 +15,8 @@ class Segment:
 
     spans: tuple[Span, ...]
     size: int
+    upcoming: Span | None = field(default=None, compare=False)
+    """Places that the next batches go on with, as far as that is known: they can be read ahead."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,10 @@ def lane_batches(
         plan = LanePlan(position, num_samples, num_lanes, samples_per_lane)
         for step in range(plan.num_steps):
             yield BatchPlan(
-                tuple(Segment(plan.spans(step, lane), samples_per_lane) for lane in lanes)
+                tuple(
+                    Segment(plan.spans(step, lane), samples_per_lane, plan.following(step, lane))
+                    for lane in lanes
+                )
             )
         position = plan.position_after(plan.num_steps)
 
@@ -73,7 +78,8 @@ def leased_batches(leases: Iterable[Span | None], *, batch_size: int) -> Iterato
             missing -= stop - start
             start = stop
             if not missing:
-                yield BatchPlan((Segment(tuple(spans), batch_size),))
+                rest = Span(lease.epoch, start, lease.stop) if start < lease.stop else None
+                yield BatchPlan((Segment(tuple(spans), batch_size, rest),))
                 spans, missing = [], batch_size
     if spans:
         yield BatchPlan((Segment(tuple(spans), batch_size),))

@@ -191,6 +191,7 @@ def _anchored(config: TrainConfig) -> TrainConfig:
         train=absolute(data.train),
         mix=tuple(map(absolute, data.mix)),
         evaluation=_anchored_url(data.evaluation),
+        cache_dir=_anchored_url(data.cache_dir),
     )
     evaluation = replace(
         evaluation,

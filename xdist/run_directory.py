@@ -40,6 +40,12 @@ OPERATION = (
     "report_every_steps",
     "run_dir",
     "data.max_bad_samples",
+    "data.read_threads",
+    "data.read_ahead_mb",
+    "data.read_retries",
+    "data.read_timeout_s",
+    "data.cache_dir",
+    "data.cache_gb",
     "data.decode_threads",
     "data.prefetch_batches",
 )

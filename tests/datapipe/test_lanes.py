@@ -58,6 +58,19 @@ def test_every_step_takes_the_same_number_from_each_lane_but_at_its_end(plan: La
         assert sum(1 for size in sizes[full:] if size) <= 1
 
 
+@given(plans())
+def test_what_follows_a_step_is_how_its_lane_goes_on(plan: LanePlan) -> None:
+    for lane in range(plan.num_lanes):
+        rest = all_places(plan, lane=lane)
+        for step in range(plan.num_steps):
+            rest = rest[plan.samples_per_lane :]
+            following = plan.following(step, lane)
+            places = [] if following is None else list(range(following.start, following.stop))
+            assert places == rest[: len(places)]
+            assert bool(places) == bool(rest)
+            assert places == rest or rest[len(places)] > places[-1] + 1
+
+
 @given(plans(), st.data())
 def test_a_plan_made_anew_at_any_step_continues_with_the_same_places(
     plan: LanePlan, data: st.DataObject

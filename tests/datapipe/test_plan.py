@@ -80,6 +80,12 @@ def test_leases_are_done_in_order_and_only_the_last_batch_is_short(
     assert all(count == batch_size for count in filled[:-1])
 
 
+def test_a_batch_names_the_rest_of_its_lease() -> None:
+    batches = leased_batches([Span(0, 3, 8), Span(1, 0, 3)], batch_size=4)
+    upcoming = [segment.upcoming for batch in batches for segment in batch.segments]
+    assert upcoming == [Span(0, 7, 8), None]
+
+
 @given(st.lists(st.none() | st.integers(1, 20), max_size=12), st.integers(1, 9))
 def test_a_pause_between_leases_ends_the_batch_that_was_begun(
     sizes: list[int | None], batch_size: int

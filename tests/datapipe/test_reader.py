@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from datapipe.errors import MissingShard
 from datapipe.index import ShardIndex
+from datapipe.range_reader import ReadCounters
 from datapipe.reader import SampleReader
-from tests.datapipe.small_sets import raw_images, write_set
+from datapipe.table import ShardTable
+from datapipe.table_cache import TableCache
+from datapipe.writer import RawImage, write_shards
+from tests.datapipe.small_sets import encode, raw_images, write_set
 
 
 def test_any_samples_in_any_order(small_index: ShardIndex) -> None:
@@ -90,3 +97,76 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     (tmp_path / "train-00000.tar").unlink()
     with pytest.raises(MissingShard, match=r"train-00000\.tar"):
         SampleReader(index, block_size=8, max_blocks=9).fetch(np.arange(3))
+
+
+def test_a_block_that_is_much_larger_than_its_shard_suggests_is_read_in_parts(
+    tmp_path: Path,
+) -> None:
+    """Four large images among 60 small ones; there is memory for 20 of the mean size."""
+    noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
+    images = raw_images(64)
+    for number in range(8, 12):
+        images[number] = RawImage(encode(Image.fromarray(noise)), "jpg", (0,))
+    index = write_shards(
+        images,
+        directory=str(tmp_path),
+        labels=None,
+        prefix="train",
+        samples_per_shard=None,
+        shard_bytes=None,
+    )
+    max_bytes = 20 * index.shards[0].bytes // 64
+    assert max_bytes < index.table(0).sizes[8:12].sum()
+    reader = SampleReader(index, block_size=4, max_blocks=None, max_bytes=max_bytes)
+    samples = reader.fetch(np.arange(64))
+    assert all(sample.problem() is None for sample in samples)
+    assert reader.counters().num_reads == 15 + 4
+
+
+def test_reads_are_counted(small_index: ShardIndex) -> None:
+    reader = SampleReader(small_index, block_size=20, max_blocks=None)
+    reader.fetch(np.arange(75))
+    counters = reader.counters()
+    limits = [
+        (table.offsets[0], table.offsets[-1] + table.sizes[-1])
+        for table in map(small_index.table, range(4))
+    ]
+    assert counters.bytes_read == sum(stop - start for start, stop in limits)
+    assert counters == ReadCounters(bytes_read=counters.bytes_read, num_reads=4)
+    assert counters + counters == ReadCounters(bytes_read=2 * counters.bytes_read, num_reads=8)
+
+
+def test_a_block_that_could_not_be_read_is_tried_anew(
+    one_shard: tuple[ShardIndex, Path], tmp_path: Path
+) -> None:
+    index, shard = one_shard
+    shard.rename(tmp_path / "elsewhere")
+    reader = SampleReader(index, block_size=4, max_blocks=3)
+    assert reader.prefetch([0, 1])
+    with pytest.raises(MissingShard):
+        reader.fetch(np.arange(4))
+    (tmp_path / "elsewhere").rename(shard)
+    assert reader.fetch(np.arange(4))[0].problem() is None
+
+
+def test_a_table_is_read_once_for_all_who_ask_at_the_same_time(small_index: ShardIndex) -> None:
+    num_reads = 0
+    all_ask = threading.Barrier(4)
+
+    def read(shard: int) -> ShardTable:
+        nonlocal num_reads
+        num_reads += 1
+        return small_index.table(shard)
+
+    def ask() -> ShardTable:
+        all_ask.wait(timeout=10)
+        return tables.get(0)
+
+    tables = TableCache(read, max_tables=1)
+    with ThreadPoolExecutor(4) as executor:
+        found = [task.result() for task in [executor.submit(ask) for _ in range(4)]]
+    assert num_reads == 1
+    assert len(set(map(id, found))) == 1
+    tables.get(1)
+    tables.get(0)
+    assert num_reads == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,7 +13,9 @@ import pytest
 from datapipe.errors import MissingIndex, MissingShard, UnreadableUrl
 from datapipe.index import ShardIndex, ensure_index, index_shards
 from datapipe.labels import read_labels
+from datapipe.range_reader import RangeReader
 from datapipe.reader import SampleReader
+from datapipe.retries import RetryPolicy
 from datapipe.storage import (
     exists,
     names_in,
@@ -20,6 +23,7 @@ from datapipe.storage import (
     read_range,
     replacing,
     size_of,
+    within,
     write_bytes,
 )
 from tests.datapipe.file_server import FileServer
@@ -43,7 +47,8 @@ def server(directory: Path) -> Iterator[FileServer]:
 
 
 def payloads(index: ShardIndex) -> list[bytes | None]:
-    reader = SampleReader(index, block_size=4, max_blocks=9)
+    ranges = RangeReader(RetryPolicy(num_retries=1, first_wait_s=0.01))
+    reader = SampleReader(index, block_size=4, max_blocks=9, ranges=ranges)
     samples = reader.fetch(np.arange(index.num_samples))
     return [None if sample.payload is None else bytes(sample.payload) for sample in samples]
 
@@ -168,3 +173,25 @@ def test_a_write_that_storage_refuses_is_an_oserror(server: FileServer, tmp_path
         write_bytes(str(tmp_path / "file" / "below"), b"")
     with pytest.raises(OSError, match=f"{server.url}/new: "):
         write_bytes(f"{server.url}/new", b"")
+
+
+def test_a_backend_that_blocks_is_given_up() -> None:
+    answers = threading.Event()
+    with pytest.raises(TimeoutError, match=r"no answer within 0\.05 s"):
+        within(0.05, answers.wait)
+    answers.set()
+    assert within(10, answers.wait)
+    with pytest.raises(ZeroDivisionError):
+        within(10, lambda: 1 // 0)
+
+
+def test_a_server_that_does_not_answer_in_time_is_given_up(server: FileServer) -> None:
+    server.held.add("train-00000.tar")
+    with pytest.raises(UnreadableUrl, match=r"train-00000\.tar: .* no answer within 0\.1 s"):
+        read_range(f"{server.url}/train-00000.tar", 0, 10, timeout_s=0.1)
+
+
+def test_a_range_that_an_index_makes_up_allocates_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"0123456789")
+    for url in (str(tmp_path / "file"), f"file://{tmp_path}/file"):
+        assert read_range(url, 2, 1 << 50) == b"23456789"

@@ -82,6 +82,7 @@ NOT_OF_THE_PAPER = {  # field: (values of ImageNet and JFT, why)
     "num_epochs": ((181, 3), "three days; 30 million steps"),
     **{f"data.{name}": (None, INPUT) for name in (
         "block_size", "blocks_per_pool", "decode_threads", "prefetch_batches", "max_bad_samples",
+        "read_threads", "read_ahead_mb", "read_retries", "read_timeout_s", "cache_dir", "cache_gb",
     )},
     **dict.fromkeys((
         "checkpoint.every_samples", "checkpoint.keep", "checkpoint.evaluate_every",
