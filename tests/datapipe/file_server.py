@@ -16,13 +16,17 @@ class FileServer:
 
     refused: the status with which a file of that name, or "" for the listing, is refused.
     held: the names of files that are never answered for; `asked` is set once one is asked for.
+    latency_s: to pass before a range is answered for.
     """
 
-    def __init__(self, directory: Path, *, ignores_ranges: bool = False) -> None:
+    def __init__(
+        self, directory: Path, *, ignores_ranges: bool = False, latency_s: float = 0.0
+    ) -> None:
         self.refused: dict[str, int] = {}
         self.held: set[str] = set()
         self.asked, self.ended = threading.Event(), threading.Event()
         self.ignores_ranges = ignores_ranges
+        self.latency_s = latency_s
         handler = partial(_Handler, self, directory=str(directory))
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
@@ -74,14 +78,17 @@ class _Handler(SimpleHTTPRequestHandler):
         if not path.is_file():
             self.send_error(404)
             return
-        content = path.read_bytes()
-        if start >= len(content):
+        self._files.ended.wait(self._files.latency_s)
+        if start >= path.stat().st_size:
             self.send_error(416)
             return
+        with path.open("rb") as file:
+            file.seek(start)
+            content = file.read(stop - start)
         self.send_response(206)
-        self.send_header("Content-Length", str(len(content[start:stop])))
+        self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        self.wfile.write(content[start:stop])
+        self.wfile.write(content)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Quiet."""
