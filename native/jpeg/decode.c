@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "huffman.h"
 #include "jpeg_errors.h"
 #include "resize.h"
 #include "segments.h"
@@ -16,6 +17,7 @@ typedef struct {
     jpeg_errors errors;
     filter horizontal, vertical;
     buffer row, ring, segments;
+    huffman_decoder huffman;
     int side;
 } decoder;
 
@@ -26,23 +28,22 @@ typedef struct {
     uint8_t *out;
 } request;
 
-static void set_filters(decoder *decoder, int width, int height, const float *box)
+static void set_filters(decoder *decoder, int width, int height, const request *request)
 {
+    const float *box = request->box;
     const char *refusal = scaling_refusal(box, width, height, decoder->side);
     if (refusal)
         fail(&decoder->errors, "%s: (%g, %g, %g, %g) of %d x %d pixels to %d", refusal, box[0],
              box[1], box[2], box[3], width, height, decoder->side);
-    if (!filter_set(&decoder->horizontal, width, box[0], box[2], decoder->side) ||
-        !filter_set(&decoder->vertical, height, box[1], box[3], decoder->side))
+    if (!filter_set(&decoder->horizontal, width, box[0], box[2], decoder->side, request->flip) ||
+        !filter_set(&decoder->vertical, height, box[1], box[3], decoder->side, 0))
         fail(&decoder->errors, "out of memory");
 }
 
 static region needed_region(const decoder *decoder, int width, int height)
 {
-    region needed = {filter_start(&decoder->horizontal) - MARGIN,
-                     filter_start(&decoder->vertical) - MARGIN,
-                     filter_stop(&decoder->horizontal) + MARGIN,
-                     filter_stop(&decoder->vertical) + MARGIN};
+    region needed = {decoder->horizontal.start - MARGIN, decoder->vertical.start - MARGIN,
+                     decoder->horizontal.stop + MARGIN, decoder->vertical.stop + MARGIN};
     needed.left = needed.left < 0 ? 0 : needed.left;
     needed.top = needed.top < 0 ? 0 : needed.top;
     needed.right = needed.right > width ? width : needed.right;
@@ -82,15 +83,15 @@ static void decode_rows(decoder *decoder, region held, region needed, const requ
     int is_cmyk = jpeg->num_components == 4;
     JDIMENSION left = (JDIMENSION)(needed.left - held.left);
     JDIMENSION width = (JDIMENSION)(needed.right - needed.left);
-    int first = filter_start(&decoder->vertical);
-    int stop = filter_stop(&decoder->vertical);
+    int first = decoder->vertical.start, stop = decoder->vertical.stop;
     scaler scaler;
     JSAMPROW row;
     if (!scaler_start(&scaler, &decoder->ring, &decoder->horizontal, &decoder->vertical,
-                      request->out, request->flip))
+                      request->out))
         fail(&decoder->errors, "out of memory");
     jpeg->out_color_space = is_cmyk ? JCS_CMYK : JCS_EXT_RGBX;
     jpeg_start_decompress(jpeg);
+    huffman_take_over(jpeg, &decoder->huffman);
     if (width < jpeg->output_width)
         jpeg_crop_scanline(jpeg, &left, &width);
     row = row_memory(decoder, jpeg->output_width);
@@ -118,7 +119,7 @@ static int decode_segments(decoder *decoder, const uint8_t *payload, size_t size
     if (!segments_find(&layout, payload, size) || size_refusal(layout.width, layout.height) ||
         !has_end(payload + layout.scan_at, size - layout.scan_at))
         return 0;
-    set_filters(decoder, layout.width, layout.height, request->box);
+    set_filters(decoder, layout.width, layout.height, request);
     needed = needed_region(decoder, layout.width, layout.height);
     if (!segments_cut(&layout, payload, size, needed, &decoder->segments, &part))
         return 0;
@@ -135,7 +136,7 @@ static void decode_whole(decoder *decoder, const uint8_t *payload, size_t size,
     if (!setjmp(decoder->errors.failed)) {
         read_whole_header(jpeg, payload, size);
         region held = {0, 0, (int)jpeg->image_width, (int)jpeg->image_height};
-        set_filters(decoder, held.right, held.bottom, request->box);
+        set_filters(decoder, held.right, held.bottom, request);
         decode_rows(decoder, held, needed_region(decoder, held.right, held.bottom), request);
     }
     jpeg_abort_decompress(jpeg);
@@ -158,6 +159,7 @@ static void decoder_close(decoder *decoder)
     buffer_free(&decoder->row);
     buffer_free(&decoder->ring);
     buffer_free(&decoder->segments);
+    buffer_free(&decoder->huffman.segment);
     filter_free(&decoder->horizontal);
     filter_free(&decoder->vertical);
 }

@@ -40,9 +40,20 @@ static void set_halves(const int32_t *weights, int16_t *halves, int stride)
         }
 }
 
-static int reserve(filter *filter, int side, int stride)
+static int reserve_ranges(filter *filter, int side)
 {
-    size_t num_weights = (size_t)side * stride;
+    int padded = (side + GROUP - 1) / GROUP * GROUP;
+    if (!buffer_reserve(&filter->range_memory, 2 * (size_t)padded * sizeof(int32_t)))
+        return 0;
+    filter->side = side;
+    filter->first = (int32_t *)filter->range_memory.bytes;
+    filter->count = filter->first + padded;
+    return padded;
+}
+
+static int reserve_weights(filter *filter, int padded, int stride)
+{
+    size_t num_weights = (size_t)padded * stride;
     if (!buffer_reserve(&filter->weight_memory,
                         num_weights * (sizeof(int32_t) + 2 * sizeof(int16_t))))
         return 0;
@@ -52,28 +63,31 @@ static int reserve(filter *filter, int side, int stride)
     return 1;
 }
 
-int filter_set(filter *filter, int size, float start, float stop, int side)
+int filter_set(filter *filter, int size, float start, float stop, int side, int is_mirrored)
 {
     double scale = (double)(stop - start) / side; /* the difference is Pillow's: of floats */
     double width = scale < 1.0 ? 1.0 : scale;
-    int most = 1;
-    if (!buffer_reserve(&filter->range_memory, 2 * (size_t)side * sizeof(int32_t)))
-        return 0;
-    filter->side = side;
-    filter->first = (int32_t *)filter->range_memory.bytes;
-    filter->count = filter->first + side;
-    for (int i = 0; i < side; i++) {
-        set_range(&filter->first[i], &filter->count[i], size, start + (i + 0.5) * scale, width);
+    int padded = reserve_ranges(filter, side), most = 1;
+    for (int i = 0; i < padded; i++) {
+        int output = i < side ? i : side - 1;
+        int place = is_mirrored ? side - 1 - output : output;
+        set_range(&filter->first[i], &filter->count[i], size, start + (place + 0.5) * scale, width);
         most = filter->count[i] > most ? filter->count[i] : most;
     }
-    if (!reserve(filter, side, (most + GROUP - 1) / GROUP * GROUP))
+    if (!padded || !reserve_weights(filter, padded, (most + GROUP - 1) / GROUP * GROUP))
         return 0;
-    for (int i = 0; i < side; i++) {
+    for (int i = 0; i < padded; i++) {
         int32_t *weights = filter->weights + (size_t)i * filter->stride;
+        int output = i < side ? i : side - 1;
+        int place = is_mirrored ? side - 1 - output : output;
         memset(weights, 0, sizeof *weights * filter->stride);
-        set_weights(weights, filter->first[i], filter->count[i], start + (i + 0.5) * scale, width);
+        set_weights(weights, filter->first[i], filter->count[i], start + (place + 0.5) * scale,
+                    width);
         set_halves(weights, filter->halves + 2 * (size_t)i * filter->stride, filter->stride);
     }
+    filter->start = filter->first[is_mirrored ? side - 1 : 0];
+    most = is_mirrored ? 0 : side - 1;
+    filter->stop = filter->first[most] + filter->count[most];
     return 1;
 }
 
@@ -91,14 +105,4 @@ void filter_free(filter *filter)
 {
     buffer_free(&filter->range_memory);
     buffer_free(&filter->weight_memory);
-}
-
-int filter_start(const filter *filter)
-{
-    return filter->first[0];
-}
-
-int filter_stop(const filter *filter)
-{
-    return filter->first[filter->side - 1] + filter->count[filter->side - 1];
 }

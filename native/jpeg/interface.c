@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "huffman.h"
 #include "jpeg_errors.h"
 #include "resize.h"
 
@@ -40,12 +41,14 @@ void native_check(const uint8_t *payload, size_t size, char *reason)
 {
     struct jpeg_decompress_struct jpeg = {0};
     jpeg_errors errors;
+    huffman_decoder huffman = {0};
     reason[0] = '\0';
     if (!setjmp(errors.failed)) {
         JSAMPARRAY row;
         create_reader(&jpeg, &errors, reason);
         read_whole_header(&jpeg, payload, size);
         jpeg_start_decompress(&jpeg);
+        huffman_take_over(&jpeg, &huffman);
         row = jpeg.mem->alloc_sarray((j_common_ptr)&jpeg, JPOOL_IMAGE,
                                      jpeg.output_width * (JDIMENSION)jpeg.output_components, 1);
         while (jpeg.output_scanline < jpeg.output_height)
@@ -53,6 +56,7 @@ void native_check(const uint8_t *payload, size_t size, char *reason)
         jpeg_finish_decompress(&jpeg);
     }
     jpeg_destroy_decompress(&jpeg);
+    buffer_free(&huffman.segment);
 }
 
 void native_resize(const uint8_t *pixels, int width, int height, const float *box, int flip,
@@ -65,11 +69,11 @@ void native_resize(const uint8_t *pixels, int width, int height, const float *bo
     snprintf(reason, NATIVE_REASON_BYTES, "%s", refusal ? refusal : "");
     if (refusal)
         return;
-    if (filter_set(&horizontal, width, box[0], box[2], side) &&
-        filter_set(&vertical, height, box[1], box[3], side) &&
-        scaler_start(&scaler, &memory, &horizontal, &vertical, out, flip)) {
+    if (filter_set(&horizontal, width, box[0], box[2], side, flip) &&
+        filter_set(&vertical, height, box[1], box[3], side, 0) &&
+        scaler_start(&scaler, &memory, &horizontal, &vertical, out)) {
         scaler.is_vector = !is_portable && has_avx2();
-        for (int y = filter_start(&vertical); y < filter_stop(&vertical); y++)
+        for (int y = vertical.start; y < vertical.stop; y++)
             scaler_add_row(&scaler, pixels + 4 * (size_t)width * y, 0);
     } else {
         strcpy(reason, "out of memory");

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "buffer.h"
+#include "huffman.h"
 #include "jpeg_errors.h"
 
 #define FEWEST_MCUS 2
@@ -25,6 +26,7 @@ typedef struct {
     struct jpeg_compress_struct writer;
     jpeg_errors errors; /* of all three */
     growing_result result;
+    huffman_decoder huffman, other_huffman;
     buffer row, other_row;
 } remuxer;
 
@@ -100,7 +102,7 @@ static void copy_coefficients(remuxer *remuxer)
     jpeg_finish_decompress(reader);
 }
 
-/* Decode row by row; 0 if the two differ. */
+/* Decode row by row, with the decoder that did not copy the coefficients; 0 if the two differ. */
 static int is_same_image(remuxer *remuxer, const uint8_t *payload, size_t size)
 {
     j_decompress_ptr one = &remuxer->reader, other = &remuxer->other;
@@ -110,6 +112,8 @@ static int is_same_image(remuxer *remuxer, const uint8_t *payload, size_t size)
     read_whole_header(other, remuxer->result.bytes, remuxer->result.size);
     jpeg_start_decompress(one);
     jpeg_start_decompress(other);
+    huffman_take_over(one, &remuxer->huffman);
+    huffman_take_over(other, &remuxer->other_huffman);
     row_bytes = (size_t)one->output_width * one->output_components;
     if (other->output_width != one->output_width || other->output_height != one->output_height ||
         other->out_color_space != one->out_color_space)
@@ -142,7 +146,7 @@ static void remux(remuxer *remuxer, const uint8_t *payload, size_t size)
 uint8_t *native_remux(const uint8_t *payload, size_t size, size_t *result_size, char *reason)
 {
     remuxer *remuxer = calloc(1, sizeof *remuxer);
-    uint8_t *result = NULL;
+    uint8_t *result;
     reason[0] = '\0';
     if (!remuxer) {
         strcpy(reason, "out of memory");
@@ -154,16 +158,20 @@ uint8_t *native_remux(const uint8_t *payload, size_t size, size_t *result_size, 
         remuxer->writer.err = &remuxer->errors.base;
         jpeg_create_compress(&remuxer->writer);
         remux(remuxer, payload, size);
-        *result_size = remuxer->result.size;
-        result = remuxer->result.bytes;
     }
     jpeg_destroy_compress(&remuxer->writer);
     jpeg_destroy_decompress(&remuxer->reader);
     jpeg_destroy_decompress(&remuxer->other);
-    if (reason[0])
-        free(remuxer->result.bytes), result = NULL;
+    result = remuxer->result.bytes;
+    *result_size = remuxer->result.size;
+    if (reason[0]) {
+        free(result);
+        result = NULL;
+    }
     buffer_free(&remuxer->row);
     buffer_free(&remuxer->other_row);
+    buffer_free(&remuxer->huffman.segment);
+    buffer_free(&remuxer->other_huffman.segment);
     free(remuxer);
     return result;
 }

@@ -9,15 +9,14 @@ static uint8_t rounded(int32_t sum)
 }
 
 /* `side` pixels of 3 bytes from a row of pixels of 4. */
-static void scale_row(const filter *filter, const uint8_t *row, int left, int flip, uint8_t *out)
+static void scale_row(const filter *filter, const uint8_t *row, int left, uint8_t *out)
 {
     for (int i = 0; i < filter->side; i++) {
-        int output = flip ? filter->side - 1 - i : i;
-        const int32_t *weights = filter->weights + (size_t)output * filter->stride;
-        const uint8_t *pixel = row + 4 * (filter->first[output] - left);
+        const int32_t *weights = filter->weights + (size_t)i * filter->stride;
+        const uint8_t *pixel = row + 4 * (filter->first[i] - left);
         int32_t sums[3] = {1 << (PRECISION_BITS - 1), 1 << (PRECISION_BITS - 1),
                            1 << (PRECISION_BITS - 1)};
-        for (int t = 0; t < filter->count[output]; t++, pixel += 4)
+        for (int t = 0; t < filter->count[i]; t++, pixel += 4)
             for (int c = 0; c < 3; c++)
                 sums[c] += weights[t] * pixel[c];
         for (int c = 0; c < 3; c++)
@@ -38,7 +37,7 @@ static void scale_column(const uint8_t *const *rows, const int32_t *weights, int
 }
 
 int scaler_start(scaler *scaler, buffer *memory, const filter *horizontal, const filter *vertical,
-                 uint8_t *out, int flip)
+                 uint8_t *out)
 {
     int row_bytes = (3 * horizontal->side + 2 * ROW_PADDING - 1) / ROW_PADDING * ROW_PADDING;
     size_t ring_bytes = (size_t)row_bytes * (vertical->stride + 1);
@@ -46,14 +45,13 @@ int scaler_start(scaler *scaler, buffer *memory, const filter *horizontal, const
         return 0;
     scaler->horizontal = horizontal;
     scaler->vertical = vertical;
-    scaler->flip = flip;
     scaler->is_vector = has_avx2();
     scaler->out = out;
     scaler->ring = memory->bytes;
     scaler->taps = (const uint8_t **)(memory->bytes + ring_bytes);
     scaler->ring_rows = vertical->stride;
     scaler->row_bytes = row_bytes;
-    scaler->next_row = filter_start(vertical);
+    scaler->next_row = vertical->start;
     scaler->next_out = 0;
     return 1;
 }
@@ -89,9 +87,9 @@ void scaler_add_row(scaler *scaler, const uint8_t *row, int left)
     int number = scaler->next_row++;
     uint8_t *slot = scaler->ring + (size_t)(number % scaler->ring_rows) * scaler->row_bytes;
     if (scaler->is_vector)
-        scale_row_avx2(scaler->horizontal, row, left, scaler->flip, slot);
+        scale_row_avx2(scaler->horizontal, row, left, slot);
     else
-        scale_row(scaler->horizontal, row, left, scaler->flip, slot);
+        scale_row(scaler->horizontal, row, left, slot);
     while (!scaler_is_done(scaler)) {
         int first = vertical->first[scaler->next_out], count = vertical->count[scaler->next_out];
         if (number < first + count - 1)

@@ -49,32 +49,29 @@ AVX2 static inline __m128i scale_pixel(const uint8_t *pixels, const int16_t *hal
 
 /* is_single: every output is made of at most GROUP pixels; spares the loop over groups. */
 AVX2 static inline void scale_row_groups(const filter *filter, const uint8_t *row, int left,
-                                         int flip, int is_single, uint8_t *out)
+                                         int is_single, uint8_t *out)
 {
     const __m128i drop_fourth =
         _mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1);
-    int side = filter->side;
-    for (int i = 0; i < side; i += 4) {
+    size_t num_halves = 2 * (is_single ? (size_t)GROUP : (size_t)filter->stride);
+    const int16_t *halves = filter->halves;
+    for (int i = 0; i < filter->side; i += 4, out += 12) {
         __m128i sums[4];
-        for (int j = 0; j < 4; j++) {
-            int number = i + j < side ? i + j : side - 1; /* the last ones go to the padding */
-            int output = flip ? side - 1 - number : number;
-            int num_groups = is_single ? 1 : (filter->count[output] + GROUP - 1) / GROUP;
-            sums[j] = scale_pixel(row + 4 * (filter->first[output] - left),
-                                  filter->halves + 2 * (size_t)output * filter->stride, num_groups);
-        }
+        for (int j = 0; j < 4; j++, halves += num_halves)
+            sums[j] = scale_pixel(row + 4 * (ptrdiff_t)(filter->first[i + j] - left), halves,
+                                  is_single ? 1 : (filter->count[i + j] + GROUP - 1) / GROUP);
         __m128i pixels = _mm_packus_epi16(_mm_packs_epi32(sums[0], sums[1]),
                                           _mm_packs_epi32(sums[2], sums[3]));
-        _mm_storeu_si128((__m128i *)(out + 3 * i), _mm_shuffle_epi8(pixels, drop_fourth));
+        _mm_storeu_si128((__m128i *)out, _mm_shuffle_epi8(pixels, drop_fourth));
     }
 }
 
-AVX2 void scale_row_avx2(const filter *filter, const uint8_t *row, int left, int flip, uint8_t *out)
+AVX2 void scale_row_avx2(const filter *filter, const uint8_t *row, int left, uint8_t *out)
 {
     if (filter->stride == GROUP)
-        scale_row_groups(filter, row, left, flip, 1, out);
+        scale_row_groups(filter, row, left, 1, out);
     else
-        scale_row_groups(filter, row, left, flip, 0, out);
+        scale_row_groups(filter, row, left, 0, out);
 }
 
 /* Sums of 32 bytes: 4 vectors of 8, in the order in which unpacking leaves them. */
@@ -133,9 +130,9 @@ int has_avx2(void)
     return 0;
 }
 
-void scale_row_avx2(const filter *filter, const uint8_t *row, int left, int flip, uint8_t *out)
+void scale_row_avx2(const filter *filter, const uint8_t *row, int left, uint8_t *out)
 {
-    (void)filter, (void)row, (void)left, (void)flip, (void)out;
+    (void)filter, (void)row, (void)left, (void)out;
 }
 
 void scale_column_avx2(const uint8_t *const *rows, const int32_t *weights, int count, int num_bytes,
