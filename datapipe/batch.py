@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from datapipe.counters import ReadCounters
 from datapipe.errors import CorruptSample
 from datapipe.position import Span
 
@@ -33,6 +34,8 @@ class Batch:
     """Rows with sample_weight 1."""
     corrupt: tuple[CorruptSample, ...]
     """The samples of these spans that could not be used."""
+    read: ReadCounters = field(default_factory=ReadCounters)
+    """What its stream has read since the batch before; ahead of this batch too."""
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on that device."""

@@ -4,19 +4,35 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Iterable
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from dataclasses import replace
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from datapipe.assembly import BatchMaker, PendingBatch
 from datapipe.batch import Batch
 from datapipe.config import DataConfig
+from datapipe.counters import ReadCounters, StreamCounters
 from datapipe.errors import CorruptSample, TooManyBadSamples
 from datapipe.index import ShardIndex
 from datapipe.order import Order
 from datapipe.plan import BatchPlan
 from datapipe.planned_samples import DrawnSample, PlannedSamples, Rows
+
+
+class SampleSource(Protocol):
+    """Where the samples of batches come from."""
+
+    def in_order(self) -> Iterable[DrawnSample]:
+        """Samples of which the first good one fills a batch that has none."""
+
+    def counters(self) -> ReadCounters:
+        """What was read so far; for any thread."""
+
+    def close(self) -> None:
+        """End its threads; perhaps called more than once, and by another thread."""
 
 
 class BatchStream:
@@ -27,30 +43,28 @@ class BatchStream:
     batches wait.
 
     `next` raises what went wrong in a thread, in its place in the sequence: `LabelOutOfRange`,
-    `TooManyBadSamples`, or what `samples` raised. After that, and after `close`, the stream is at
+    `TooManyBadSamples`, or what `batches` raised. After that, and after `close`, the stream is at
     its end. Use it as a context manager, or call `close`.
     """
 
     def __init__(
         self,
-        samples: Iterable[tuple[BatchPlan, Rows]],
+        batches: Iterable[tuple[BatchPlan, Rows]],
         config: DataConfig,
+        source: SampleSource,
         *,
         seed: int,
         training: bool,
         num_classes: int,
         num_bad_allowed: int,
-        stand_ins: Callable[[], Iterable[DrawnSample]],
-        on_close: Callable[[], None] | None = None,
     ) -> None:
-        """stand_ins: samples of which the first good one fills a batch that has none. on_close:
-        called when the stream is at its end, perhaps more than once.
-        """
+        """batches: the samples of each batch; they are drawn from `source`."""
         self.corrupt: dict[tuple[str, str, int], CorruptSample] = {}
         """The samples that could not be used so far, each once: by shard, key and offset."""
         self._num_bad_allowed = num_bad_allowed
-        self._samples = samples
-        self._on_close = on_close
+        self._batches = batches
+        self._source = source
+        self._counters = StreamCounters()
         self._executor = ThreadPoolExecutor(config.decode_threads, thread_name_prefix="decode")
         self._maker = BatchMaker(
             config,
@@ -58,7 +72,7 @@ class BatchStream:
             training=training,
             num_classes=num_classes,
             executor=self._executor,
-            stand_ins=stand_ins,
+            stand_ins=source.in_order,
             num_bad_allowed=num_bad_allowed,
         )
         self._ready: queue.SimpleQueue[PendingBatch | BaseException | None] = queue.SimpleQueue()
@@ -86,18 +100,18 @@ class BatchStream:
         return cls(
             samples.of_plans(plans),
             config,
+            samples,
             seed=order.seed,
             training=training,
             num_classes=num_classes,
             num_bad_allowed=config.bad_samples_allowed(index.num_samples),
-            stand_ins=samples.in_order,
-            on_close=samples.close,
         )
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Batch:
+        started = time.perf_counter()
         if self._closed.is_set():
             raise StopIteration
         item = self._ready.get()
@@ -112,14 +126,28 @@ class BatchStream:
             self.close()
             raise
         self._free_places.release()
-        self._count_corrupt(batch)
-        return batch
+        self._check_corrupt(batch)
+        return self._counted(batch, time.perf_counter() - started)
+
+    def counters(self) -> StreamCounters:
+        """What this stream has given so far."""
+        return self._counters
+
+    def _counted(self, batch: Batch, data_wait_s: float) -> Batch:
+        before, read = self._counters, self._source.counters()
+        self._counters = StreamCounters(
+            num_batches=before.num_batches + 1,
+            num_samples=before.num_samples + batch.num_samples,
+            num_corrupt=before.num_corrupt + len(batch.corrupt),
+            data_wait_s=before.data_wait_s + data_wait_s,
+            read=read,
+        )
+        return replace(batch, read=read - before.read)
 
     def close(self) -> None:
         """End the threads. A `plans` that blocks keeps its own thread until it goes on."""
         self._closed.set()
-        if self._on_close is not None:
-            self._on_close()
+        self._source.close()
         self._free_places.release()
         self._ready.put(None)
         self._executor.shutdown(wait=False, cancel_futures=True)
@@ -135,7 +163,7 @@ class BatchStream:
     ) -> None:
         self.close()
 
-    def _count_corrupt(self, batch: Batch) -> None:
+    def _check_corrupt(self, batch: Batch) -> None:
         for sample in batch.corrupt:
             self.corrupt.setdefault((sample.shard, sample.key, sample.offset), sample)
         if len(self.corrupt) > self._num_bad_allowed:
@@ -145,7 +173,7 @@ class BatchStream:
     def _produce(self) -> None:
         last: BaseException | None = None
         try:
-            for plan, samples in self._samples:
+            for plan, samples in self._batches:
                 self._free_places.acquire()
                 if self._closed.is_set():
                     return

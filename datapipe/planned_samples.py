@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datapipe.config import DataConfig
+from datapipe.counters import ReadCounters
 from datapipe.index import ShardIndex
 from datapipe.order import Drawn, Order
 from datapipe.plan import BatchPlan
 from datapipe.position import Span
-from datapipe.range_reader import RangeReader, ReadCounters
+from datapipe.range_reader import RangeReader
 from datapipe.reader import RawSample, SampleReader
 
 

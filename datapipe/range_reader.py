@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, fields
 from typing import Self, TypeVar
 
 from datapipe.block_cache import BlockCache
 from datapipe.config import DataConfig
+from datapipe.counters import ReadCounters
 from datapipe.errors import UnreadableUrl
 from datapipe.retries import Retries, RetryPolicy
 from datapipe.storage import read_range, size_of, within
@@ -17,25 +17,6 @@ from datapipe.storage import read_range, size_of, within
 Result = TypeVar("Result")
 
 CUT_SHORT = "the answer was cut short"
-
-
-@dataclass(frozen=True)
-class ReadCounters:
-    """What was read of shards so far."""
-
-    bytes_read: int = 0
-    """From storage; what the cache held is not among them."""
-    num_reads: int = 0
-    """Ranges that storage delivered."""
-    num_retries: int = 0
-    """Attempts that failed and were followed by another one."""
-    num_cache_hits: int = 0
-    num_cache_misses: int = 0
-
-    def __add__(self, other: ReadCounters) -> ReadCounters:
-        return ReadCounters(
-            *(getattr(self, field.name) + getattr(other, field.name) for field in fields(self))
-        )
 
 
 class RangeReader:

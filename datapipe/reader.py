@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datapipe.block_memory import Block, BlockMemory
+from datapipe.counters import ReadCounters
 from datapipe.errors import CorruptSample, MissingShard
 from datapipe.index import ShardIndex
-from datapipe.range_reader import RangeReader, ReadCounters
+from datapipe.range_reader import RangeReader
 from datapipe.table import LARGEST_LABEL, ShardTable, crc32_of
 from datapipe.table_cache import TableCache
 

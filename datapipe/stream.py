@@ -8,6 +8,7 @@ from typing import Self
 from datapipe.batch import Batch
 from datapipe.batch_stream import BatchStream
 from datapipe.config import DataConfig
+from datapipe.counters import StreamCounters
 from datapipe.errors import CorruptSample
 from datapipe.index import ShardIndex
 from datapipe.lanes import LanePlan, assign_lanes
@@ -66,6 +67,10 @@ class SampleStream:
     def corrupt(self) -> tuple[CorruptSample, ...]:
         """The samples that could not be used so far, each once."""
         return tuple(self._batches.corrupt.values())
+
+    def counters(self) -> StreamCounters:
+        """What this worker's stream has given so far."""
+        return self._batches.counters()
 
     def position(self) -> Position:
         """What all workers have done, once they have used as many batches as this one has given."""

@@ -23,6 +23,7 @@ from webdataset import filters, tariterators
 
 from datapipe.batch_stream import BatchStream
 from datapipe.config import DataConfig
+from datapipe.counters import ReadCounters
 from datapipe.errors import MissingShard
 from datapipe.hashing import key_of
 from datapipe.order import Permutation
@@ -72,32 +73,42 @@ def unindexed_stream(
         "differ in number; python -m datapipe index makes one shards=%d",
         len(shard_urls),
     )
-    urls = [absolute(url) for url in shard_urls]
-    samples = _Samples(urls, seed=seed, shuffle_buffer=shuffle_buffer if training else 0)
+    samples = _Samples(
+        [absolute(url) for url in shard_urls],
+        rank=rank,
+        world_size=world_size,
+        seed=seed,
+        shuffle_buffer=shuffle_buffer if training else 0,
+    )
     return BatchStream(
-        samples.batches(batch_size, rank=rank, world_size=world_size, num_epochs=num_epochs),
+        samples.batches(batch_size, num_epochs=num_epochs),
         config,
+        samples,
         seed=seed,
         training=training,
         num_classes=num_classes,
         num_bad_allowed=config.bad_samples_allowed(1),
-        stand_ins=lambda: samples.of_epoch(0, rank=rank, world_size=world_size),
     )
 
 
 class _Samples:
-    def __init__(self, urls: Sequence[str], *, seed: int, shuffle_buffer: int) -> None:
+    """What one worker finds in its shards."""
+
+    def __init__(
+        self, urls: Sequence[str], *, rank: int, world_size: int, seed: int, shuffle_buffer: int
+    ) -> None:
         self._urls = urls
+        self._rank = rank
+        self._world_size = world_size
         self._seed = seed
         self._shuffle_buffer = shuffle_buffer
+        self._counters = ReadCounters()
 
-    def batches(
-        self, batch_size: int, *, rank: int, world_size: int, num_epochs: int
-    ) -> Iterator[tuple[BatchPlan, Rows]]:
+    def batches(self, batch_size: int, *, num_epochs: int) -> Iterator[tuple[BatchPlan, Rows]]:
         plan = BatchPlan((Segment((), batch_size),))
         rows: Rows = []
         for epoch in range(num_epochs):
-            for drawn in self.of_epoch(epoch, rank=rank, world_size=world_size):
+            for drawn in self._of_epoch(epoch):
                 rows.append(drawn)
                 if len(rows) == batch_size:
                     yield plan, rows
@@ -105,16 +116,27 @@ class _Samples:
         if rows:
             yield plan, rows + [None] * (batch_size - len(rows))
 
-    def of_epoch(self, epoch: int, *, rank: int, world_size: int) -> Iterator[DrawnSample]:
+    def in_order(self) -> Iterator[DrawnSample]:
+        return self._of_epoch(0)
+
+    def counters(self) -> ReadCounters:
+        """Bytes are those of images."""
+        return self._counters
+
+    def close(self) -> None:
+        """There is no thread."""
+
+    def _of_epoch(self, epoch: int) -> Iterator[DrawnSample]:
         order = Permutation(len(self._urls), key_of(self._seed, epoch, SHARDS_KEY))
-        numbers = order(np.arange(rank, len(self._urls), world_size, dtype=np.int64))
-        found = self._found([self._urls[number] for number in numbers.tolist()])
+        places = np.arange(self._rank, len(self._urls), self._world_size, dtype=np.int64)
+        found = self._found([self._urls[number] for number in order(places).tolist()])
         if self._shuffle_buffer:
-            generator = random.Random(int(key_of(self._seed, epoch, rank, BUFFER_KEY)))
+            generator = random.Random(int(key_of(self._seed, epoch, self._rank, BUFFER_KEY)))
             found = filters.shuffle(self._shuffle_buffer, rng=generator)(found)
         for number, sample in enumerate(found):
-            raw = _raw_sample(sample, sample_id=number * world_size + rank)
-            if raw is not None:
+            raw = _raw_sample(sample, sample_id=number * self._world_size + self._rank)
+            if raw is not None and raw.payload is not None:
+                self._counters += ReadCounters(bytes_read=len(raw.payload), num_reads=1)
                 yield DrawnSample(raw, epoch)
 
     def _found(self, urls: Sequence[str]) -> Iterator[dict[str, Any]]:

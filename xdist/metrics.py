@@ -9,16 +9,25 @@ import json
 import math
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
+from datapipe.counters import ReadCounters
 from xdist.worker import WorkerReport
 
 STALENESS_BUCKETS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256)
 SECONDS_BUCKETS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
+READ_COUNTERS: tuple[tuple[str, str, Callable[[ReadCounters], int]], ...] = (
+    ("xdist_read_bytes", "Of shards, from storage", lambda read: read.bytes_read),
+    ("xdist_reads", "Ranges of shards that storage delivered", lambda read: read.num_reads),
+    ("xdist_read_retries", "Reads that failed and were made again", lambda read: read.num_retries),
+    ("xdist_cache_hits", "Ranges found in the local cache", lambda read: read.num_cache_hits),
+    ("xdist_cache_misses", "Ranges not found there", lambda read: read.num_cache_misses),
+)
+"""Name, help, and what is counted."""
 TARGETS = "prometheus_targets.json"
 
 
@@ -46,6 +55,9 @@ class Metrics:
         self._data_wait = Counter(
             "xdist_data_wait_seconds", "Time that workers waited for data", registry=registry
         )
+        self._read = [
+            (Counter(name, text, registry=registry), value) for name, text, value in READ_COUNTERS
+        ]
         self._staleness = Histogram(
             "xdist_gradient_staleness",
             "Commits between pull and push",
@@ -139,6 +151,8 @@ class Metrics:
             self._steps.inc(report.num_steps)
             self._corrupt.inc(len(report.corrupt))
             self._data_wait.inc(report.data_wait_s)
+            for counter, value in self._read:
+                counter.inc(value(report.read))
             for _ in range(report.num_steps):
                 self._step_seconds.observe(report.seconds / report.num_steps)
             for staleness, count in report.staleness.items():

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from datapipe.batch import Batch, normalize
+from datapipe.counters import ReadCounters
 from datapipe.errors import CorruptSample
 from xdist import losses
 from xdist.config import TrainConfig
@@ -52,6 +53,8 @@ class WorkerReport:
     seconds: float
     data_wait_s: float
     """Seconds of these that the worker waited for batches."""
+    read: ReadCounters
+    """What was read of shards meanwhile."""
     staleness: dict[int, int]
     """Staleness -> number of updates that had it; empty where nothing can be stale."""
     corrupt: tuple[CorruptSample, ...]
@@ -71,6 +74,7 @@ class _Segment:
     num_steps: int = 0
     num_samples: int = 0
     data_wait_s: float = 0.0
+    read: ReadCounters = field(default_factory=ReadCounters)
     staleness: Counter[int] = field(default_factory=Counter)
     corrupt: list[CorruptSample] = field(default_factory=list)
 
@@ -141,6 +145,7 @@ class Worker:
         if staleness is not None:
             segment.staleness[staleness] += 1
         segment.corrupt.extend(batch.corrupt)
+        segment.read += batch.read
 
     def _compute_gradient(self, batch: Batch) -> Tensor:
         """Fill the flat gradient: of the mean loss over the batch's samples. Returns that loss, ()
@@ -166,6 +171,7 @@ class Worker:
             loss=loss_sum / segment.num_samples if segment.num_samples else math.nan,
             seconds=time.perf_counter() - segment.started,
             data_wait_s=segment.data_wait_s,
+            read=segment.read,
             staleness=dict(segment.staleness),
             corrupt=tuple(segment.corrupt),
             parts=parts,

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from datapipe.counters import ReadCounters
 from datapipe.index import ShardIndex
 from datapipe.order import SampleOrder
 from datapipe.plan import BatchPlan, lane_batches, leased_batches
 from datapipe.planned_samples import PlannedSamples
 from datapipe.position import Position, Span
-from datapipe.range_reader import ReadCounters
 from tests.datapipe.small_sets import raw_images, small_config, small_order
 
 

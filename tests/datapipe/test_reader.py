@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from datapipe.counters import ReadCounters
 from datapipe.errors import MissingShard
 from datapipe.index import ShardIndex
-from datapipe.range_reader import ReadCounters
 from datapipe.reader import SampleReader
 from datapipe.table import ShardTable
 from datapipe.table_cache import TableCache

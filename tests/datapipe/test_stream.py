@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,12 +13,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from datapipe.batch import Batch
+from datapipe.counters import ReadCounters
 from datapipe.index import ShardIndex
 from datapipe.mixing import MixedOrder, shares_of
 from datapipe.order import Order
 from datapipe.position import Position
 from datapipe.stream import SampleStream
-from tests.datapipe.small_sets import NUM_CLASSES, small_config, small_order
+from tests.datapipe.small_sets import NUM_CLASSES, small_config, small_order, write_set
 
 NUM_EPOCHS = 2
 
@@ -120,6 +122,26 @@ def test_a_mixture_goes_on_where_another_group_left_it(small_index: ShardIndex) 
     for key, images in seen.items():
         assert len(images) == 1
         assert torch.equal(images[0], expected[key][0])
+
+
+def test_counters_are_the_sums_of_what_the_batches_say(tmp_path: Path) -> None:
+    index = write_set(tmp_path, num_samples=75, samples_per_shard=20)
+    shard = tmp_path / "train-00000.tar"
+    content = bytearray(shard.read_bytes())
+    content[int(index.table(0).offsets[4]) + 100] ^= 1
+    shard.write_bytes(content)
+    group = Group(world_size=1, num_lanes=3, samples_per_lane=4, num_steps=0)
+    with stream_of(index, group, Position(), 0) as stream:
+        batches = list(stream)
+        counters = stream.counters()
+    assert counters.num_batches == len(batches) == 14
+    assert counters.num_samples == sum(batch.num_samples for batch in batches) == 148
+    assert counters.num_corrupt == 2  # The same one in both epochs.
+    assert counters.data_wait_s > 0
+    read = sum((batch.read for batch in batches), ReadCounters())
+    assert counters.read == read
+    assert read.num_reads == 2 * 19  # Blocks of four, none of which straddles two shards.
+    assert read.bytes_read > 2 * int(sum(index.table(0).sizes))
 
 
 @pytest.mark.parametrize(("batch_size", "num_lanes", "world_size"), [(10, 4, 2), (8, 2, 3)])

@@ -7,6 +7,7 @@ import math
 import urllib.request
 from pathlib import Path
 
+from datapipe.counters import ReadCounters
 from xdist.metrics import TARGETS, Metrics
 from xdist.strategies import Progress
 from xdist.worker import WorkerReport
@@ -21,6 +22,7 @@ def make_report(rank: int, *, step: int, loss: float, num_samples: int) -> Worke
         loss=loss,
         seconds=0.5,
         data_wait_s=0.1,
+        read=ReadCounters(bytes_read=500, num_reads=2, num_retries=1, num_cache_hits=3),
         staleness={0: 1, 3: 1},
         corrupt=(),
         parts=(),
@@ -84,6 +86,11 @@ def test_prometheus_finds_and_reads_it(tmp_path: Path) -> None:
         "xdist_steps_total 2.0",
         "xdist_workers 2.0",
         "xdist_loss 1.0",
+        "xdist_read_bytes_total 500.0",
+        "xdist_reads_total 2.0",
+        "xdist_read_retries_total 1.0",
+        "xdist_cache_hits_total 3.0",
+        "xdist_cache_misses_total 0.0",
         "xdist_gradient_staleness_count 2.0",
         "xdist_gradient_staleness_sum 3.0",
         "xdist_step_seconds_count 2.0",
