@@ -4,7 +4,10 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 NATIVE := $(wildcard native/*.[ch] native/*/*.[ch])
 
-.PHONY: demo test test-faults bench-scale lint clean
+CLANG ?= clang
+FUZZ_SECONDS ?= 1800
+
+.PHONY: demo test test-faults bench-scale fuzz lint clean
 
 demo: $(INSTALLED)  ## train on synthetic scenes, on a Ray cluster of its own; minutes
 	@$(BIN)/python jobs/demo.py
@@ -17,6 +20,13 @@ test-faults: $(INSTALLED)  ## processes killed in every phase of a run
 
 bench-scale: $(INSTALLED)  ## a resume at 300 million samples: time, memory, shuffling
 	$(BIN)/python -m tests.benchmarks.scale
+
+fuzz:  ## the native kernel under clang's libFuzzer and sanitizers, for FUZZ_SECONDS
+	@mkdir -p build/fuzz/corpus
+	$(CLANG) -O1 -g -std=gnu11 -DWITH_LIBFUZZER -fsanitize=fuzzer,address,undefined \
+	    -fno-sanitize-recover=undefined native/jpeg/*.c native/fuzz/fuzz.c -ljpeg -o build/fuzz/fuzz
+	build/fuzz/fuzz -max_total_time=$(FUZZ_SECONDS) -max_len=6000 -dict=native/fuzz/jpeg.dict \
+	    -artifact_prefix=build/fuzz/ build/fuzz/corpus tests/datapipe/corpus
 
 lint: $(INSTALLED)  ## formatting, lint, types
 	$(BIN)/ruff format --check .

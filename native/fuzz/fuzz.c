@@ -3,8 +3,8 @@
  * Beside what the sanitizers find: a file that can be re-muxed has to decode, to the same pixels
  * before and after; both ways to scale have to agree.
  *
- *   make fuzz          build with libFuzzer where there is clang, and run for FUZZ_SECONDS
- *   fuzz FILE...       run these files once (either build)
+ *   make fuzz FUZZ_SECONDS=1800    with clang's libFuzzer (WITH_LIBFUZZER)
+ *   fuzz FILE...                   these files once, built with any compiler
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -69,7 +69,8 @@ static void check_box(const uint8_t *data, size_t size, const uint8_t *remuxed,
 
 static void check_scaling(const uint8_t *data, size_t size, uint32_t *state)
 {
-    int width = 1 + next_random(state) % 97, height = 1 + next_random(state) % 97, side = 8 + size % 57;
+    int width = 1 + next_random(state) % 97, height = 1 + next_random(state) % 97;
+    int side = 8 + size % 57;
     size_t num_bytes = 4 * (size_t)width * height + 64, num_out = (size_t)side * side * 3;
     uint8_t *pixels = calloc(num_bytes, 1), *one = calloc(num_out, 1), *other = calloc(num_out, 1);
     char reason[NATIVE_REASON_BYTES];

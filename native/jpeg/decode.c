@@ -64,8 +64,8 @@ static void rgb_from_cmyk(uint8_t *pixels, unsigned width)
     }
 }
 
-/* Room for a row of pixels of 4 bytes. It is not aligned, so that libjpeg does not write it past the
- * cache (it uses non-temporal stores where it can), from where it is read at once.
+/* Room for a row of pixels of 4 bytes. It is not aligned, so that libjpeg does not write it past
+ * the cache (it uses non-temporal stores where it can), from where it is read at once.
  */
 static JSAMPROW row_memory(decoder *decoder, unsigned width)
 {
@@ -74,8 +74,8 @@ static JSAMPROW row_memory(decoder *decoder, unsigned width)
     return decoder->row.bytes + (-(uintptr_t)decoder->row.bytes % ROW_PADDING) + 4;
 }
 
-/* Decode the rows that the vertical filter needs, from a file that holds the part `held` of the image,
- * and whose header was read.
+/* Decode the rows that the vertical filter needs, from a file that holds the part `held` of the
+ * image, and whose header was read.
  */
 static void decode_rows(decoder *decoder, region held, region needed, const request *request)
 {

@@ -16,7 +16,8 @@
 
 #define MAX_SYMBOL_BITS 31  /* a code of 16 bits, a value of 15 */
 #define MAX_BLOCK_BYTES 256 /* 64 of them */
-#define MAX_UNUSED_BITS 71  /* before a marker: libjpeg, which reads 8 bytes ahead, tolerates them */
+/* Before a marker; libjpeg, which reads 8 bytes ahead, tolerates them. */
+#define MAX_UNUSED_BITS 71
 #define PADDING (MAX_BLOCK_BYTES + 8)
 
 /* The beginning of libjpeg's struct jpeg_entropy_decoder. */
@@ -172,8 +173,8 @@ static inline int64_t bits_left(const huffman_decoder *decoder, const bit_reader
     return (int64_t)(decoder->stop - reader->next) * 8 + reader->num_bits;
 }
 
-/* Copy up to the next marker, without the zeros that are stuffed behind each 0xFF, and let libjpeg's
- * source stand there. More than one 0xFF may only come before a marker.
+/* Copy up to the next marker, without the zeros that are stuffed behind each 0xFF, and let
+ * libjpeg's source stand there. More than one 0xFF may only come before a marker.
  */
 static void load_segment(huffman_decoder *decoder, struct jpeg_source_mgr *source)
 {
@@ -209,7 +210,7 @@ static void restart(j_decompress_ptr jpeg, huffman_decoder *decoder)
     int is_next = source->bytes_in_buffer >= 2 &&
                   source->next_input_byte[1] == JPEG_RST0 + decoder->next_marker;
     if (!is_next || bits_left(decoder, &reader) > MAX_UNUSED_BITS)
-        fail((jpeg_errors *)jpeg->err, "truncated or corrupt: restart marker %d is not in its place",
+        fail((jpeg_errors *)jpeg->err, "truncated or corrupt: restart marker %d is missing",
              decoder->next_marker);
     source->next_input_byte += 2;
     source->bytes_in_buffer -= 2;

@@ -1,10 +1,10 @@
 /* A faster entropy decoder for sequential JPEGs, in the place of libjpeg's own.
  *
- * Most of the time of decoding goes there. libjpeg calls its entropy decoder once an MCU, by a pointer
- * in a struct whose first two members have been the same since version 6b, though jpeglib.h does not
- * show them. All else (inverse DCT, upsampling, colours) remains libjpeg's. The coefficients are the
- * same; a code that does not exist (over which libjpeg mostly passes in silence), a segment too short
- * or too long, and a marker out of order are errors.
+ * Most of the time of decoding goes there. libjpeg calls its entropy decoder once an MCU, by a
+ * pointer in a struct whose first two members have been the same since version 6b, though
+ * jpeglib.h does not show them. All else (inverse DCT, upsampling, colours) remains libjpeg's. The
+ * coefficients are the same; a code that does not exist (over which libjpeg mostly passes in
+ * silence), a segment too short or too long, and a marker out of order are errors.
  */
 #ifndef HUFFMAN_H
 #define HUFFMAN_H

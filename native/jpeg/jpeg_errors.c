@@ -32,8 +32,8 @@ static void on_error(j_common_ptr jpeg)
     fail((jpeg_errors *)jpeg->err, "not a usable JPEG: %s", text);
 }
 
-/* What libjpeg only warns of it would go on to pad with grey. Left alone is what says nothing of the
- * pixels; so are bytes too many before the end, since a decoder of a part never comes to them.
+/* What libjpeg only warns of it would go on to pad with grey. Left alone is what says nothing of
+ * the pixels; so are bytes too many before the end, since a decoder of a part never comes to them.
  */
 static int is_harmless(const struct jpeg_error_mgr *base)
 {

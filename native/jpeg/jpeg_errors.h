@@ -20,7 +20,9 @@ typedef struct {
 /* A decompressor that reports to `errors`, with its memory limited. The caller has set the jump. */
 void create_reader(struct jpeg_decompress_struct *jpeg, jpeg_errors *errors, char *reason);
 
-/* Read the header of a file, and refuse one that breaks a limit or cannot be made RGB. Jumps if so. */
+/* Read the header of a file, and refuse one that breaks a limit or cannot be made RGB. Jumps if
+ * so.
+ */
 void read_header(struct jpeg_decompress_struct *jpeg, const uint8_t *payload, size_t size);
 
 /* The same, and refuse a file that cannot be whole: too short for its size, or without an end. */

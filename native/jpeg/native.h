@@ -47,8 +47,8 @@ NATIVE_PUBLIC void native_resize(const uint8_t *pixels, int width, int height, c
                                  int flip, int side, int is_portable, uint8_t *out, char *reason);
 
 /* The same JPEG with restart markers, sequential, with Huffman tables of its own: coefficients and
- * all other markers are copied. The result, native_free's to free, decodes to the same pixels, which
- * was checked; NULL if there is a reason.
+ * all other markers are copied. The result, native_free's to free, decodes to the same pixels,
+ * which was checked; NULL if there is a reason.
  */
 NATIVE_PUBLIC uint8_t *native_remux(const uint8_t *payload, size_t size, size_t *result_size,
                                     char *reason);

@@ -80,7 +80,8 @@ static void save_markers(j_decompress_ptr reader)
         jpeg_save_markers(reader, JPEG_APP0 + i, 0xFFFF);
 }
 
-/* Write with the reader's parameters, and all of its markers instead of ones of the writer's own. */
+/* Write with the reader's parameters, and all of its markers instead of ones of the writer's own.
+ */
 static void copy_coefficients(remuxer *remuxer)
 {
     j_decompress_ptr reader = &remuxer->reader;

@@ -121,7 +121,8 @@ static const uint8_t *find_marker(const uint8_t *bytes, const uint8_t *stop)
     return stop;
 }
 
-/* starts[i]: where segment i begins, its end is 2 before starts[i + 1]; 0 if markers are missing. */
+/* starts[i]: where segment i begins, its end is 2 before starts[i + 1]; 0 if markers are missing.
+ */
 static int find_starts(const uint8_t *scan, const uint8_t *stop, uint32_t *starts, int num_segments,
                        int is_to_end)
 {

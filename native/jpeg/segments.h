@@ -23,7 +23,7 @@ typedef struct {
     int width, height;
     int mcu_width, mcu_height; /* pixels of a minimum coded unit */
     int segment_columns;       /* segments in a row of MCUs */
-    int segment_rows;          /* rows of MCUs in a segment; more than 1 only if the columns are 1 */
+    int segment_rows;          /* rows of MCUs in a segment; 1 if there are several columns */
     size_t sof_at, scan_at;    /* of the frame's marker; of the first byte after the headers */
 } segment_layout;
 
