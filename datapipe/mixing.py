@@ -110,15 +110,21 @@ class MixedOrder:
         return Drawn(ids + self._starts[source], epochs)
 
     def _in_source(self, source: int, epoch: int, places: Ids) -> Ids:
-        """Permuted blocks, then the samples behind the last full block."""
-        num_blocks = self.sizes[source] // self.block_size
-        blocks, rows = np.divmod(places, self.block_size)
-        is_full = blocks < num_blocks
+        """Permuted blocks, then the samples outside of full blocks.
+
+        Blocks are those of the whole numbering, which the reader fetches: a source may begin and
+        end inside of one.
+        """
+        size, begin = self.sizes[source], self._starts[source]
+        num_before = min(-begin % self.block_size, size)
+        num_blocks = (size - num_before) // self.block_size
+        num_in_blocks = num_blocks * self.block_size
+        is_full = places < num_in_blocks
+        blocks, rows = np.divmod(places[is_full], self.block_size)
         key = key_of(self.seed, source, epoch, BLOCKS_KEY)
-        ids = places.copy()
-        ids[is_full] = (
-            Permutation(num_blocks, key)(blocks[is_full]) * self.block_size + rows[is_full]
-        )
+        ids = places - num_in_blocks  # Those before the blocks, and then
+        ids[ids >= num_before] += num_in_blocks  # those behind them.
+        ids[is_full] = num_before + Permutation(num_blocks, key)(blocks) * self.block_size + rows
         return ids
 
 

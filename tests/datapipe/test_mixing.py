@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -76,6 +77,23 @@ def test_pools_tile_an_epoch(order: MixedOrder, epoch: int) -> None:
         assert order.pool_at(epoch, pool.stop - 1) == pool
         place = pool.stop
     assert place == order.num_samples
+
+
+@given(order=orders())
+def test_a_slot_of_the_first_epoch_is_one_block_of_the_numbering(order: MixedOrder) -> None:
+    """As long as a source gives full blocks, each of its slots is what one ranged read fetches."""
+    order = replace(order, blocks_per_pool=1)
+    given = [0] * len(order.sizes)
+    starts = np.cumsum([0, *order.sizes])
+    for pool in range(order.num_samples // order.block_size):
+        start = pool * order.block_size
+        drawn = order.draw(Span(0, start, start + order.block_size))
+        (source,) = set(np.searchsorted(starts, drawn.sample_ids, side="right") - 1)
+        given[source] += order.block_size
+        before = min(-int(starts[source]) % order.block_size, order.sizes[source])
+        full = (order.sizes[source] - before) // order.block_size * order.block_size
+        if given[source] <= full:
+            assert len(set(drawn.sample_ids // order.block_size)) == 1
 
 
 @settings(max_examples=50)

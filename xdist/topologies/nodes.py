@@ -77,7 +77,7 @@ def decoders() -> dict[str, str]:
     if slow:
         address, kernel = next(iter(slow.items()))
         logger.warning(
-            "images decode at half the speed on %d of %d nodes, first %s: %s; "
+            "decoding takes three times as long on %d of %d nodes, first %s: %s; "
             "there, python -m datapipe doctor says what to do",
             len(slow),
             len(kernels),
