@@ -7,7 +7,6 @@ is /tmp/set/train-00017-10000.parquet, the table of shard 17, of 10,000 samples.
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ from typing import Any
 import fsspec
 import numpy as np
 
+from datapipe.index import ShardIndex, write_manifest
+from datapipe.manifest import ShardEntry
 from datapipe.table import SampleEntry, write_table
 
 PROTOCOL = "madeup"
@@ -52,23 +53,16 @@ def register() -> None:
 def write_index(directory: Path, *, num_shards: int, samples_per_shard: int) -> str:
     """Write the manifest; its URL."""
     shards = [
-        {
-            "shard": f"train-{number:05d}.tar",
-            "index": f"train-{number:05d}-{samples_per_shard}.parquet",
-            "num_samples": samples_per_shard,
-            "bytes": samples_per_shard * MEDIAN_BYTES,
-            "digest": f"{number:064x}",
-        }
+        ShardEntry(
+            shard=f"train-{number:05d}.tar",
+            index=f"train-{number:05d}-{samples_per_shard}.parquet",
+            num_samples=samples_per_shard,
+            bytes=samples_per_shard * MEDIAN_BYTES,
+            digest=f"{number:064x}",
+        )
         for number in range(num_shards)
     ]
-    manifest = {
-        "format": "datapipe-index",
-        "version": 1,
-        "num_samples": num_shards * samples_per_shard,
-        "num_labels": NUM_LABELS,
-        "shards": shards,
-    }
-    (directory / "index.json").write_text(json.dumps(manifest, indent=1))
+    write_manifest(ShardIndex(str(directory), shards, num_labels=NUM_LABELS))
     return f"{PROTOCOL}://{directory}/index.json"
 
 

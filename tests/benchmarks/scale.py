@@ -156,7 +156,7 @@ def figures(timed: dict[str, list[Seek]], distances: Displacement) -> dict[str, 
 def table_of(timed: dict[str, list[Seek]]) -> Table:
     """For people."""
     table = Table(title="from a position to the first batch's images")
-    for column in ("resume", "s, median", "s, worst", "tables read", "peak MB"):
+    for column in ("resume", "s, median", "s, worst", "CPU s", "tables read", "peak MB"):
         table.add_column(column, justify="left" if column == "resume" else "right")
     for kind, each in timed.items():
         times = [seek.seek_s for seek in each]
@@ -164,6 +164,7 @@ def table_of(timed: dict[str, list[Seek]]) -> Table:
             kind,
             f"{statistics.median(times):.3f}",
             f"{max(times):.3f}",
+            f"{statistics.median(seek.cpu_s for seek in each):.3f}",
             str(each[0].num_tables),
             f"{max(seek.peak_mb for seek in each):.0f}",
         )
