@@ -7,7 +7,7 @@ NATIVE := $(wildcard native/*.[ch] native/*/*.[ch])
 CLANG ?= clang
 FUZZ_SECONDS ?= 1800
 
-.PHONY: demo test test-faults bench-scale fuzz lint clean
+.PHONY: demo test test-faults bench-datapipe bench-scale fuzz lint clean
 
 demo: $(INSTALLED)  ## train on synthetic scenes, on a Ray cluster of its own; minutes
 	@$(BIN)/python jobs/demo.py
@@ -17,6 +17,9 @@ test: $(INSTALLED)  ## all tests but test-faults
 
 test-faults: $(INSTALLED)  ## processes killed in every phase of a run
 	$(BIN)/python -m pytest -m faults
+
+bench-datapipe: $(INSTALLED)  ## images a second, against three other pipelines; ten minutes
+	$(BIN)/python -m tests.benchmarks.datapipe
 
 bench-scale: $(INSTALLED)  ## a resume at 300 million samples: time, memory, shuffling
 	$(BIN)/python -m tests.benchmarks.scale
