@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 from datapipe.batch import Batch
 from datapipe.counters import ReadCounters
 from datapipe.index import ShardIndex
-from datapipe.mixing import MixedOrder, shares_of
+from datapipe.mixing import MixedOrder, joined_index, shares_of
 from datapipe.order import Order
 from datapipe.position import Position
 from datapipe.stream import SampleStream
@@ -98,15 +99,32 @@ def train(index: ShardIndex, groups: list[Group], order: Order) -> Seen:
     return seen
 
 
-@settings(max_examples=10)
-@given(groups=st.lists(GROUPS, min_size=2, max_size=4))
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> list[ShardIndex]:
+    """Sets of 1 to 60 samples in shards of any size."""
+    generator = random.Random(5)
+    indexes = []
+    for number in range(6):
+        sizes = [generator.choice([1, 2, 5, 13, 30]) for _ in range(1 + number % 4)]
+        parts = [
+            write_set(tmp_path_factory.mktemp("shard"), num_samples=size, samples_per_shard=None)
+            for size in sizes
+        ]
+        indexes.append(joined_index(parts))
+    return indexes
+
+
+@settings(max_examples=15)
+@given(number=st.integers(0, 5), groups=st.lists(GROUPS, min_size=2, max_size=4))
 def test_every_sample_once_an_epoch_and_alike_whoever_reads_it(
-    small_index: ShardIndex, groups: list[Group]
+    sets: list[ShardIndex], number: int, groups: list[Group]
 ) -> None:
-    order = small_order(small_index)
-    seen = train(small_index, groups, order)
-    expected = train(small_index, [Group(1, 1, 25, 0)], order)
-    keys = {(sample, epoch) for sample in range(75) for epoch in range(NUM_EPOCHS)}
+    index = sets[number]
+    order = small_order(index)
+    seen = train(index, groups, order)
+    expected = train(index, [Group(1, 1, 25, 0)], order)
+    samples = range(index.num_samples)
+    keys = {(sample, epoch) for sample in samples for epoch in range(NUM_EPOCHS)}
     assert seen.keys() == expected.keys() == keys
     for key, images in seen.items():
         assert len(images) == 1
