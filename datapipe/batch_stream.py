@@ -21,6 +21,8 @@ from datapipe.order import Order
 from datapipe.plan import BatchPlan
 from datapipe.planned_samples import DrawnSample, PlannedSamples, Rows
 
+JOIN_LIMIT_S = 1.0
+
 
 class SampleSource(Protocol):
     """Where the samples of batches come from."""
@@ -145,12 +147,19 @@ class BatchStream:
         return replace(batch, read=read - before.read)
 
     def close(self) -> None:
-        """End the threads. A `plans` that blocks keeps its own thread until it goes on."""
+        """End the threads. Where `batches` blocks, its thread goes on until it does not.
+
+        That thread is waited for: at the interpreter's end, one that gave back a tensor would end
+        the process with SIGABRT.
+        """
+        is_first = not self._closed.is_set()
         self._closed.set()
         self._source.close()
         self._free_places.release()
         self._ready.put(None)
         self._executor.shutdown(wait=False, cancel_futures=True)
+        if is_first:
+            self._producer.join(JOIN_LIMIT_S)
 
     def __enter__(self) -> Self:
         return self

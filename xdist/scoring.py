@@ -14,6 +14,7 @@ from pathlib import PurePosixPath
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from datapipe.batch import Batch, normalize
 from datapipe.batch_stream import BatchStream
@@ -282,8 +283,11 @@ def score_part(
     model.to(device)
     tally = Tally.empty(plan)
     with _open_stream(plan, part=part, num_parts=num_parts) as stream, torch.inference_mode():
-        for batch in stream:
-            _count(tally, plan, model, batch.to(device))
+        pixels: Tensor | None = None
+        for batch_here in stream:
+            batch = batch_here.to(device)
+            pixels = normalize(batch.images, out=pixels)
+            _count(tally, plan, model(pixels), batch)
     tally.corrupt += stream.corrupt.values()
     return tally
 
@@ -302,13 +306,12 @@ def _open_stream(plan: ScoringPlan, *, part: int, num_parts: int) -> BatchStream
     )
 
 
-def _count(tally: Tally, plan: ScoringPlan, model: torch.nn.Module, batch: Batch) -> None:
-    """Score a batch and count it."""
+def _count(tally: Tally, plan: ScoringPlan, logits: Tensor, batch: Batch) -> None:
+    """Count a batch that was scored."""
     skipped = torch.tensor(plan.skipped, device=batch.sample_ids.device)
     is_sample = batch.sample_weights > 0
     is_skipped = torch.isin(batch.sample_ids, skipped) & is_sample
     counts = is_sample & ~is_skipped
-    logits = model(normalize(batch.images))
     logits, label_ids, label_offsets, is_inside = plan.space.restrict(
         logits, batch.label_ids, batch.label_offsets
     )

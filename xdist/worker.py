@@ -102,6 +102,7 @@ class Worker:
         self._make_strategy = make_strategy
         self._make_batches = make_batches
         self._loss = make_loss(config)
+        self._pixels: Tensor | None = None
 
     def start(self) -> None:
         """Get ready to train; whatever is wrong with data or peers is raised here, as itself."""
@@ -155,7 +156,8 @@ class Worker:
         torch.manual_seed(step_seed(self._config.seed, self._rank, step))
         batch = batch.to(self._device)
         self._flat.gradients.zero_()
-        logits = self._model(normalize(batch.images))
+        self._pixels = normalize(batch.images, out=self._pixels)
+        logits = self._model(self._pixels)
         per_sample = self._loss(logits, batch.label_ids, batch.label_offsets)
         loss = losses.weighted_mean(per_sample, batch.sample_weights)
         torch.autograd.backward(loss)

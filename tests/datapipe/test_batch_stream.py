@@ -365,6 +365,10 @@ def test_normalize_scales_to_one_and_is_channels_last() -> None:
     assert pixels.shape == (2, 3, 4, 5)
     assert pixels.is_contiguous(memory_format=torch.channels_last)
     assert pixels[0, :, 0, 0].tolist() == pytest.approx([-1, 1, -0.6])
+    expected = normalize(255 - images)
+    again = normalize(255 - images, out=pixels)
+    assert again.data_ptr() == pixels.data_ptr()
+    assert torch.equal(again, expected)
 
 
 def test_a_batch_moves_as_a_whole(small_index: ShardIndex) -> None:
