@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -37,10 +38,10 @@ class Position:
 
     def with_done(self, spans: Iterable[Span], *, num_samples: int) -> Position:
         """The position after these spans too. `ValueError` if a place of theirs was done before."""
-        added = [
-            self._interval(span, num_samples=num_samples) for span in spans if span.num_samples
-        ]
-        merged = _merge(sorted([*self.done, *added]), epoch=self.epoch)
+        merged = list(self.done)
+        for span in spans:
+            if span.num_samples:
+                _insert(merged, self._interval(span, num_samples=num_samples), epoch=self.epoch)
         epoch = self.epoch
         while merged and merged[0][0] == 0 and merged[0][1] >= num_samples:
             epoch += 1
@@ -105,17 +106,21 @@ class Position:
         return (shift + span.start, shift + span.stop)
 
 
-def _merge(intervals: list[Interval], *, epoch: int) -> list[Interval]:
-    merged: list[Interval] = []
-    for start, stop in intervals:
-        if merged and start < merged[-1][1]:
-            overlap = f"[{start}, {min(stop, merged[-1][1])})"
+def _insert(intervals: list[Interval], added: Interval, *, epoch: int) -> None:
+    """Put an interval among sorted, disjoint, non-adjacent ones, in place."""
+    start, stop = added
+    place = bisect(intervals, added)
+    first, last = place, place
+    if place and intervals[place - 1][1] >= start:
+        first = place - 1
+    if place < len(intervals) and intervals[place][0] <= stop:
+        last = place + 1
+    for other_start, other_stop in intervals[first:last]:
+        if other_start < stop and start < other_stop:
+            overlap = f"[{max(start, other_start)}, {min(stop, other_stop)})"
             raise ValueError(f"places {overlap} from epoch {epoch} on were done before")
-        if merged and start == merged[-1][1]:
-            merged[-1] = (merged[-1][0], stop)
-        else:
-            merged.append((start, stop))
-    return merged
+    touched = [added, *intervals[first:last]]
+    intervals[first:last] = [(min(touched)[0], max(end for _, end in touched))]
 
 
 def _is_integers(value: Any, length: int) -> bool:

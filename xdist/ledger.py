@@ -30,6 +30,7 @@ class Ledger:
         self, position: Position, *, order: Order, num_places: int, batch_size: int
     ) -> None:
         self._position = position
+        self._num_done = position.num_seen(order.num_samples)
         self._order = order
         self._num_places = num_places
         self._batch_size = batch_size
@@ -47,7 +48,7 @@ class Ledger:
     @property
     def num_done(self) -> int:
         """Places done since the start of training."""
-        return self._position.num_seen(self._order.num_samples)
+        return self._num_done
 
     @property
     def is_finished(self) -> bool:
@@ -93,6 +94,7 @@ class Ledger:
             )
         self._leased[worker] = subtract(self._leased[worker], spans)
         self._position = self._position.with_done(spans, num_samples=self._order.num_samples)
+        self._num_done += sum(span.num_samples for span in spans)
         self._sequences[worker] = sequence
 
     def _check(self, worker: int, token: int) -> None:
