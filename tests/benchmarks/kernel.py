@@ -1,6 +1,6 @@
 """Decoding, cropping and scaling of real images, in turns: the kernel, the fallback, Pillow.
 
-python tests/benchmarks/kernel.py --images ../shared/data/imagenet-sample
+python -m tests.benchmarks.kernel --images ../shared/data/imagenet-sample
 
 One thread, CPU time. Its last line is one JSON object: for training crops and the evaluation crop,
 with plain files and re-muxed ones, images a second, the ratio to Pillow's decode and resize of the
