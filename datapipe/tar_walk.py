@@ -62,7 +62,7 @@ def tar_pieces(tar: tarfile.TarFile, file_size: int, *, with_crc32: bool) -> Ite
     for member in members(tar):
         key, extension = _split(member.name)
         is_image = extension in IMAGE_EXTENSIONS
-        if not (is_image or extension in LABEL_EXTENSIONS) or not _is_one_piece(member):
+        if not (is_image or extension in LABEL_EXTENSIONS) or not is_one_piece(member):
             continue
         offset, size = member.offset_data, member.size
         if offset + size > file_size:
@@ -73,7 +73,7 @@ def tar_pieces(tar: tarfile.TarFile, file_size: int, *, with_crc32: bool) -> Ite
             measured = _measured(tar, member, with_crc32=with_crc32)
             yield key, offset, size, *measured, "", None
         else:
-            yield key, -1, 0, 0, 0, None, extension, _read_at(tar, offset, size)
+            yield key, -1, 0, 0, 0, None, extension, read_at(tar, offset, size)
 
 
 def decoded_size(payload: bytes) -> tuple[int, int]:
@@ -104,7 +104,7 @@ def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
         raise tarfile.ReadError(f"malformed header: {error}") from error
 
 
-def _is_one_piece(member: tarfile.TarInfo) -> bool:
+def is_one_piece(member: tarfile.TarInfo) -> bool:
     """Whether its bytes lie together in the archive: no link, and no file with holes."""
     return member.isreg() and not member.issparse() and member.size >= 0
 
@@ -115,13 +115,13 @@ def _measured(
     """Width, height and crc32 of an image."""
     start, size = member.offset_data, member.size
     if with_crc32:
-        payload = _read_at(tar, start, size)
+        payload = read_at(tar, start, size)
         found = header_size(lambda place, count: payload[place : place + count])
         return *(found or decoded_size(payload)), crc32_of(payload)
     found = header_size(
-        lambda place, count: _read_at(tar, start + place, max(0, min(count, size - place)))
+        lambda place, count: read_at(tar, start + place, max(0, min(count, size - place)))
     )
-    return *(found or decoded_size(_read_at(tar, start, size))), None
+    return *(found or decoded_size(read_at(tar, start, size))), None
 
 
 def _with_payload(file_number: int, piece: Piece, with_crc32: bool) -> Piece:
@@ -134,7 +134,7 @@ def _with_payload(file_number: int, piece: Piece, with_crc32: bool) -> Piece:
     return key, offset, size, width, height, crc32, extension, content
 
 
-def _read_at(tar: tarfile.TarFile, offset: int, size: int) -> bytes:
+def read_at(tar: tarfile.TarFile, offset: int, size: int) -> bytes:
     tar.fileobj.seek(offset)
     return tar.fileobj.read(size)
 

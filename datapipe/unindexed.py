@@ -12,11 +12,10 @@ For sets of which nobody has the time to make an index. It cannot do what needs 
 from __future__ import annotations
 
 import logging
-import os
 import random
 import tarfile
 from collections.abc import Iterator, Sequence
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from webdataset import filters, tariterators
@@ -24,7 +23,7 @@ from webdataset import filters, tariterators
 from datapipe.batch_stream import BatchStream
 from datapipe.config import DataConfig
 from datapipe.counters import ReadCounters
-from datapipe.errors import MissingShard
+from datapipe.errors import MissingShard, UnreadableShard
 from datapipe.hashing import key_of
 from datapipe.order import Permutation
 from datapipe.plan import BatchPlan, Segment
@@ -32,12 +31,20 @@ from datapipe.planned_samples import DrawnSample, Rows
 from datapipe.reader import RawSample
 from datapipe.shard_walk import labels_and_name
 from datapipe.storage import absolute, opened
-from datapipe.tar_walk import IMAGE_EXTENSIONS, LABEL_EXTENSIONS
+from datapipe.tar_walk import (
+    IMAGE_EXTENSIONS,
+    LABEL_EXTENSIONS,
+    LARGEST_IMAGE_MEMBER,
+    LARGEST_LABEL_MEMBER,
+    is_one_piece,
+    members,
+    open_tar,
+    read_at,
+)
 
 logger = logging.getLogger(__name__)
 
 SHARDS_KEY, BUFFER_KEY = 7, 8
-SUFFIXES = frozenset((*IMAGE_EXTENSIONS, *LABEL_EXTENSIONS))
 UNKNOWN = -1
 
 
@@ -140,35 +147,52 @@ class _Samples:
                 yield DrawnSample(raw, epoch)
 
     def _found(self, urls: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """What webdataset finds in these shards, one after the other."""
+        """What webdataset makes of the members of these shards, one after the other."""
         for url in urls:
+            yield from tariterators.group_by_keys(_members(url), handler=_is_left_out)
+
+
+def _members(url: str) -> Iterator[dict[str, Any]]:
+    """The image and label members of a shard, as webdataset has them; no others are read.
+
+    tarfile itself, as webdataset calls it, takes a damaged header for the end of the archive.
+    """
+    try:
+        with opened(url) as file, open_tar(file) as tar:
             try:
-                with opened(url) as file:
-                    members = tariterators.tar_file_expander(
-                        [{"url": url, "stream": file}], handler=_ends_shard
-                    )
-                    yield from tariterators.group_by_keys(
-                        members, suffixes=SUFFIXES, handler=_ends_shard
-                    )
-                    _check_end(url, file)
-            except (FileNotFoundError, NotADirectoryError) as error:
-                raise MissingShard((url,)) from error
+                for member in members(tar):
+                    if is_one_piece(member) and (limit := _limit(member.name)):
+                        content = b"" if member.size > limit else _content(tar, member)
+                        yield {"fname": member.name, "data": content, "__url__": url}
+            except tarfile.ReadError as error:
+                logger.warning("shard ends early shard=%s reason=%s", url, error)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise MissingShard((url,)) from error
+    except tarfile.TarError as error:
+        raise UnreadableShard(url, str(error)) from error
 
 
-def _ends_shard(error: Exception) -> bool:
+def _limit(name: str) -> int:
+    """The largest size of a member of this name, in bytes; 0 if it is neither image nor label."""
+    extension = (tariterators.base_plus_ext(name)[1] or "").lower()
+    if extension in IMAGE_EXTENSIONS:
+        return LARGEST_IMAGE_MEMBER
+    return LARGEST_LABEL_MEMBER if extension in LABEL_EXTENSIONS else 0
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    content = read_at(tar, member.offset_data, member.size)
+    if len(content) < member.size:
+        raise tarfile.ReadError(f"{member.name} is cut short")
+    return content
+
+
+def _is_left_out(error: Exception) -> bool:
     """What webdataset asks after an error: True to go on with what follows."""
-    if not isinstance(error, tarfile.TarError | ValueError):
+    if not isinstance(error, ValueError):
         raise error
-    logger.warning("part of a shard was left out reason=%s", error)
+    logger.warning("part of a shard was left out reason=%s", error.args[0])
     return True
-
-
-def _check_end(url: str, file: IO[bytes]) -> None:
-    """Warn of a shard without a tar's last block of zeros, which tarfile does not miss."""
-    num_bytes = file.seek(0, os.SEEK_END)
-    file.seek(max(0, num_bytes - tarfile.BLOCKSIZE))
-    if file.read() != tarfile.NUL * tarfile.BLOCKSIZE:
-        logger.warning("shard ends early shard=%s bytes=%d", url, num_bytes)
 
 
 def _raw_sample(sample: dict[str, Any], *, sample_id: int) -> RawSample | None:

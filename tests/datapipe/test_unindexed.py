@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 
 from datapipe.batch import Batch
 from datapipe.config import DataConfig
-from datapipe.errors import MissingShard, TooManyBadSamples
+from datapipe.errors import MissingShard, TooManyBadSamples, UnreadableShard
 from datapipe.index import list_shards
 from datapipe.unindexed import unindexed_stream
 from tests.datapipe.small_sets import (
@@ -104,6 +106,42 @@ def test_a_shard_that_ends_early_gives_what_it_holds(
         labels = labels_in(batches_of(shards))
     assert NUM_SAMPLES - 6 < len(labels) < NUM_SAMPLES
     assert f"shard ends early shard={shard}" in caplog.text
+
+
+def test_a_damaged_header_is_not_taken_for_the_end(
+    shards: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    shard = Path(shards[0])
+    content = bytearray(shard.read_bytes())
+    with tarfile.open(shard) as tar:
+        place = tar.getmembers()[4].offset
+    content[place + 100] ^= 0xFF
+    shard.write_bytes(content)
+    with caplog.at_level(logging.WARNING):
+        labels = labels_in(batches_of(shards))
+    assert len(labels) == NUM_SAMPLES - 4
+    assert f"neither a header nor the end of a tar at byte {place}" in caplog.text
+
+
+@pytest.mark.parametrize("content", [b"", 3000 * b"<html>"])
+def test_what_is_no_tar_is_named(shards: list[str], content: bytes) -> None:
+    Path(shards[2]).write_bytes(content)
+    with pytest.raises(UnreadableShard, match="not a tar"):
+        batches_of(shards)
+
+
+def test_a_second_image_of_one_name_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    image = encode(picture(1))
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, content in (("x.jpg", image), ("x.cls", b"1"), ("x.JPG", image)):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    (batch,) = batches_of([str(tmp_path / "a.tar")])
+    assert batch.num_samples == 1
+    assert "left out reason=x.JPG: duplicate file name" in caplog.text
 
 
 def test_bad_samples_have_the_same_budget(tmp_path: Path) -> None:
