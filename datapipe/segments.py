@@ -101,7 +101,7 @@ def _segment_starts(content: bytes, layout: _Layout) -> NDArray[np.int64] | None
 def _layout(content: bytes) -> _Layout | None:
     headers = [content[:2]]
     frame, interval, size_at = b"", 0, 0
-    for marker, start, stop in _markers(content):
+    for marker, start, stop in markers(content):
         segment = content[start:stop]
         if marker in (SOF0, SOF1):
             frame, size_at = segment, sum(map(len, headers)) + 5
@@ -145,7 +145,7 @@ def _grid(
     )
 
 
-def _markers(content: bytes) -> Iterator[tuple[int, int, int]]:
+def markers(content: bytes) -> Iterator[tuple[int, int, int]]:
     """Marker, start and stop of the segments before the scan; ends early where they are damaged."""
     at = 2
     while at + 4 <= len(content) and content[at] == 0xFF:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from PIL import Image
 
 from datapipe.decode import image_size
 from datapipe.errors import DecodeError
@@ -89,6 +91,45 @@ def test_bytes_too_many_at_the_end_do_no_harm() -> None:
     box = (0.0, 0.0, 40.0, 30.0)
     assert np.array_equal(decoded(longer, box, 32), decoded(payload, box, 32))
     check_decodes(longer)
+
+
+ADOBE_OF_ANOTHER_TRANSFORM = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\7"
+HALF_A_PROFILE = b"\xff\xe2\0\x1aICC_PROFILE\0\3\1half of it"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"JFIF\0\1", b"JFIF\0\2"),
+        (b"\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0", ADOBE_OF_ANOTHER_TRANSFORM),
+        (b"\xff\xdb", HALF_A_PROFILE + b"\xff\xdb"),
+    ],
+    ids=["a later JFIF", "an unknown Adobe transform", "a broken colour profile"],
+)
+def test_what_says_nothing_of_the_pixels_does_no_harm(old: bytes, new: bytes) -> None:
+    payload = jpeg(Kind("420 with markers", subsampling=2, restart_marker_blocks=2), 90, 70)
+    assert old in payload
+    noted, box = payload.replace(old, new, 1), (3.0, 5.0, 80.0, 60.0)
+    assert np.array_equal(decoded(noted, box, 32), decoded(payload, box, 32))
+    check_decodes(noted)
+    cut = noted[: len(noted) // 2] + b"\xff\xd9"
+    with pytest.raises(DecodeError):
+        check_decodes(cut)
+    with pytest.raises(DecodeError):
+        decoded(cut, (0, 0, 90, 70), 16)
+
+
+def test_rare_samplings_of_the_colours_are_left_to_pillow() -> None:
+    """15 units of 3 blocks, all of the same bits, are as well 9 of 2 + 2 + 1 blocks."""
+    buffer = BytesIO()
+    Image.new("RGB", (40, 24), (128, 128, 128)).save(buffer, "JPEG", subsampling=0, optimize=True)
+    payload = bytearray(with_size(buffer.getvalue(), 48, 48))
+    frame = payload.index(b"\xff\xc0")
+    payload[frame + 11], payload[frame + 14] = 0x21, 0x12
+    assert (decoded(bytes(payload), (0, 0, 48, 48), 16) == 128).all()
+    check_decodes(bytes(payload))
+    with pytest.raises(DecodeError, match="truncated"):
+        check_decodes(bytes(payload[:-2]))
 
 
 def test_a_file_that_would_take_too_long_is_refused() -> None:
