@@ -49,6 +49,11 @@ class LanePlan:
         for name in ("num_samples", "num_lanes", "samples_per_lane"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: at least 1")
+        if not self._remaining:
+            raise ValueError(
+                f"{self.position} leaves nothing of an epoch of {self.num_samples} samples; "
+                "it is a position in another data set"
+            )
 
     @property
     def num_steps(self) -> int:

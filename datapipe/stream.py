@@ -47,8 +47,16 @@ class SampleStream:
         """batch_size: samples of a step, over all workers. num_lanes: a divisor of it, at least
         `world_size`; several times as many let workers come and go. Raises `ValueError`.
         """
-        if batch_size % num_lanes:
+        lanes = assign_lanes(num_lanes, world_size)
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank is {rank}; allowed: 0 to {world_size - 1}")
+        if batch_size < 1 or batch_size % num_lanes:
             raise ValueError(f"batch_size is {batch_size}; allowed: multiples of {num_lanes} lanes")
+        if order.num_samples != index.num_samples:
+            raise ValueError(
+                f"order has {order.num_samples} samples, index {index.num_samples}; make the order "
+                "from index.num_samples"
+            )
         self._plan = LanePlan(position, order.num_samples, num_lanes, batch_size // num_lanes)
         self._num_steps = 0
         plans = lane_batches(
@@ -56,7 +64,7 @@ class SampleStream:
             num_samples=order.num_samples,
             num_lanes=num_lanes,
             samples_per_lane=batch_size // num_lanes,
-            lanes=assign_lanes(num_lanes, world_size)[rank],
+            lanes=lanes[rank],
             num_epochs=num_epochs,
         )
         self._batches = BatchStream.of_plans(

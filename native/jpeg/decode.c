@@ -169,10 +169,14 @@ void native_decode_batch(int count, const uint8_t *const *payloads, const uint64
                          char *reasons)
 {
     decoder decoder;
-    for (int i = 0; i < count; i++)
-        reasons[(size_t)i * NATIVE_REASON_BYTES] = '\0';
-    if (count < 1 || !decoder_open(&decoder, side, reasons))
+    memset(reasons, 0, count < 1 ? 0 : (size_t)count * NATIVE_REASON_BYTES);
+    if (count < 1)
         return;
+    if (!decoder_open(&decoder, side, reasons)) {
+        for (int i = 1; i < count; i++)
+            memcpy(reasons + (size_t)i * NATIVE_REASON_BYTES, reasons, NATIVE_REASON_BYTES);
+        return;
+    }
     for (int i = 0; i < count; i++) {
         request request = {boxes + 4 * (size_t)i, flips[i], outs[i]};
         decoder.errors.reason = reasons + (size_t)i * NATIVE_REASON_BYTES;

@@ -6,6 +6,7 @@ import random
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from datapipe.batch import Batch
 from datapipe.counters import ReadCounters
 from datapipe.index import ShardIndex
 from datapipe.mixing import MixedOrder, joined_index, shares_of
-from datapipe.order import Order
+from datapipe.order import Order, SampleOrder
 from datapipe.position import Position
 from datapipe.stream import SampleStream
 from tests.datapipe.small_sets import NUM_CLASSES, small_config, small_order, write_set
@@ -162,21 +163,32 @@ def test_counters_are_the_sums_of_what_the_batches_say(tmp_path: Path) -> None:
     assert read.bytes_read > 2 * int(sum(index.table(0).sizes))
 
 
-@pytest.mark.parametrize(("batch_size", "num_lanes", "world_size"), [(10, 4, 2), (8, 2, 3)])
-def test_groups_that_do_not_divide_are_refused(
-    small_index: ShardIndex, batch_size: int, num_lanes: int, world_size: int
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 10}, "batch_size is 10; allowed: multiples of 4 lanes"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"world_size": 5}, "world_size is 5; allowed: 1 to num_lanes"),
+        ({"num_lanes": 0}, "world_size is 2; allowed: 1 to num_lanes"),
+        ({"rank": 2}, "rank is 2; allowed: 0 to 1"),
+        ({"rank": -1}, "rank is -1; allowed: 0 to 1"),
+        ({"position": Position(0, ((0, 75),))}, "leaves nothing of an epoch of 75 samples"),
+        ({"order": SampleOrder(76, 4, 3, seed=0)}, "order has 76 samples, index 75"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(
+    small_index: ShardIndex, changes: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ValueError, match="allowed"):
-        SampleStream(
-            small_index,
-            small_config(small_index),
-            order=small_order(small_index),
-            position=Position(),
-            batch_size=batch_size,
-            num_lanes=num_lanes,
-            rank=0,
-            world_size=world_size,
-            num_epochs=1,
-            training=True,
-            num_classes=NUM_CLASSES,
-        )
+    arguments: dict[str, Any] = {
+        "order": small_order(small_index),
+        "position": Position(),
+        "batch_size": 8,
+        "num_lanes": 4,
+        "rank": 0,
+        "world_size": 2,
+        "num_epochs": 1,
+        "training": True,
+        "num_classes": NUM_CLASSES,
+    }
+    with pytest.raises(ValueError, match=message):
+        SampleStream(small_index, small_config(small_index), **(arguments | changes))
