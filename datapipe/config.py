@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 
 LIMITS = {
     "image_size": (8, 4096),
@@ -97,7 +98,11 @@ class DataConfig:
         _check(all(self.mix), "data.mix", self.mix, "directories or URLs of shards")
         _check(
             not self.mix_weights
-            or (len(self.mix_weights) == len(self.sources) and min(self.mix_weights) > 0),
+            or (
+                len(self.mix_weights) == len(self.sources)
+                and all(weight > 0 for weight in self.mix_weights)
+                and isfinite(sum(self.mix_weights))
+            ),
             "data.mix_weights",
             self.mix_weights,
             f"a number above 0 for data.train and each of data.mix ({len(self.sources)}), or none",

@@ -45,6 +45,10 @@ VALID = DataConfig(train="somewhere")
         ("prefetch_batches", 10**6, "1 to 1024"),
         ("max_bad_samples", -1, "a whole number from 0, or a share below 1"),
         ("max_bad_samples", 1.5, "a whole number from 0, or a share below 1"),
+        *(
+            ("mix_weights", (weight,), r"a number above 0 for .* \(1\), or none")
+            for weight in (0.0, float("nan"), float("inf"))
+        ),
         ("mix", ("",), "directories or URLs of shards"),
     ],
 )
@@ -70,3 +74,9 @@ def test_the_limits_themselves_are_allowed(values: dict[str, Any]) -> None:
 def test_bad_samples_are_allowed_by_number_or_share(value: float, allowed: int) -> None:
     config = DataConfig(train="train", max_bad_samples=value)
     assert config.bad_samples_allowed(2000) == allowed
+
+
+def test_weights_that_have_no_sum_are_refused() -> None:
+    for weights in ((1.0, float("nan")), (1e308, 1e308)):
+        with pytest.raises(ValueError, match="mix_weights"):
+            replace(VALID, mix=("more",), mix_weights=weights)
