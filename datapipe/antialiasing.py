@@ -5,6 +5,7 @@ Along a line of pixels: weighted sums of the rows of a matrix (`embedding_bag`),
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,3 +65,18 @@ def filters(
 def transposed(pixels: Pixels) -> Pixels:
     lines: Pixels = torch.from_numpy(pixels).T.contiguous().numpy()
     return lines
+
+
+def work_alone(num_threads: int) -> None:
+    """Let torch use no other threads for what the calling one asks of it, and leave `num_threads`
+    to all others.
+
+    A team for each thread that decodes would cost several times what it does for so little work.
+    What torch is told holds for the thread that tells it, and as a default for those to come, which
+    a thread of that kind therefore puts back.
+    """
+    torch.get_num_threads()  # or the default would be taken over later, at the first operation
+    torch.set_num_threads(1)
+    other = threading.Thread(target=torch.set_num_threads, args=(num_threads,))
+    other.start()
+    other.join()

@@ -11,10 +11,14 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Protocol, Self
 
+import torch
+
+from datapipe.antialiasing import work_alone
 from datapipe.assembly import BatchMaker, PendingBatch
 from datapipe.batch import Batch
 from datapipe.config import DataConfig
 from datapipe.counters import ReadCounters, StreamCounters
+from datapipe.decode import active_kernel
 from datapipe.errors import CorruptSample, TooManyBadSamples
 from datapipe.index import ShardIndex
 from datapipe.order import Order
@@ -22,6 +26,15 @@ from datapipe.plan import BatchPlan
 from datapipe.planned_samples import DrawnSample, PlannedSamples, Rows
 
 JOIN_LIMIT_S = 1.0
+
+
+def _decode_threads(num_threads: int) -> ThreadPoolExecutor:
+    name = "decode"
+    if active_kernel().name == "native":
+        return ThreadPoolExecutor(num_threads, thread_name_prefix=name)
+    return ThreadPoolExecutor(
+        num_threads, name, initializer=work_alone, initargs=(torch.get_num_threads(),)
+    )
 
 
 class SampleSource(Protocol):
@@ -67,7 +80,7 @@ class BatchStream:
         self._batches = batches
         self._source = source
         self._counters = StreamCounters()
-        self._executor = ThreadPoolExecutor(config.decode_threads, thread_name_prefix="decode")
+        self._executor = _decode_threads(config.decode_threads)
         self._maker = BatchMaker(
             config,
             seed=seed,

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
+from datapipe.antialiasing import work_alone
 from datapipe.decode import image_size
 from datapipe.errors import DecodeError
 from datapipe.fallback import check_decodes, decode_into
@@ -145,3 +149,22 @@ def test_a_file_that_would_take_too_long_is_refused() -> None:
 def test_a_box_outside_the_image_is_refused() -> None:
     with pytest.raises(DecodeError, match="not inside the image"):
         decoded(jpeg(KINDS[0], 40, 30), (0, 0, 41, 9), 16)
+
+
+def test_threads_that_decode_work_alone_and_leave_torchs_threads_to_others() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with ThreadPoolExecutor(2, initializer=work_alone, initargs=(3,)) as executor:
+            barrier = Barrier(2)
+
+            def num_threads() -> int:
+                barrier.wait(10)
+                return torch.get_num_threads()
+
+            assert [one.result() for one in [executor.submit(num_threads) for _ in "ab"]] == [1, 1]
+        assert torch.get_num_threads() == 3
+        with ThreadPoolExecutor(1) as executor:
+            assert executor.submit(torch.get_num_threads).result() == 3
+    finally:
+        torch.set_num_threads(before)
