@@ -159,9 +159,8 @@ def index_shards(
         for warning in made.warnings:
             logger.warning("%s", warning)
         facts = made.facts
-        name = facts.shard if directory_of(urls[number]) == directory else urls[number]
         entries[number] = ShardEntry(
-            name, tables[number], facts.num_samples, facts.shard_bytes, facts.digest
+            facts.shard, tables[number], facts.num_samples, facts.shard_bytes, facts.digest
         )
         num_labels = max(num_labels, facts.num_labels)
         on_table(made)

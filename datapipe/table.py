@@ -60,7 +60,7 @@ class TableFacts:
     """What a table was made of: whoever finds the shard unchanged need not make it again."""
 
     shard: str
-    """The name of the shard's file."""
+    """The name of the shard's file; its URL, where it does not lie beside the table."""
     shard_bytes: int
     num_samples: int
     num_labels: int

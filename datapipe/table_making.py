@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datapipe.errors import MissingShard, UnreadableUrl
 from datapipe.shard_jobs import for_each_shard
 from datapipe.shard_walk import walk_shard
-from datapipe.storage import exists, local_path, modified, size_of
+from datapipe.storage import directory_of, exists, local_path, modified, size_of
 from datapipe.table import TableFacts, read_facts, write_table
 
 PRIVATE_PROTOCOL = "memory://"
@@ -25,7 +25,9 @@ class TableJob:
 
     @property
     def shard_name(self) -> str:
-        return self.shard_url.rpartition("/")[2]
+        """As manifest and table have it: its URL, but for the name alone beside the table."""
+        is_beside = directory_of(self.shard_url) == directory_of(self.table_url)
+        return self.shard_url.rpartition("/")[2] if is_beside else self.shard_url
 
     @property
     def is_remote(self) -> bool:

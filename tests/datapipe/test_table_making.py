@@ -15,7 +15,7 @@ from datapipe.index import ShardIndex, index_shards, list_shards
 from datapipe.shard_jobs import for_each_shard
 from datapipe.table import read_facts, write_table
 from tests.datapipe.file_server import FileServer
-from tests.datapipe.small_sets import labels_in, labels_of
+from tests.datapipe.small_sets import encode, labels_in, labels_of, picture, write_tar
 
 
 @pytest.fixture
@@ -97,6 +97,20 @@ def test_a_table_that_may_not_be_of_this_shard_is_made_anew(
     assert kept == [True, True, False, True]
     assert index.shards.digests == digests
     assert read_facts(index.table_url(2)) is not None
+
+
+def test_a_table_of_a_shard_elsewhere_is_not_taken_for_one_of_the_same_name(
+    tmp_path: Path,
+) -> None:
+    for number, folder in enumerate(("a", "b")):
+        (tmp_path / folder).mkdir()
+        payload = encode(picture(number)).ljust(1024, b"\0")
+        write_tar(tmp_path / folder / "0.tar", {"0.jpg": payload, "0.cls": b"%d" % number})
+    assert (tmp_path / "a/0.tar").stat().st_size == (tmp_path / "b/0.tar").stat().st_size
+    for number, folder in enumerate(("a", "b")):
+        shards = list_shards(str(tmp_path / folder))
+        index = index_shards(shards, directory_url=str(tmp_path / "index"))
+        assert labels_in(index) == [[number]]
 
 
 def test_remote_shards_are_announced_and_read_whole(
