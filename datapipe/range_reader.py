@@ -76,9 +76,19 @@ class RangeReader:
             self._cache.put(name, content)
         return memoryview(content)
 
-    def call(self, read: Callable[[], Result], *, what: str) -> Result:
-        """What another read returns, with the same retries and limits. Errors: those of `read`."""
-        return self._retries.call(lambda: within(self._policy.timeout_s, read), what=what)
+    def call(self, read: Callable[[], Result], *, url: str, what: str) -> Result:
+        """What another read, of `url`, returns, with the same retries and limits.
+
+        Errors: those of `read`; `UnreadableUrl`.
+        """
+
+        def attempt() -> Result:
+            try:
+                return within(self._policy.timeout_s, read)
+            except TimeoutError as error:
+                raise UnreadableUrl(url, str(error)) from error
+
+        return self._retries.call(attempt, what=what)
 
     def close(self) -> None:
         """Let what waits for its next attempt fail."""

@@ -214,7 +214,8 @@ class SampleReader:
         return runs
 
     def _read_table(self, shard: int) -> ShardTable:
-        return self._ranges.call(lambda: self._index.table(shard), what="table of samples")
+        url = self._index.table_url(shard)
+        return self._ranges.call(lambda: self._index.table(shard), url=url, what="table of samples")
 
     def _read_run(self, run: _Run) -> Iterator[RawSample]:
         """By one ranged read."""

@@ -197,6 +197,18 @@ def test_the_table_of_a_shard_is_read_again_too(directory: Path) -> None:
         assert reader.fetch(np.arange(4))[0].problem() is None
 
 
+def test_a_table_that_does_not_come_is_named(directory: Path) -> None:
+    with FileServer(directory) as server:
+        index = ShardIndex.open(server.url)
+        server.held.add("train-00000.parquet")
+        policy = RetryPolicy(num_retries=1, timeout_s=0.1, first_wait_s=0.0)
+        reader = SampleReader(index, block_size=4, max_blocks=1, ranges=RangeReader(policy))
+        with pytest.raises(
+            UnreadableUrl, match=r"00000\.parquet: .*no answer within 0\.1 s.*samples, 2 attempts"
+        ):
+            reader.fetch(np.arange(4))
+
+
 def test_the_blocks_of_a_pool_are_read_at_the_same_time(files: str) -> None:
     """The server answers no request before three are there; a pool is three blocks."""
     with FaultProxy(files, gather=3) as proxy:
