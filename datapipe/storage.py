@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 S3_PROTOCOLS = ("s3", "s3a")
+LOCAL_URLS = ("file://", "local://")
+"""Become paths: what is local is read where it lies, never by way of a cache."""
 WHOLE_FILE = "the server sends whole files instead of ranges"
 
 
@@ -64,6 +66,8 @@ def join(directory: str, name: str) -> str:
 def absolute(url: str) -> str:
     """The same place, independent of the working directory."""
     refuse_pipe(url)
+    if url.startswith(LOCAL_URLS):
+        return open_filesystem(url)[1]
     return url.rstrip("/") if "://" in url else os.path.abspath(os.path.expanduser(url))
 
 

@@ -17,6 +17,7 @@ from datapipe.range_reader import RangeReader
 from datapipe.reader import SampleReader
 from datapipe.retries import RetryPolicy
 from datapipe.storage import (
+    absolute,
     exists,
     names_in,
     read_bytes,
@@ -195,3 +196,9 @@ def test_a_range_that_an_index_makes_up_allocates_nothing(tmp_path: Path) -> Non
     (tmp_path / "file").write_bytes(b"0123456789")
     for url in (str(tmp_path / "file"), f"file://{tmp_path}/file"):
         assert read_range(url, 2, 1 << 50) == b"23456789"
+
+
+@pytest.mark.parametrize("protocol", ["file", "local"])
+def test_a_url_of_this_machine_is_a_path(protocol: str, tmp_path: Path) -> None:
+    assert absolute(f"{protocol}://{tmp_path}/set/") == f"{tmp_path}/set"
+    assert absolute("memory://set/") == "memory://set"
