@@ -16,8 +16,11 @@ from typing import Any, overload
 
 from datapipe.errors import BadIndex, MissingIndex
 from datapipe.storage import read_bytes
+from datapipe.table import LARGEST_LABEL
 
 FORMAT, VERSION = "datapipe-index", 1
+MOST_SAMPLES = 1 << 48
+"""Of a data set: its sample numbers, and sums of them, fit into 64 bits."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,11 @@ def read_manifest(url: str) -> Manifest:
         stated = manifest["num_samples"]
     except (KeyError, TypeError, ValueError) as error:
         raise BadIndex(url, f"malformed: {error!r}") from error
+    if parsed.num_labels > LARGEST_LABEL + 1:
+        raise BadIndex(url, f"{parsed.num_labels:,} labels; allowed: {LARGEST_LABEL + 1:,}")
     num_samples = sum(parsed.entries.nums_samples)
+    if num_samples > MOST_SAMPLES:
+        raise BadIndex(url, f"{num_samples:,} samples; allowed: {MOST_SAMPLES:,}")
     if num_samples != stated or not num_samples:
         raise BadIndex(url, f"the shards hold {num_samples} samples, the manifest says {stated}")
     return parsed

@@ -31,6 +31,8 @@ from tests.datapipe.small_sets import (
     write_tar,
 )
 
+OF_ALL_SAMPLES = {"shard": "a", "index": "b", "num_samples": 1 << 63, "bytes": 1, "digest": "c"}
+
 
 def test_the_index_finds_every_sample_where_it_was_written(small_index: ShardIndex) -> None:
     index = ShardIndex.open(small_index.directory)
@@ -285,6 +287,8 @@ def test_an_unknown_protocol_says_so() -> None:
     [
         ({"format": "other"}, "not a datapipe-index"),
         ({"version": 2}, "version is 2, this release reads 1"),
+        ({"num_labels": 10**12}, "1,000,000,000,000 labels; allowed: 10,000,000"),
+        ({"shards": [OF_ALL_SAMPLES]}, "samples; allowed: 281,474,976,710,656"),
         ({"num_samples": 7}, "the shards hold 3 samples, the manifest says 7"),
         ({"shards": [{"shard": "a.tar"}]}, "malformed"),
         ({"shards": ["a.tar"]}, "malformed"),
