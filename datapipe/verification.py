@@ -5,6 +5,7 @@ Reads all of every shard. A fault is reported, whatever its kind, and the check 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -52,6 +53,7 @@ class ShardCheck:
     table_url: str
     num_samples: int
     num_bytes: int
+    num_labels: int
     is_deep: bool
 
 
@@ -64,6 +66,7 @@ def verify(index: ShardIndex, *, is_deep: bool, num_processes: int) -> Iterator[
             index.table_url(number),
             entry.num_samples,
             entry.bytes,
+            index.num_labels,
             is_deep,
         )
         for number, entry in enumerate(index.shards)
@@ -100,6 +103,13 @@ def _faults_of_shard(check: ShardCheck, table: ShardTable, num_bytes: int) -> It
         yield Fault(check.shard, None, 0, reason)
     if table.num_samples != check.num_samples:
         reason = f"its table has {table.num_samples:,} samples, the manifest {check.num_samples:,}"
+        yield Fault(check.shard, None, 0, reason)
+    if table.label_ids.size and table.label_ids.max() >= check.num_labels:
+        reason = f"its table has label {table.label_ids.max()}, the manifest {check.num_labels:,}"
+        yield Fault(check.shard, None, 0, f"{reason} labels")
+    twice = [key for key, count in Counter(table.keys).items() if count > 1]
+    if twice:
+        reason = f"its table has {len(twice):,} samples more than once, such as {twice[0]!r}"
         yield Fault(check.shard, None, 0, reason)
 
 

@@ -72,6 +72,23 @@ def test_rows_that_differ_from_the_shard_are_faults(tmp_path: Path) -> None:
     ]
 
 
+def test_a_manifest_of_fewer_labels_is_a_fault(tmp_path: Path) -> None:
+    written = write_set(tmp_path, num_samples=5, samples_per_shard=None)
+    index = ShardIndex(written.directory, written.shards, num_labels=9)
+    assert faults_of(index) == ["train-00000.tar: its table has label 9, the manifest 9 labels"]
+
+
+def test_a_sample_that_the_table_has_twice_is_a_fault(tmp_path: Path) -> None:
+    index = write_set(tmp_path, num_samples=3, samples_per_shard=None)
+    first, *others = rows(index.table(0))
+    write_table(index.table_url(0), [first, first, *others[1:]])
+    assert faults_of(index) == [
+        "train-00000.tar: its table has 1 samples more than once, such as '000000'",
+        f"train-00000.tar: sample 000001 at byte {others[0].offset}: the index does not know this "
+        "sample",
+    ]
+
+
 @pytest.mark.parametrize("is_deep", [False, True])
 def test_only_decoding_finds_an_image_that_was_packed_broken(tmp_path: Path, is_deep: bool) -> None:
     broken = encode(picture(1))[:300]
