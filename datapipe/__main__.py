@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return commands[options.command](options)
     except (DataError, OSError, ValueError) as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {printable(str(error))}\n")
         return REFUSED
     except KeyboardInterrupt:
         resumes = options.command == "index"
@@ -133,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_index_url(info)
     preview = commands.add_parser("preview", help="draw a contact sheet of some images")
     _add_index_url(preview)
-    preview.add_argument("--out", required=True, help="the PNG to write")
+    preview.add_argument("--out", required=True, type=_png, help="the .png to write")
     preview.add_argument("--num", type=_count, default=36, help="images; default: 36")
     preview.add_argument("--seed", type=int, default=0, help="of the choice; default: 0")
     commands.add_parser("doctor", help="say which decoder is active, and why")
@@ -182,6 +182,13 @@ def _add_num_processes(command: argparse.ArgumentParser) -> None:
         default=os.cpu_count() or 1,
         help="shards that are read at a time; default: the number of cores",
     )
+
+
+def _png(text: str) -> str:
+    """Else a slip of the hand might replace a shard."""
+    if not text.lower().endswith(".png"):
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: a name that ends in .png")
+    return text
 
 
 def _count(text: str) -> int:

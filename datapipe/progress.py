@@ -16,12 +16,18 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from datapipe.safe_text import printable
+
 
 class LogToStderr(logging.Handler):
-    """Writes to whatever is stderr at that time: above the bar, while there is one."""
+    """Writes to whatever is stderr at that time: above the bar, while there is one.
+
+    Names from data sets are in it, so what moves a terminal's cursor is spelled out.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
-        sys.stderr.write(f"{self.format(record)}\n")
+        lines = self.format(record).split("\n")
+        sys.stderr.write("".join(f"{printable(line)}\n" for line in lines))
 
 
 @contextmanager

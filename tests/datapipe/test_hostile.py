@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pickle
 import tarfile
@@ -19,6 +20,7 @@ from datapipe.errors import UnsupportedUrl
 from datapipe.index import ShardIndex, ensure_index, index_shards
 from datapipe.labels import Label, write_labels
 from datapipe.position import Position
+from datapipe.progress import LogToStderr
 from datapipe.reader import SampleReader
 from datapipe.stream import SampleStream
 from tests.datapipe.small_sets import (
@@ -217,6 +219,21 @@ def test_html_in_a_label_is_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert names[0] in output  # a terminal does not care
     assert "\\x1b]0;title\\x07\\u202e" in output
     assert "\x1b" not in output
+
+
+def test_a_shard_of_no_printable_name_is_named_without_harm(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_tar(Path("a.tar"), GOOD)
+    index_shards(["a.tar"], directory_url=".")
+    manifest = Path("index.json").read_text()
+    Path("index.json").write_text(manifest.replace('"a.tar"', r'"\u001b[31mred.tar"'))
+    assert main(["info", "."]) == 2
+    LogToStderr().emit(logging.makeLogRecord({"msg": "shard=%s", "args": ("\x1b[31mred.tar",)}))
+    error, warning = capsys.readouterr().err.splitlines()
+    assert "not in storage" in error
+    assert r"\x1b[31mred.tar; restore" in error
+    assert warning == r"shard=\x1b[31mred.tar"
 
 
 @pytest.mark.parametrize("command", ["index", "verify", "info", "preview"])

@@ -96,7 +96,14 @@ def test_a_url_of_no_use_is_one_line_and_exit_code_2(
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["index"], ["preview", "x"], ["verify", "x", "--num-processes", "0"]]
+    "arguments",
+    [
+        [],
+        ["index"],
+        ["preview", "x"],
+        ["preview", "x", "--out", "train-00000.tar"],
+        ["verify", "x", "--num-processes", "0"],
+    ],
 )
 def test_arguments_of_no_use_are_exit_code_2(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
