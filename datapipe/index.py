@@ -24,7 +24,8 @@ from datapipe.storage import (
     exists,
     join,
     names_in,
-    sizes_in,
+    sizes_listed,
+    without_unlisted,
     write_bytes,
 )
 from datapipe.table import ShardTable, read_table
@@ -105,12 +106,15 @@ class ShardIndex:
         return counts / self.num_samples
 
     def check_shards(self) -> None:
-        """Raise `MissingShard` naming every shard that is not there: one listing a directory.
+        """Raise `MissingShard` naming every shard that is not there.
+
+        This takes one listing a directory, and one request for each shard that a web server does
+        not list. `UnreadableUrl` where storage answers neither.
 
         Shards of another size than the index says are named in a warning, as far as listings tell.
         """
         urls = [self.shard_url(number) for number in range(len(self.shards))]
-        sizes = {directory: sizes_in(directory) for directory in set(map(directory_of, urls))}
+        sizes = {directory: sizes_listed(directory) for directory in set(map(directory_of, urls))}
         missing, changed = [], []
         for url, num_bytes in zip(urls, self.shards.nums_bytes, strict=True):
             directory, _, name = url.rpartition("/")
@@ -118,6 +122,7 @@ class ShardIndex:
                 missing.append(url)
             elif sizes[directory][name] not in (None, num_bytes):
                 changed.append(f"{url}: {sizes[directory][name]} bytes, the index says {num_bytes}")
+        missing = without_unlisted(missing)
         if missing:
             raise MissingShard(tuple(missing))
         if changed:
@@ -178,7 +183,7 @@ def ensure_index(url: str, *, index_directory: str) -> str:
     index that was made before is taken again while the shards' names and sizes are the same.
     Errors: those of `list_shards` and `index_shards`.
     """
-    if url.endswith(".json") or (not url.endswith(".tar") and MANIFEST_NAME in names_in(url)):
+    if url.endswith(".json") or (not url.endswith(".tar") and exists(join(url, MANIFEST_NAME))):
         ShardIndex.open(url)
         return _manifest_url(absolute(url))
     shard_urls = list_shards(url)
@@ -229,7 +234,7 @@ def _is_index_of(manifest_url: str, shard_urls: Sequence[str]) -> bool:
 def _tell_remote_bytes(urls: Sequence[str]) -> None:
     if not urls:
         return
-    sizes = {directory: sizes_in(directory) for directory in set(map(directory_of, urls))}
+    sizes = {directory: sizes_listed(directory) for directory in set(map(directory_of, urls))}
     known = [sizes[directory_of(url)].get(url.rpartition("/")[2]) for url in urls]
     logger.info(
         "remote shards are read whole, but those that were indexed before shards=%d bytes=%s",

@@ -10,7 +10,8 @@ from __future__ import annotations
 import io
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 S3_PROTOCOLS = ("s3", "s3a")
+WEB_URLS = ("http://", "https://")
+NUM_ASKED_AT_ONCE = 16
 LOCAL_URLS = ("file://", "local://")
 """Become paths: what is local is read where it lies, never by way of a cache."""
 WHOLE_FILE = "the server sends whole files instead of ranges"
@@ -108,6 +111,23 @@ def sizes_in(directory: str) -> dict[str, int | None]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     return {entry["name"].rstrip("/").rpartition("/")[2]: entry.get("size") for entry in listed}
+
+
+def sizes_listed(directory: str) -> dict[str, int | None]:
+    """`sizes_in`; nothing where a web server does not list, as few do."""
+    try:
+        return sizes_in(directory)
+    except UnreadableUrl:
+        if not directory.startswith(WEB_URLS):
+            raise
+        return {}
+
+
+def without_unlisted(urls: Sequence[str]) -> list[str]:
+    """The files that no listing named, without those that a web server has all the same."""
+    with ThreadPoolExecutor(NUM_ASKED_AT_ONCE) as pool:
+        there = pool.map(lambda url: url.startswith(WEB_URLS) and exists(url), urls)
+        return [url for url, is_there in zip(urls, there, strict=True) if not is_there]
 
 
 def modified(url: str) -> datetime | None:

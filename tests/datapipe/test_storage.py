@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from datapipe.errors import MissingIndex, MissingShard, UnreadableUrl
-from datapipe.index import ShardIndex, ensure_index, index_shards
+from datapipe.index import ShardIndex, ensure_index, index_shards, list_shards
 from datapipe.labels import read_labels
 from datapipe.range_reader import RangeReader
 from datapipe.reader import SampleReader
@@ -81,7 +81,7 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "train-00001.parquet": lambda url, _: exists(f"{url}/train-00001.parquet"),
     "labels.json": lambda url, _: read_labels(f"{url}/labels.json"),
-    "": lambda url, _: ShardIndex.open(url).check_shards(),
+    "": lambda url, _: list_shards(url),
 }
 
 
@@ -114,6 +114,21 @@ def test_a_truncated_shard_behind_http_costs_only_its_missing_samples(
     shard = directory / "train-00000.tar"
     shard.write_bytes(shard.read_bytes()[: index.table(0).offsets[2] + 5])
     assert payloads(index) == [*whole[:2], *[None] * 6, *whole[8:]]
+
+
+@pytest.mark.parametrize("status", [403, 404])
+def test_a_server_that_lists_nothing_is_asked_for_each_shard(
+    status: int, directory: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with FileServer(directory) as server:
+        server.refused[""] = status
+        index = ShardIndex.open(ensure_index(server.url, index_directory=str(tmp_path)))
+        index.check_shards()
+        assert not caplog.records
+        index_shards([index.shard_url(0)], directory_url=str(tmp_path))
+        server.refused["train-00001.tar"] = 404
+        with pytest.raises(MissingShard, match=r"1 shard is .*train-00001\.tar"):
+            index.check_shards()
 
 
 def test_a_server_without_ranges_is_refused(directory: Path) -> None:
