@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from datapipe.errors import BadIndex, MissingIndex, MissingShard
 from datapipe.manifest import Manifest, ShardEntries, ShardEntry, read_manifest
+from datapipe.range_reader import read_again
 from datapipe.storage import (
     absolute,
     directory_of,
@@ -87,6 +88,11 @@ class ShardIndex:
             )
         return table
 
+    def table_again(self, shard: int) -> ShardTable:
+        """`table`, for those who have no retries of their own."""
+        url = self.table_url(shard)
+        return read_again(lambda: self.table(shard), url=url, what="table of samples")
+
     def locate(self, sample_ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The shard number of each sample, and its row in that shard's table."""
         shards = np.searchsorted(self._starts, sample_ids, side="right") - 1
@@ -102,7 +108,8 @@ class ShardIndex:
         """The share of samples that carry each label: (num_labels,). Reads every table."""
         counts = np.zeros(self.num_labels, np.int64)
         for shard in range(len(self.shards)):
-            counts += np.bincount(self.table(shard).label_ids, minlength=self.num_labels)
+            label_ids = self.table_again(shard).label_ids
+            counts += np.bincount(label_ids, minlength=self.num_labels)
         return counts / self.num_samples
 
     def check_shards(self) -> None:

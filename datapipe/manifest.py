@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, overload
 
 from datapipe.errors import BadIndex, MissingIndex
+from datapipe.range_reader import read_again
 from datapipe.storage import read_bytes
 from datapipe.table import LARGEST_LABEL
 
@@ -98,7 +99,7 @@ class Manifest:
 def read_manifest(url: str) -> Manifest:
     """Errors: `MissingIndex`, `BadIndex`, `UnreadableUrl`."""
     try:
-        manifest = json.loads(read_bytes(url))
+        manifest = json.loads(read_again(lambda: read_bytes(url), url=url, what="index"))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise MissingIndex(url, "there is no such index") from error
     except (ValueError, RecursionError) as error:

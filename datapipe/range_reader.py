@@ -17,6 +17,16 @@ from datapipe.storage import read_range, size_of, within
 Result = TypeVar("Result")
 
 CUT_SHORT = "the answer was cut short"
+OUTSIDE_OF_TRAINING = RetryPolicy(num_retries=4)
+"""A second or two: somebody waits, or the address is wrong."""
+
+
+def read_again(read: Callable[[], Result], *, url: str, what: str) -> Result:
+    """What a read of `url` returns, made again a few times where it fails for a passing reason.
+
+    Errors: those of `read`; `UnreadableUrl`.
+    """
+    return RangeReader(OUTSIDE_OF_TRAINING).call(read, url=url, what=what)
 
 
 class RangeReader:

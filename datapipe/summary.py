@@ -92,7 +92,7 @@ def summarize(index: ShardIndex, *, on_table: Callable[[], None]) -> Summary:
     """Reads every table; `on_table` is called after each. Errors: `BadIndex`, `UnreadableUrl`."""
     summary = Summary(index.num_labels)
     for shard in range(len(index.shards)):
-        summary.add(index.table(shard))
+        summary.add(index.table_again(shard))
         on_table()
     return summary
 

@@ -22,16 +22,23 @@ STATUSES: dict[Fault, int] = {"refuse": 503, "throttle": 429}
 class FaultProxy:
     """Forwards what reads to `upstream` from `url` inside the block.
 
-    faults: by the number of the request, among those for a range of a .tar. `served` lists those
-    that came up so far. gather: so many such requests are held until they are all there.
+    faults: by the number of the request, among those for a range of a .tar, or with `everywhere`
+    among all. `served` lists those that came up so far. gather: so many such requests are held
+    until they are all there.
     """
 
     def __init__(
-        self, upstream: str, faults: Mapping[int, Fault] | None = None, *, gather: int = 1
+        self,
+        upstream: str,
+        faults: Mapping[int, Fault] | None = None,
+        *,
+        gather: int = 1,
+        everywhere: bool = False,
     ) -> None:
         self.served: list[Fault] = []
         self.ended = threading.Event()
         self.gathered = threading.Barrier(gather)
+        self.everywhere = everywhere
         self._faults = faults or {}
         self._num_requests = 0
         self._lock = threading.Lock()
@@ -84,7 +91,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _forward(self) -> None:
         fault: Fault | None = None
-        if "Range" in self.headers and self.path.endswith(".tar"):
+        if self._proxy.everywhere or ("Range" in self.headers and self.path.endswith(".tar")):
             self._proxy.gathered.wait(timeout=20)
             fault = self._proxy.next_fault()
         if fault == "stall":

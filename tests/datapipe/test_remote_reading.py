@@ -197,6 +197,14 @@ def test_the_table_of_a_shard_is_read_again_too(directory: Path) -> None:
         assert reader.fetch(np.arange(4))[0].problem() is None
 
 
+def test_an_index_that_is_opened_and_counted_is_read_again_too(files: str) -> None:
+    faults: dict[int, Fault] = dict.fromkeys((0, 2, 4), "refuse")
+    with FaultProxy(files, faults, everywhere=True) as proxy:
+        index = ShardIndex.open(proxy.url)
+        assert index.label_frequencies().sum() == 2
+    assert proxy.served == ["refuse"] * 3
+
+
 def test_a_table_that_does_not_come_is_named(directory: Path) -> None:
     with FileServer(directory) as server:
         index = ShardIndex.open(server.url)
