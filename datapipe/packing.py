@@ -132,7 +132,8 @@ class Packing:
         self.directory = absolute(directory)
         self._options = options
         self._known_labels = known_labels
-        names = [label.name for label in known_labels] if known_labels else names
+        if known_labels is not None:
+            names = [label.name for label in known_labels]
         self._ids = {name: number for number, name in enumerate(names)}
         if not images:
             raise PackingError(f"{self.directory}: no images to pack")
@@ -168,12 +169,14 @@ class Packing:
         index = index_of(self.directory, [record.shard for record in records])
         if not index.num_samples:
             raise PackingError(f"{self.directory}: no image can be used; the first: {skipped[0]}")
-        labels = tuple(self._known_labels or self._weighted(records, index.num_samples))
+        labels = self._known_labels
+        if labels is None:
+            labels = tuple(self._weighted(records, index.num_samples))
         write_labels(join(self.directory, LABELS_NAME), labels)
         write_manifest(index)
         remove(join(self.directory, UNFINISHED_NAME))
         remove_directory(join(self.directory, RECORDS_NAME))
-        return PackReport(index, labels, skipped)
+        return PackReport(index, tuple(labels), skipped)
 
     def _all_records(self) -> list[ShardRecord]:
         numbers = range(self.plan.num_shards)
@@ -194,7 +197,7 @@ class Packing:
             for image in images
         ]
         labels: object = list(self._ids)
-        if self._known_labels:
+        if self._known_labels is not None:
             labels = [asdict(label) for label in self._known_labels]
         return make_plan(
             labelled,

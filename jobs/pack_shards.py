@@ -141,7 +141,7 @@ def run(config: PackConfig) -> PackReport | None:
 
 def begin(config: PackConfig) -> Packing:
     """The packing that this command is about: what is in the source, and where it goes."""
-    known_labels = read_labels(config.labels) if config.labels else None
+    known_labels = None if config.labels is None else read_labels(config.labels)
     listing = config.chosen_recipe().list_images(config.source.absolute())
     if listing.left_out:
         print(f"left out: {listing.left_out_text()}", file=sys.stderr)

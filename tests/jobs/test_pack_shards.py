@@ -360,6 +360,11 @@ def mistake_labels(folder: Path, tmp_path: Path) -> list[object]:
     return [folder, tmp_path / "out", "--labels", tmp_path / "labels.json"]
 
 
+def mistake_no_labels(folder: Path, tmp_path: Path) -> list[object]:
+    (tmp_path / "labels.json").write_text("[]")
+    return [folder, tmp_path / "out", "--labels", tmp_path / "labels.json"]
+
+
 def mistake_tar_in_output(folder: Path, tmp_path: Path) -> list[object]:
     (tmp_path / "out").mkdir()
     with tarfile.open(tmp_path / "out" / "photos.TAR", "w") as tar:
@@ -392,6 +397,7 @@ def mistake_output(folder: Path, tmp_path: Path) -> list[object]:
         (mistake_column_twice, "columns are path, labels, path; needed: path and labels, once"),
         (mistake_encoding, "table.csv: cannot be read"),
         (mistake_labels, "not in the labels given: 'dog'"),
+        (mistake_no_labels, "not in the labels given: 'cat', 'dog'; it has 0 entries"),
         (mistake_used, "index.json exists; choose another directory"),
         (mistake_output, "Not a directory"),
     ],
