@@ -105,12 +105,13 @@ static int is_sound(const unsigned char *block) {
     for (int i = 148; i < 156; i++) sum -= block[i];
     return octal(block + 148, 8) == sum && is_number(block + 100, 8) && is_number(block + 108, 8) &&
            is_number(block + 116, 8) && is_number(block + 136, 12) && is_number(block + 329, 8) &&
-           is_number(block + 337, 8);
+           is_number(block + 337, 8) && octal(block + 124, 12) >= 0; /* also where pax tells it */
 }
 
-static int is_zero(const unsigned char *block) {
-    for (int i = 0; i < BLOCK; i++)
-        if (block[i]) return 0;
+static int is_zero(const void *bytes, int64_t count) {
+    const unsigned char *p = bytes;
+    for (int64_t i = 0; i < count; i++)
+        if (p[i]) return 0;
     return 1;
 }
 
@@ -173,14 +174,15 @@ static int read_header(source *file, int64_t offset, header *found) {
     int has_name = 0;
     int64_t pax_size = -1;
     if (!block) return ODD;
-    if (is_zero(block)) return END;
+    if (is_zero(block, BLOCK)) return END;
     if (!is_sound(block)) return ODD;
     if (block[156] == 'x' || block[156] == 'L') {
         char text[LARGEST_PAX];
         int is_pax = block[156] == 'x';
         int64_t size = octal(block + 124, 12);
         if (size < 1 || size > (is_pax ? LARGEST_PAX : LARGEST_NAME)) return ODD;
-        if (!copy(file, text, size, offset + BLOCK)) return ODD;
+        if (!copy(file, text, padded(size), offset + BLOCK)) return ODD;
+        if (!is_zero(text + size, padded(size) - size)) return ODD; /* tarfile reads on there */
         if (is_pax) {
             if (!apply_pax(text, size, found, &has_name, &pax_size)) return ODD;
         } else {
@@ -190,7 +192,7 @@ static int read_header(source *file, int64_t offset, header *found) {
         }
         offset += BLOCK + padded(size);
         block = at(file, offset, BLOCK);
-        if (!block || is_zero(block) || !is_sound(block)) return ODD;
+        if (!block || is_zero(block, BLOCK) || !is_sound(block)) return ODD;
     }
     if (!has_name) take_name(block, found);
     found->data = offset + BLOCK;

@@ -182,6 +182,33 @@ def test_full_buffers_cut_no_sample_in_two(path: Path) -> None:
     assert by_kind(found) == by_kind(python_pieces(path))
 
 
+def signed(header: bytes) -> bytes:
+    """A header whose checksum fits."""
+    total = sum(header[:148]) + 8 * 32 + sum(header[156:])
+    return header[:148] + b"%06o\0 " % total + header[156:]
+
+
+@pytest.mark.parametrize(
+    ("archive_format", "size"),
+    [(tarfile.PAX_FORMAT, b"00000\x8b01167\0"), (tarfile.GNU_FORMAT, b"00000000002\0")],
+    ids=["of the file, which pax tells", "of a long name"],
+)
+def test_a_size_that_is_none_is_odd(path: Path, archive_format: Literal[1, 2], size: bytes) -> None:
+    info = tarfile.TarInfo("long/" * 30 + "1.cls" if archive_format == 1 else "1.cls")
+    info.size = 1
+    info.pax_headers = {"size": "1"}
+    header = info.tobuf(archive_format, "utf-8")
+    place = len(header) - 512 if archive_format == 2 else 0
+    header = (
+        header[:place]
+        + signed(header[place : place + 124] + size + header[place + 136 : place + 512])
+        + header[place + 512 :]
+    )
+    path.write_bytes(header + b"7".ljust(512, b"\0") + bytes(1024))
+    with pytest.raises(OddArchive):
+        list(fast_pieces(path, with_crc32=False))
+
+
 def test_an_odd_archive_is_walked_with_tarfile(path: Path) -> None:
     members = [
         File(f"{number}.jpg", encode(picture(0)), 0, tarfile.REGTYPE, 0) for number in range(3)
