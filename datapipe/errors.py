@@ -20,6 +20,10 @@ Every class keeps its facts as positional arguments, so that pickle can rebuild 
 from __future__ import annotations
 
 NUM_LISTED = 5
+ALLOWED_URLS = (
+    "allowed: paths of this machine, https://, and s3:// and gs:// where the project was installed "
+    "with them (pip install '.[s3]' or '.[gcs]')"
+)
 
 
 class DecodeError(ValueError):
@@ -38,7 +42,7 @@ class UnsupportedUrl(DataError):
 
     def __str__(self) -> str:
         url, reason = self.args
-        return f"{url}: {reason}"
+        return f"{url}: {reason}; {ALLOWED_URLS}"
 
 
 class MissingIndex(DataError):
@@ -86,7 +90,10 @@ class UnreadableUrl(DataError):
 
     def __str__(self) -> str:
         url, reason = self.args
-        return f"{url}: cannot be read: {reason}"
+        return (
+            f"{url}: cannot be read: {reason}; see that the address is right and that this machine "
+            "may read it, then give the same command again"
+        )
 
 
 class UnreadableShard(DataError):
@@ -97,7 +104,7 @@ class UnreadableShard(DataError):
 
     def __str__(self) -> str:
         url, reason = self.args
-        return f"{url}: not a tar: {reason}"
+        return f"{url}: not a tar: {reason}; replace it, or take it out of the set"
 
 
 class BadLabels(DataError):
@@ -108,7 +115,7 @@ class BadLabels(DataError):
 
     def __str__(self) -> str:
         url, reason = self.args
-        return f"{url}: {reason}"
+        return f"{url}: {reason}; take the file that jobs/pack_shards.py wrote beside the shards"
 
 
 class LabelOutOfRange(DataError):

@@ -23,14 +23,17 @@ from datapipe.errors import (
 
 CORRUPT = CorruptSample("a.tar", "000001", 512, "image file is truncated")
 ERRORS = [
-    (UnsupportedUrl("s9://x", "Protocol not known: s9"), "s9://x: Protocol not known: s9"),
+    (
+        UnsupportedUrl("s9://x", "Protocol not known: s9"),
+        "s9://x: Protocol not known: s9; allowed: paths",
+    ),
     (MissingIndex("d", "there is no such index"), "d: there is no such index; pack images into it"),
     (BadIndex("d/index.json", "version is 9"), "d/index.json: version is 9; make the index anew"),
     (MissingShard(("d/a.tar",)), "1 shard is in the index but not in storage: d/a.tar; restore"),
     (MissingShard(tuple("abcdefg")), "7 shards are in the .*: a, b, c, d, e and 2 more; restore"),
-    (UnreadableUrl("d/a.tar", "timed out"), "d/a.tar: cannot be read: timed out"),
-    (UnreadableShard("d/a.tar", "empty file"), "d/a.tar: not a tar: empty file"),
-    (BadLabels("d/labels.json", "there is no such file"), "d/labels.json: there is no such file"),
+    (UnreadableUrl("d/a.tar", "timed out"), "d/a.tar: cannot be read: timed out; see that"),
+    (UnreadableShard("d/a.tar", "empty file"), "d/a.tar: not a tar: empty file; replace it"),
+    (BadLabels("d/labels.json", "is not there"), "d/labels.json: is not there; take the file that"),
     (
         LabelOutOfRange("a.tar", "000007", 12, 10),
         "a.tar: sample 000007 has label 12, allowed are 0 to 9 .*num_classes to at least 13",
