@@ -15,8 +15,8 @@ demo: $(INSTALLED)  ## train on synthetic scenes, on a Ray cluster of its own; m
 test: $(INSTALLED)  ## all tests but test-faults
 	$(BIN)/python -m pytest
 
-test-faults: $(INSTALLED)  ## processes killed in every phase of a run
-	$(BIN)/python -m pytest -m faults
+test-faults: $(INSTALLED)  ## processes killed in every phase of a run, and tests that take long
+	$(BIN)/python -m pytest -m 'faults or long'
 
 bench-datapipe: $(INSTALLED)  ## images a second, against three other pipelines; ten minutes
 	$(BIN)/python -m tests.benchmarks.datapipe

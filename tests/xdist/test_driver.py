@@ -182,6 +182,7 @@ def test_a_run_changes_from_servers_to_all_reduce(tmp_path: Path) -> None:
     assert summary.step > 12
 
 
+@pytest.mark.faults
 def test_a_killed_asynchronous_worker_is_replaced_and_nothing_is_lost(tmp_path: Path) -> None:
     config = small_config(tmp_path, strategy="push_pull")
     fault = Fault(rank=1, own_step=5, marker=str(tmp_path / "struck"))
@@ -192,6 +193,7 @@ def test_a_killed_asynchronous_worker_is_replaced_and_nothing_is_lost(tmp_path: 
     assert causes(tmp_path / "run") == ["worker 1 lost"]
 
 
+@pytest.mark.faults
 def test_a_killed_synchronous_worker_costs_no_sample(tmp_path: Path) -> None:
     config = small_config(tmp_path, strategy="all_reduce")
     run(config, tmp_path / "undisturbed")
@@ -205,6 +207,7 @@ def test_a_killed_synchronous_worker_costs_no_sample(tmp_path: Path) -> None:
     assert causes(tmp_path / "run") == ["worker 0 lost"]
 
 
+@pytest.mark.faults
 def test_too_many_faults_end_the_run_with_their_history(tmp_path: Path) -> None:
     config = small_config(
         tmp_path, strategy="push_pull", cluster=ClusterConfig(max_recoveries=0, wait_s=30)

@@ -74,6 +74,7 @@ def on_first_node(first_node: str, plan: RunPlan) -> PushPullTopology:
     return PushPullTopology(replace(plan, servers_node=first_node))
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("second_node")
 def test_an_asynchronous_run_spans_two_nodes(tmp_path: Path) -> None:
     config = small_config(tmp_path, strategy="push_pull", num_workers=9, num_epochs=1)

@@ -93,6 +93,7 @@ class DeadlySpace(LabelSpace):
         return super().restrict(logits, label_ids, label_offsets)
 
 
+@pytest.mark.faults
 @pytest.mark.ray
 @pytest.mark.timeout(120)
 @pytest.mark.usefixtures("cluster")
