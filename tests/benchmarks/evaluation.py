@@ -1,6 +1,6 @@
 """Time and memory of weighted MAP@100 on drawn scores, batch after batch, in one process.
 
-python tests/benchmarks/evaluation.py --images 1000000 --classes 6000
+python -m tests.benchmarks.evaluation --images 1000000 --classes 6000
 
 Its last line is one JSON object: images, classes, k, seconds, peak_mib, map100. peak_mib is the
 most memory that the whole process ever held, torch itself included; seconds leave out the drawing.

@@ -1,6 +1,6 @@
 """How many images a second `python -m datapipe index` walks, on one core, page cache warm.
 
-python tests/benchmarks/index.py --out /tmp/walk
+python -m tests.benchmarks.index --out /tmp/walk
 
 Makes shards of made-up images in `--out`, of two sizes and in the forms of two writers: ours (pairs
 of jpg and json) and stock webdataset's (jpg and cls, each with a pax header). Indexes each one
