@@ -13,8 +13,9 @@ than the sizes, it holds some samples twice and others not yet.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,6 +79,10 @@ class MixedOrder:
                 drawn[max(first, start) - start : min(last, start + self._pool_size) - start]
             )
         return Drawn.joined(parts)
+
+    def facts(self) -> dict[str, Any]:
+        """All that the order follows from, as JSON holds it."""
+        return {**asdict(self), "sizes": list(self.sizes), "shares": list(self.shares)}
 
     @property
     def _pool_size(self) -> int:

@@ -10,9 +10,9 @@ pool, chosen anew every epoch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import isqrt
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,6 +103,9 @@ class Order(Protocol):
     def draw(self, span: Span) -> Drawn:
         """The samples at these places, in order."""
 
+    def facts(self) -> dict[str, Any]:
+        """All that the order follows from, as JSON holds it."""
+
 
 @dataclass(frozen=True)
 class SampleOrder:
@@ -128,6 +131,10 @@ class SampleOrder:
         """The samples at these places, in order."""
         sample_ids = self.sample_ids(span)
         return Drawn(sample_ids, np.full(sample_ids.size, span.epoch, np.int64))
+
+    def facts(self) -> dict[str, Any]:
+        """All that a shuffled order follows from, as JSON holds it."""
+        return {name: value for name, value in asdict(self).items() if name != "shuffle"}
 
     def sample_ids(self, span: Span) -> NDArray[np.int64]:
         """The samples at these places, in order: (num_samples,) int64."""

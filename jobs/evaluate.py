@@ -31,7 +31,7 @@ from xdist.sharded_scoring import count_workers, score_sharded
 from xdist.state import WeightsName, averages
 from xdist.stored_config import stored_config
 from xdist.topologies import nodes
-from xdist.training_data import label_frequencies
+from xdist.training_data import Sources
 
 DESCRIPTION = "Score a checkpoint: top-1 and top-5, or weighted MAP@100."
 
@@ -88,7 +88,9 @@ def run(arguments: Arguments) -> tuple[ScoreReport, list[str]]:
     config = replace(config, cluster=cluster)
     given = read_labels(arguments.labels) if arguments.labels else ()
     labels = given or labels_at(config.data.train)
-    plan = plan_of(config, scored, labels, given, output=output, run_dir=run_dir or output)
+    weighted = labels if given or not config.data.mix else ()
+    known = frequencies(config, weighted, run_dir or output)
+    plan = plan_of(config, scored, labels, known, output=output)
     tallies = {
         weights: score_sharded(plan, scored.url, weights, num_workers=num_workers)
         for weights in kinds(config, arguments)
@@ -151,15 +153,11 @@ def plan_of(
     config: TrainConfig,
     scored: Checkpoint,
     labels: Sequence[Label],
-    given: Sequence[Label],
+    frequencies: Sequence[float] | None,
     *,
     output: str,
-    run_dir: str,
 ) -> ScoringPlan:
-    """What is scored. `labels`: the training labels; `given`: those given instead of the run's.
-
-    An evaluation set without an index gets one in `output`.
-    """
+    """What is scored. An evaluation set without an index gets one in `output`."""
     assert config.data.evaluation is not None
     index_url = ensure_index(config.data.evaluation, index_directory=f"{output}/evaluation-index")
     ShardIndex.open(index_url).check_shards()
@@ -168,20 +166,23 @@ def plan_of(
         index_url=index_url,
         num_classes=scored.manifest.layout.parameters[-1].shape[0],  # The classifier's bias.
         labels=labels,
-        frequencies=frequencies(config, labels, given, run_dir),
+        frequencies=frequencies,
     )
 
 
 def frequencies(
-    config: TrainConfig, labels: Sequence[Label], given: Sequence[Label], run_dir: str
+    config: TrainConfig, labels: Sequence[Label], run_dir: str
 ) -> Sequence[float] | None:
-    """The training labels', by id; None where nothing needs them that does not have them."""
-    if given or (labels and not config.data.mix):
-        return [label.weight for label in given or labels]
+    """The training labels', by id; None where nothing needs them that does not have them.
+
+    labels: whose weights are those frequencies, where there are such.
+    """
+    if labels:
+        return [label.weight for label in labels]
     if config.evaluation.class_weights or measures(config) == ("top_k",):
         return None
     try:
-        return label_frequencies(config, run_dir=run_dir)
+        return Sources(config, run_dir=run_dir).label_frequencies()
     except DataError as error:
         raise UserError(
             f"MAP weights a class by its training frequency, and {error}; "

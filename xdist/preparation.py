@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 
 from datapipe.index import ShardIndex, ensure_index
-from datapipe.labels import Label
 from datapipe.position import Position
 from xdist import checkpoint, sizing
 from xdist.checkpoint import Checkpoint, Cut, Manifest
@@ -23,7 +22,7 @@ from xdist.run_directory import RunDirectory
 from xdist.scoring import ScoringPlan, plan_scoring
 from xdist.state import STATISTICS, WEIGHTS
 from xdist.topologies import RunPlan
-from xdist.training_data import check_same_labels, find_training_data, label_frequencies
+from xdist.training_data import Sources, TrainingData, check_same_labels
 from xdist.worker import initial_model
 
 logger = logging.getLogger(__name__)
@@ -53,7 +52,8 @@ def prepare(
     same run directory used. Raises `NotEnoughResources`, `DataError`, `UserError`.
     """
     config = sizing.sized(config, resources)
-    data = find_training_data(config, run_dir=run.url)
+    sources = Sources(config, run_dir=run.url)
+    data = sources.check()
     num_classes = config.model.num_classes or data.num_labels
     _check_labels(data.num_labels, config.data.train, num_classes)
     if num_classes > data.num_labels:
@@ -70,7 +70,6 @@ def prepare(
         run_dir=run.url,
         data=data,
         num_classes=num_classes,
-        fingerprint=data.open_index().fingerprint(),
         num_places=config.num_places(num_samples),
         save_every_samples=config.checkpoint.every_samples or num_samples,
     )
@@ -82,7 +81,7 @@ def prepare(
         num_samples,
         num_classes,
     )
-    return Preparation(config, plan, _scoring(config, run, num_classes, data.labels))
+    return Preparation(config, plan, _scoring(config, run, num_classes, data, sources))
 
 
 def _check_labels(num_labels: int, url: str, num_classes: int) -> None:
@@ -120,7 +119,11 @@ def _check_shapes(config: TrainConfig, num_classes: int) -> None:
 
 
 def _scoring(
-    config: TrainConfig, run: RunDirectory, num_classes: int, labels: Sequence[Label]
+    config: TrainConfig,
+    run: RunDirectory,
+    num_classes: int,
+    data: TrainingData,
+    sources: Sources,
 ) -> ScoringPlan | None:
     if config.data.evaluation is None:
         return None
@@ -129,13 +132,13 @@ def _scoring(
     index.check_shards()
     _check_labels(index.num_labels, config.data.evaluation, num_classes)
     evaluation_labels = labels_at(config.data.evaluation)
-    check_same_labels(labels, config.data.train, config.data.evaluation, evaluation_labels)
+    check_same_labels(data.labels, config.data.train, config.data.evaluation, evaluation_labels)
     return plan_scoring(
         config,
         index_url=index_url,
         num_classes=num_classes,
-        labels=labels,
-        frequencies=label_frequencies(config, run_dir=run.url),
+        labels=data.labels,
+        frequencies=sources.label_frequencies(),
     )
 
 
@@ -147,7 +150,7 @@ def starting_checkpoint(plan: RunPlan) -> Checkpoint:
     """
     flat = FlatModel(initial_model(plan.config, num_classes=plan.num_classes))
     logger.info("network built parameters=%d", flat.layout.num_weights)
-    data = {"fingerprint": plan.fingerprint, "order": plan.data.order_facts}
+    data = {"fingerprint": plan.data.fingerprint, "order": plan.order.facts()}
     found = checkpoint.latest(plan.run_dir)
     if found is not None:
         _check_same("network", found.url, found.manifest.layout, flat.layout)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -29,75 +27,74 @@ class TrainingData:
     """Of the source with the most; none where no source has a labels.json."""
     num_labels: int
     """Named, or met in the index."""
+    fingerprint: str
+    """Of the samples of all sources."""
 
     def open_index(self) -> ShardIndex:
         """The samples of all sources, numbered one source after the other."""
-        return open_index(self.index_urls)
-
-    @property
-    def order_facts(self) -> dict[str, Any]:
-        """What has to be the same when a run is resumed, as JSON holds it."""
-        facts: dict[str, Any] = json.loads(json.dumps(asdict(self.order)))  # type: ignore[call-overload]
-        return {name: value for name, value in facts.items() if name != "shuffle"}
+        return _joined([ShardIndex.open(url) for url in self.index_urls])
 
 
-def find_training_data(config: TrainConfig, *, run_dir: str) -> TrainingData:
-    """Open the sources, check that their shards are there and that their labels agree.
+class Sources:
+    """The data sets that a run trains on, opened once."""
 
-    Shards without an index get one in `run_dir`. Raises `DataError`, `UserError`.
-    """
-    data, urls = config.data, config.data.sources
-    index_urls = index_sources(urls, run_dir=run_dir)
-    indexes = [ShardIndex.open(url) for url in index_urls]
-    for index in indexes:
-        index.check_shards()
-    labels_of_sources = [labels_at(url) for url in urls]
-    for url, labels in zip(urls[1:], labels_of_sources[1:], strict=True):
-        check_same_labels(labels_of_sources[0], urls[0], url, labels)
-    labels = max(labels_of_sources, key=len)
-    sizes = [index.num_samples for index in indexes]
-    order: Order = SampleOrder(sizes[0], data.block_size, data.blocks_per_pool, config.seed)
-    if len(urls) > 1:
-        shares = shares_of(sizes, data.mix_weights)
-        order = MixedOrder(tuple(sizes), shares, data.block_size, data.blocks_per_pool, config.seed)
-    num_labels = max(len(labels), *(index.num_labels for index in indexes))
-    return TrainingData(index_urls, order, labels, num_labels)
+    def __init__(self, config: TrainConfig, *, run_dir: str) -> None:
+        """Shards without an index get one in `run_dir`. Raises `DataError`."""
+        self._config = config
+        self._urls = config.data.sources
+        names = ["train", *(f"train-{number}" for number in range(1, len(self._urls)))]
+        self._index_urls = tuple(
+            ensure_index(url, index_directory=f"{run_dir}/index/{name}")
+            for url, name in zip(self._urls, names, strict=True)
+        )
+        self._indexes = [ShardIndex.open(url) for url in self._index_urls]
+        self._labels = [labels_at(url) for url in self._urls]
+
+    def check(self) -> TrainingData:
+        """See that the shards are there and that labels agree. Raises `DataError`, `UserError`."""
+        for index in self._indexes:
+            index.check_shards()
+        for url, labels in zip(self._urls[1:], self._labels[1:], strict=True):
+            check_same_labels(self._labels[0], self._urls[0], url, labels)
+        labels = max(self._labels, key=len)
+        return TrainingData(
+            self._index_urls,
+            self._order(),
+            labels,
+            max(len(labels), *(index.num_labels for index in self._indexes)),
+            _joined(self._indexes).fingerprint(),
+        )
+
+    def label_frequencies(self) -> list[float]:
+        """The share of what is trained on that carries each label: as labels.json says, else
+        counted. Raises `DataError`.
+        """
+        of_sources = [
+            [label.weight for label in labels] or index.label_frequencies().tolist()
+            for labels, index in zip(self._labels, self._indexes, strict=True)
+        ]
+        if len(of_sources) == 1:
+            return of_sources[0]
+        total = np.zeros(max(map(len, of_sources)))
+        for frequencies, share in zip(of_sources, self._shares(), strict=True):
+            total[: len(frequencies)] += np.array(frequencies) * (share / TOTAL_SHARE)
+        return list(total.tolist())
+
+    def _sizes(self) -> tuple[int, ...]:
+        return tuple(index.num_samples for index in self._indexes)
+
+    def _shares(self) -> tuple[int, ...]:
+        return shares_of(self._sizes(), self._config.data.mix_weights)
+
+    def _order(self) -> Order:
+        data, seed, sizes = self._config.data, self._config.seed, self._sizes()
+        if len(sizes) == 1:
+            return SampleOrder(sizes[0], data.block_size, data.blocks_per_pool, seed)
+        return MixedOrder(sizes, self._shares(), data.block_size, data.blocks_per_pool, seed)
 
 
-def index_sources(urls: Sequence[str], *, run_dir: str) -> tuple[str, ...]:
-    """The manifest of each source; those without an index get one below `run_dir`."""
-    names = ["train", *(f"train-{number}" for number in range(1, len(urls)))]
-    return tuple(
-        ensure_index(url, index_directory=f"{run_dir}/index/{name}")
-        for url, name in zip(urls, names, strict=True)
-    )
-
-
-def open_index(index_urls: Sequence[str]) -> ShardIndex:
-    """One index of all sources."""
-    indexes = [ShardIndex.open(url) for url in index_urls]
+def _joined(indexes: Sequence[ShardIndex]) -> ShardIndex:
     return indexes[0] if len(indexes) == 1 else joined_index(indexes)
-
-
-def label_frequencies(config: TrainConfig, *, run_dir: str) -> list[float]:
-    """The share of what is trained on that carries each label: as labels.json says, else counted.
-
-    Raises `DataError`.
-    """
-    urls = config.data.sources
-    named = [[label.weight for label in labels_at(url)] for url in urls]
-    if len(urls) == 1 and named[0]:
-        return named[0]
-    indexes = [ShardIndex.open(url) for url in index_sources(urls, run_dir=run_dir)]
-    shares = shares_of([index.num_samples for index in indexes], config.data.mix_weights)
-    of_sources = [
-        weights or index.label_frequencies().tolist()
-        for weights, index in zip(named, indexes, strict=True)
-    ]
-    total = np.zeros(max(map(len, of_sources)))
-    for frequencies, share in zip(of_sources, shares, strict=True):
-        total[: len(frequencies)] += np.array(frequencies) * (share / TOTAL_SHARE)
-    return list(total.tolist())
 
 
 def check_same_labels(

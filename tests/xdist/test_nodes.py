@@ -31,9 +31,9 @@ def make_plan(directory: Path, *, strategy: str) -> RunPlan:
             order=SampleOrder(8, block_size=4, blocks_per_pool=1, seed=0),
             labels=(),
             num_labels=2,
+            fingerprint="",
         ),
         num_classes=2,
-        fingerprint="",
         num_places=8,
         save_every_samples=8,
     )

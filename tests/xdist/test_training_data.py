@@ -18,7 +18,7 @@ from tests.clusters import final, run, small_config
 from tests.datapipe.small_sets import encode, picture
 from xdist.config import TrainConfig
 from xdist.errors import RunDirectoryError, UserError
-from xdist.training_data import find_training_data, label_frequencies
+from xdist.training_data import Sources
 
 NUM_MORE = 33
 
@@ -46,7 +46,7 @@ def mixed_config(directory: Path, *, strategy: str = "push_pull") -> TrainConfig
 
 def test_samples_come_in_proportion_from_the_right_shards(tmp_path: Path) -> None:
     config = mixed_config(tmp_path)
-    found = find_training_data(config, run_dir=str(tmp_path / "run"))
+    found = Sources(config, run_dir=str(tmp_path / "run")).check()
     assert isinstance(found.order, MixedOrder)
     num_samples = found.order.num_samples
     assert num_samples == 90 + NUM_MORE
@@ -70,7 +70,7 @@ def test_samples_come_in_proportion_from_the_right_shards(tmp_path: Path) -> Non
 
 def test_labels_are_weighed_as_they_are_drawn(tmp_path: Path) -> None:
     config = mixed_config(tmp_path)
-    frequencies = label_frequencies(config, run_dir=str(tmp_path / "run"))
+    frequencies = Sources(config, run_dir=str(tmp_path / "run")).label_frequencies()
     of_first = [0.1 + i / 100 for i in range(10)]  # What labels.json says.
     expected = [value / 4 + 0.75 * (i == 7) for i, value in enumerate(of_first)]
     assert frequencies == pytest.approx(expected, abs=2 / TOTAL_SHARE)
@@ -80,8 +80,9 @@ def test_an_id_means_the_same_in_all_sources(tmp_path: Path) -> None:
     config = mixed_config(tmp_path)
     others = write_more(tmp_path / "others", label=3, names="animal")
     data = replace(config.data, mix=(others,))
+    sources = Sources(replace(config, data=data), run_dir=str(tmp_path / "run"))
     with pytest.raises(UserError, match=r"label 0 is 'label 0' in .*train, 'animal 0' in .*others"):
-        find_training_data(replace(config, data=data), run_dir=str(tmp_path / "run"))
+        sources.check()
 
 
 @pytest.mark.parametrize("weights", [(1.0,), (1.0, 0.0), (1.0, 1.0, 1.0)])

@@ -29,8 +29,6 @@ class RunPlan:
     run_dir: str
     data: TrainingData
     num_classes: int
-    fingerprint: str
-    """Of the training set."""
     num_places: int
     """Places of the whole run, from the start of training."""
     save_every_samples: int
