@@ -57,7 +57,7 @@ def _index(options: argparse.Namespace) -> int:
 
     def on_table(table: MadeTable) -> None:
         made[table.is_kept] += 1
-        advance()
+        advance(1)
 
     with progress_bar("shards indexed", len(shard_urls)) as advance:
         index = index_shards(
@@ -84,7 +84,7 @@ def _verify(options: argparse.Namespace) -> int:
             num_faults += len(report.faults)
             num_unknown += report.num_unknown_crc32
             num_samples += report.num_samples
-            advance()
+            advance(1)
     if num_unknown:
         _print(f"{num_unknown:,} samples have no crc32; python -m datapipe index --crc32 adds it")
     _print(f"{num_samples:,} samples in {len(index.shards):,} shards: {num_faults:,} faults")
@@ -95,7 +95,7 @@ def _info(options: argparse.Namespace) -> int:
     index = ShardIndex.open(absolute(options.url))
     index.check_shards()
     with progress_bar("tables read", len(index.shards)) as advance:
-        summary = summarize(index, on_table=advance)
+        summary = summarize(index, on_table=lambda: advance(1))
     for line in summary_lines(index, summary, label_names(index)):
         _print(line)
     num_found, num_probed = share_with_restart_markers(index, seed=0)

@@ -24,8 +24,8 @@ from datapipe.storage import (
     directory_of,
     exists,
     join,
+    listed_sizes,
     names_in,
-    sizes_listed,
     without_unlisted,
     write_bytes,
 )
@@ -121,15 +121,13 @@ class ShardIndex:
         Shards of another size than the index says are named in a warning, as far as listings tell.
         """
         urls = [self.shard_url(number) for number in range(len(self.shards))]
-        sizes = {directory: sizes_listed(directory) for directory in set(map(directory_of, urls))}
-        missing, changed = [], []
-        for url, num_bytes in zip(urls, self.shards.nums_bytes, strict=True):
-            directory, _, name = url.rpartition("/")
-            if name not in sizes[directory]:
-                missing.append(url)
-            elif sizes[directory][name] not in (None, num_bytes):
-                changed.append(f"{url}: {sizes[directory][name]} bytes, the index says {num_bytes}")
-        missing = without_unlisted(missing)
+        sizes = listed_sizes(urls)
+        missing = without_unlisted([url for url in urls if url not in sizes])
+        changed = [
+            f"{url}: {sizes[url]} bytes, the index says {num_bytes}"
+            for url, num_bytes in zip(urls, self.shards.nums_bytes, strict=True)
+            if sizes.get(url) not in (None, num_bytes)
+        ]
         if missing:
             raise MissingShard(tuple(missing))
         if changed:
@@ -235,14 +233,17 @@ def _is_index_of(manifest_url: str, shard_urls: Sequence[str]) -> bool:
     except (MissingIndex, BadIndex):
         return False
     known = {index.shard_url(number): entry.bytes for number, entry in enumerate(index.shards)}
-    return known == {url: shard_size(url) for url in shard_urls}
+    sizes = listed_sizes(shard_urls)
+    return known.keys() == set(shard_urls) and all(
+        known[url] == (sizes.get(url) or shard_size(url)) for url in shard_urls
+    )
 
 
 def _tell_remote_bytes(urls: Sequence[str]) -> None:
     if not urls:
         return
-    sizes = {directory: sizes_listed(directory) for directory in set(map(directory_of, urls))}
-    known = [sizes[directory_of(url)].get(url.rpartition("/")[2]) for url in urls]
+    sizes = listed_sizes(urls)
+    known = [sizes.get(url) for url in urls]
     logger.info(
         "remote shards are read whole, but those that were indexed before shards=%d bytes=%s",
         len(urls),

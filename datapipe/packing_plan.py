@@ -56,7 +56,7 @@ class PlannedShard:
     images: Sequence[LabelledImage]
 
     def digest(self) -> str:
-        """Differs where an image was exchanged, also for one of another size."""
+        """Differs where an image has another name, size or labels than before."""
         return _digest(
             (image.file.name, image.file.num_bytes(), image.label_ids) for image in self.images
         )

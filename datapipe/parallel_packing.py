@@ -17,12 +17,11 @@ from multiprocessing.context import SpawnProcess
 
 from datapipe.errors import DataError, PackingError
 from datapipe.shard_packing import ShardJob, ShardRecord, pack_shard
+from datapipe.storage import is_private
 
 OnImages = Callable[[int], None]
 Message = int | ShardRecord | DataError | OSError
 """From a process: images done since the last message, a shard that is done, or why it cannot be."""
-PRIVATE_PROTOCOL = "memory://"
-"""Of storage that other processes do not see."""
 
 
 def pack_shards(
@@ -32,9 +31,8 @@ def pack_shards(
 
     Errors: those of `pack_shard`, the first that is met; `PackingError` if a process was killed.
     """
-    is_private = any(job.directory.startswith(PRIVATE_PROTOCOL) for job in jobs)
-    num_processes = 1 if is_private else min(num_processes, len(jobs))
-    if num_processes <= 1:
+    num_processes = min(num_processes, len(jobs))
+    if num_processes <= 1 or any(is_private(job.directory) for job in jobs):
         yield from (pack_shard(job, on_images) for job in jobs)
         return
     workers = [_start_worker() for _ in range(num_processes)]

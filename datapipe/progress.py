@@ -31,8 +31,8 @@ class LogToStderr(logging.Handler):
 
 
 @contextmanager
-def progress_bar(title: str, total: int) -> Iterator[Callable[[], None]]:
-    """A function to be called after each of `total` steps."""
+def progress_bar(title: str, total: int, *, num_done: int = 0) -> Iterator[Callable[[int], None]]:
+    """A function to be called with the number of steps that were just made, of `total`."""
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
@@ -47,5 +47,5 @@ def progress_bar(title: str, total: int) -> Iterator[Callable[[], None]]:
         redirect_stdout=sys.stdout.isatty(),  # else what is piped elsewhere would end up here
     )
     with bar:
-        task = bar.add_task(title, total=total)
-        yield lambda: bar.advance(task)
+        task = bar.add_task(title, total=total, completed=num_done)
+        yield lambda num_steps: bar.advance(task, num_steps)

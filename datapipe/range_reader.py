@@ -91,10 +91,11 @@ class RangeReader:
 
         Errors: those of `read`; `UnreadableUrl`.
         """
+        timeout_s = self._policy.timeout_s if "://" in url else None
 
         def attempt() -> Result:
             try:
-                return within(self._policy.timeout_s, read)
+                return within(timeout_s, read)
             except TimeoutError as error:
                 raise UnreadableUrl(url, str(error)) from error
 

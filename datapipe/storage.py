@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
@@ -121,6 +121,22 @@ def sizes_listed(directory: str) -> dict[str, int | None]:
         if not directory.startswith(WEB_URLS):
             raise
         return {}
+
+
+def listed_sizes(urls: Iterable[str]) -> dict[str, int | None]:
+    """The files among these that listings name, with their sizes as `sizes_in` has them.
+
+    One listing a directory; none where a web server does not list.
+    """
+    urls = list(urls)
+    sizes = {directory: sizes_listed(directory) for directory in set(map(directory_of, urls))}
+    places = [(url, directory_of(url), url.rpartition("/")[2]) for url in urls]
+    return {url: sizes[where][name] for url, where, name in places if name in sizes[where]}
+
+
+def is_private(url: str) -> bool:
+    """Whether other processes do not see what is there."""
+    return url.startswith("memory://")
 
 
 def without_unlisted(urls: Sequence[str]) -> list[str]:

@@ -8,11 +8,8 @@ from dataclasses import dataclass
 from datapipe.errors import MissingShard, UnreadableUrl
 from datapipe.shard_jobs import for_each_shard
 from datapipe.shard_walk import walk_shard
-from datapipe.storage import directory_of, exists, local_path, modified, size_of
+from datapipe.storage import directory_of, exists, is_private, local_path, modified, size_of
 from datapipe.table import TableFacts, read_facts, write_table
-
-PRIVATE_PROTOCOL = "memory://"
-"""Of a file system that other processes do not see."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +44,9 @@ class MadeTable:
 
 def make_tables(jobs: Sequence[TableJob], *, num_processes: int) -> Iterator[tuple[int, MadeTable]]:
     """The number of each job and its table, as they come. Errors: those of `make_table`."""
-    is_private = any(
-        url.startswith(PRIVATE_PROTOCOL) for job in jobs for url in (job.shard_url, job.table_url)
-    )
-    return for_each_shard(make_table, jobs, num_processes=1 if is_private else num_processes)
+    if any(is_private(url) for job in jobs for url in (job.shard_url, job.table_url)):
+        num_processes = 1
+    return for_each_shard(make_table, jobs, num_processes=num_processes)
 
 
 def make_table(job: TableJob) -> MadeTable:

@@ -15,9 +15,9 @@ from datapipe.index import ShardIndex
 from datapipe.safe_text import printable
 from datapipe.shard_jobs import for_each_shard
 from datapipe.shard_walk import walk_shard
-from datapipe.storage import opened
+from datapipe.storage import is_private, opened
 from datapipe.table import SampleEntry, ShardTable, read_table
-from datapipe.table_making import PRIVATE_PROTOCOL, shard_size
+from datapipe.table_making import shard_size
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ def verify(index: ShardIndex, *, is_deep: bool, num_processes: int) -> Iterator[
         )
         for number, entry in enumerate(index.shards)
     ]
-    is_private = any(check.shard_url.startswith(PRIVATE_PROTOCOL) for check in checks)
-    num_processes = 1 if is_private else num_processes
+    if any(is_private(check.shard_url) for check in checks):
+        num_processes = 1
     for _, report in for_each_shard(verify_shard, checks, num_processes=num_processes):
         yield report
 

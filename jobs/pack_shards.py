@@ -15,8 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tyro
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from datapipe.errors import DataError
 from datapipe.label_map import LabelMap
@@ -32,6 +30,7 @@ from datapipe.packing import (
 )
 from datapipe.parallel_packing import OnImages, pack_shards
 from datapipe.payloads import PayloadOptions
+from datapipe.progress import progress_bar
 from datapipe.recipes import Recipe, RecipeName
 from datapipe.shard_packing import ShardJob, ShardRecord
 from datapipe.sources import ImageFile
@@ -163,10 +162,9 @@ def write_missing(packing: Packing, config: PackConfig) -> None:
     part = config.chosen_part()
     jobs = packing.jobs(part)
     num_images, num_missing = packing.num_images(part), sum(len(job.planned.images) for job in jobs)
-    columns = (TextColumn("packing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("packing", total=num_images, completed=num_images - num_missing)
-        for _ in packed(jobs, config, lambda num: progress.advance(task, num)):
+    num_done = num_images - num_missing
+    with progress_bar("packing", num_images, num_done=num_done) as advance:
+        for _ in packed(jobs, config, advance):
             pass
 
 
