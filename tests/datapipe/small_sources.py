@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datapipe.packing import PackOptions, shuffle_images
+from datapipe.labels import Label
+from datapipe.packing import Packing, PackOptions, label_names, shuffle_images
+from datapipe.parallel_packing import pack_shards
 from datapipe.payloads import PayloadOptions
 from datapipe.sources import ImageFile, list_images
 from tests.datapipe.small_sets import encode, picture
@@ -24,6 +26,33 @@ def write_photos(folder: Path, *, num_images: int = 40) -> Path:
 
 def images_in(folder: Path) -> list[ImageFile]:
     return shuffle_images(list_images(folder).images, seed=0, limit=None)
+
+
+def packing_of(
+    photos: Path,
+    output: Path | str,
+    *,
+    options: PackOptions = OPTIONS,
+    known_labels: list[Label] | None = None,
+) -> Packing:
+    images = images_in(photos)
+    return Packing(
+        images,
+        directory=str(output),
+        names=label_names(images),
+        known_labels=known_labels,
+        options=options,
+    )
+
+
+def finish(photos: Path, output: Path, *, num_processes: int = 1) -> int:
+    """Write what is missing and finish; how many shards were written."""
+    packing = packing_of(photos, output)
+    jobs = packing.jobs()
+    for _ in pack_shards(jobs, num_processes=num_processes, on_images=lambda _: None):
+        pass
+    packing.finish()
+    return len(jobs)
 
 
 def files_in(directory: Path) -> dict[str, bytes]:

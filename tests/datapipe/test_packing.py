@@ -19,7 +19,13 @@ from datapipe.packing import WHOLE, Packing, PackOptions, PackReport, Part, labe
 from datapipe.parallel_packing import pack_shards
 from datapipe.sources import ImageFile
 from tests.datapipe.small_sets import encode, labels_in, picture, write_set
-from tests.datapipe.small_sources import OPTIONS, files_in, images_in, write_photos
+from tests.datapipe.small_sources import (
+    OPTIONS,
+    files_in,
+    images_in,
+    packing_of,
+    write_photos,
+)
 
 
 def pack(
@@ -35,43 +41,12 @@ def pack(
     return [record.number for record in records]
 
 
-def packing_of(
-    photos: Path,
-    output: Path | str,
-    *,
-    options: PackOptions = OPTIONS,
-    known_labels: list[Label] | None = None,
-) -> Packing:
-    images = images_in(photos)
-    return Packing(
-        images,
-        directory=str(output),
-        names=label_names(images),
-        known_labels=known_labels,
-        options=options,
-    )
-
-
 def pack_all(
     photos: Path, output: Path | str, *, options: PackOptions = OPTIONS, num_processes: int = 1
 ) -> PackReport:
     packing = packing_of(photos, output, options=options)
     pack(packing, num_processes=num_processes)
     return packing.finish()
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """40 images of 4 classes. Read only."""
-    return write_photos(tmp_path_factory.mktemp("source") / "photos")
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The files that packing the photos gives."""
-    output = tmp_path_factory.mktemp("packed") / "out"
-    pack_all(photos, output)
-    return files_in(output)
 
 
 def test_the_number_of_processes_does_not_show_in_the_result(

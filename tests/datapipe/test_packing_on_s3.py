@@ -8,10 +8,9 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from datapipe.packing import Packing, label_names
 from datapipe.parallel_packing import pack_shards
 from datapipe.storage import read_bytes
-from tests.datapipe.small_sources import OPTIONS, files_in, images_in, write_photos
+from tests.datapipe.small_sources import packing_of
 
 moto_server = pytest.importorskip("moto.server")
 
@@ -33,23 +32,14 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server.stop()
 
 
-def packing_of(photos: Path, output: str) -> Packing:
-    images = images_in(photos)
-    return Packing(
-        images, directory=output, names=label_names(images), known_labels=None, options=OPTIONS
-    )
-
-
-def test_a_bucket_gets_what_a_directory_gets(bucket: str, tmp_path: Path) -> None:
-    photos = write_photos(tmp_path / "photos")
-    for output, num_processes in ((f"{bucket}/set", 2), (str(tmp_path / "out"), 1)):
-        packing = packing_of(photos, output)
-        jobs = packing.jobs()
-        list(pack_shards(jobs, num_processes=num_processes, on_images=lambda _: None))
-        assert packing.jobs() == []
-        assert packing.finish().index.num_samples == 40
-    local = files_in(tmp_path / "out")
+def test_a_bucket_gets_what_a_directory_gets(
+    bucket: str, photos: Path, uninterrupted: dict[str, bytes]
+) -> None:
+    packing = packing_of(photos, f"{bucket}/set")
+    list(pack_shards(packing.jobs(), num_processes=2, on_images=lambda _: None))
+    assert packing.jobs() == []
+    assert packing.finish().index.num_samples == 40
     stored = fsspec.filesystem("s3").find("bucket/set")
-    assert sorted(name.removeprefix("bucket/set/") for name in stored) == sorted(local)
-    for name, content in local.items():
+    assert sorted(name.removeprefix("bucket/set/") for name in stored) == sorted(uninterrupted)
+    for name, content in uninterrupted.items():
         assert read_bytes(f"{bucket}/set/{name}") == content

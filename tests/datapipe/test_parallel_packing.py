@@ -14,42 +14,16 @@ from pathlib import Path
 import pytest
 
 from datapipe.errors import PackingError
-from datapipe.packing import Packing, label_names
 from datapipe.parallel_packing import pack_shards
-from tests.datapipe.small_sources import OPTIONS, files_in, images_in, write_photos
+from tests.datapipe.small_sources import (
+    files_in,
+    finish,
+    images_in,
+    packing_of,
+    write_photos,
+)
 
 ROOT = Path(__file__).parents[2]
-
-
-def packing_of(photos: Path, output: Path) -> Packing:
-    images = images_in(photos)
-    return Packing(
-        images, directory=str(output), names=label_names(images), known_labels=None, options=OPTIONS
-    )
-
-
-def finish(photos: Path, output: Path, *, num_processes: int = 1) -> int:
-    """Write what is missing and finish; how many shards were written."""
-    packing = packing_of(photos, output)
-    jobs = packing.jobs()
-    for _ in pack_shards(jobs, num_processes=num_processes, on_images=lambda _: None):
-        pass
-    packing.finish()
-    return len(jobs)
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """40 images, 5 a shard. Read only."""
-    return write_photos(tmp_path_factory.mktemp("source") / "photos")
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The files that packing the photos gives."""
-    output = tmp_path_factory.mktemp("packed") / "out"
-    finish(photos, output)
-    return files_in(output)
 
 
 @pytest.mark.parametrize(("num_processes", "num_written"), [(1, 4), (2, None)])
