@@ -1,4 +1,4 @@
-"""How synchronous workers share an epoch: lanes. Pure.
+"""How synchronous workers share an epoch: lanes.
 
 What remains of an epoch is cut into `num_lanes` contiguous parts of equal length (the first ones
 may have one place more). Every step takes the same number of places from each lane, so the places
@@ -8,6 +8,7 @@ of a step do not depend on the number of workers; lanes belong to workers.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -30,6 +31,21 @@ def assign_lanes(num_lanes: int, world_size: int) -> tuple[tuple[int, ...], ...]
         tuple(range(*even_part(num_lanes, num_parts=world_size, part=rank)))
         for rank in range(world_size)
     )
+
+
+def move_lanes(lanes: Sequence[tuple[int, ...]], num_lanes: int) -> tuple[tuple[int, ...], ...]:
+    """The lanes of every rank, from those that they had: what belongs to nobody goes to whoever has
+    least; then whoever has most gives to whoever has least, until they differ by one at most. No
+    other lane moves.
+    """
+    if not 1 <= len(lanes) <= num_lanes:
+        raise ValueError(f"world_size is {len(lanes)}; allowed: 1 to num_lanes ({num_lanes})")
+    owned = [list(own) for own in lanes]
+    for lane in sorted(set(range(num_lanes)).difference(*owned)):
+        min(owned, key=len).append(lane)
+    while len(most := max(owned, key=len)) - len(least := min(owned, key=len)) > 1:
+        least.append(most.pop())
+    return tuple(tuple(sorted(own)) for own in owned)
 
 
 @dataclass(frozen=True)
@@ -64,6 +80,15 @@ class LanePlan:
     def spans(self, step: int, lane: int) -> tuple[Span, ...]:
         """The places that this lane gives to this step: `samples_per_lane`, fewer at its end."""
         return self._lane_spans(lane, from_step=step, to_step=step + 1)
+
+    def num_places(self, step: int) -> int:
+        """Places that all lanes together give to this step."""
+        length, num_longer = divmod(self._ends[-1], self.num_lanes)
+        num_before = step * self.samples_per_lane
+        longer, others = (
+            min(max(size - num_before, 0), self.samples_per_lane) for size in (length + 1, length)
+        )
+        return num_longer * longer + (self.num_lanes - num_longer) * others
 
     def following(self, step: int, lane: int) -> Span | None:
         """The run of places that this lane goes on with after a step; None at its end."""
@@ -106,3 +131,31 @@ class LanePlan:
             spans.append(Span(span.epoch, span.stop - (end - first), span.stop - (end - stop)))
             first, number = stop, number + 1
         return tuple(spans)
+
+
+class LaneWalk:
+    """The steps of a run, from `position` on, through as many epochs as one likes."""
+
+    def __init__(
+        self, position: Position, *, num_samples: int, num_lanes: int, samples_per_lane: int
+    ) -> None:
+        self._num_samples = num_samples
+        self._num_lanes = num_lanes
+        self._samples_per_lane = samples_per_lane
+        self._deal(position)
+
+    @property
+    def position(self) -> Position:
+        """What is done before the next step."""
+        return self._plan.position_after(self._num_steps)
+
+    def next_step(self) -> int:
+        """Make a step; returns its places."""
+        if self._num_steps == self._plan.num_steps:
+            self._deal(self.position)
+        self._num_steps += 1
+        return self._plan.num_places(self._num_steps - 1)
+
+    def _deal(self, position: Position) -> None:
+        self._num_steps = 0
+        self._plan = LanePlan(position, self._num_samples, self._num_lanes, self._samples_per_lane)

@@ -11,7 +11,7 @@ from datapipe.config import DataConfig
 from datapipe.counters import StreamCounters
 from datapipe.errors import CorruptSample
 from datapipe.index import ShardIndex
-from datapipe.lanes import LanePlan, assign_lanes
+from datapipe.lanes import LaneWalk, assign_lanes
 from datapipe.order import Order
 from datapipe.plan import lane_batches
 from datapipe.position import Position
@@ -57,8 +57,12 @@ class SampleStream:
                 f"order has {order.num_samples} samples, index {index.num_samples}; make the order "
                 "from index.num_samples"
             )
-        self._plan = LanePlan(position, order.num_samples, num_lanes, batch_size // num_lanes)
-        self._num_steps = 0
+        self._walk = LaneWalk(
+            position,
+            num_samples=order.num_samples,
+            num_lanes=num_lanes,
+            samples_per_lane=batch_size // num_lanes,
+        )
         plans = lane_batches(
             position,
             num_samples=order.num_samples,
@@ -82,20 +86,14 @@ class SampleStream:
 
     def position(self) -> Position:
         """What all workers have done, once they have used as many batches as this one has given."""
-        return self._plan.position_after(self._num_steps)
+        return self._walk.position
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Batch:
         batch = next(self._batches)
-        if self._num_steps == self._plan.num_steps:
-            plan = self._plan
-            self._plan = LanePlan(
-                self.position(), plan.num_samples, plan.num_lanes, plan.samples_per_lane
-            )
-            self._num_steps = 0
-        self._num_steps += 1
+        self._walk.next_step()
         return batch
 
     def close(self) -> None:

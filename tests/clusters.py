@@ -19,18 +19,17 @@ from rich.console import Console
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 from torch import Tensor
 
-from datapipe.batch import Batch
 from datapipe.config import DataConfig
 from datapipe.index import ShardIndex
 from datapipe.labels import Label
 from datapipe.writer import RawImage, write_shards
 from tests.datapipe.small_sets import encode, labels_of, picture
+from tests.strategies import ActsBefore
 from xdist import checkpoint, driver
 from xdist.checkpoint import Checkpoint
 from xdist.config import CheckpointConfig, ModelConfig, OptimizerConfig, TrainConfig
 from xdist.driver import Summary
 from xdist.run_directory import RunDirectory
-from xdist.strategies import Progress, UpdateStrategy
 
 Result = TypeVar("Result")
 ROOT = Path(__file__).resolve().parent.parent
@@ -153,52 +152,26 @@ def causes(run_dir: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens to the process of one rank, once in a run, before it applies its n-th update."""
+    """What happens to the process of a worker, once in a run, before it applies its n-th update."""
 
-    rank: int
+    worker: int
     own_step: int
     marker: str
     """A file that tells that it has happened."""
     signal_number: int = signal.SIGKILL
 
-    def strike(self, rank: int, own_step: int) -> None:
-        if rank == self.rank and own_step == self.own_step and not Path(self.marker).exists():
-            Path(self.marker).touch()
-            os.kill(os.getpid(), self.signal_number)
-
-
-class FaultyStrategy:
-    """A strategy whose process meets a planned fault."""
-
-    def __init__(self, strategy: Any, *, rank: int, fault: Fault) -> None:
-        self._strategy = strategy
-        self._rank = rank
-        self._fault = fault
-
-    @property
-    def progress(self) -> Progress:
-        progress: Progress = self._strategy.progress
-        return progress
-
-    def update(self, batch: Batch) -> int:
-        self._fault.strike(self._rank, self.progress.own_step + 1)
-        staleness: int = self._strategy.update(batch)
-        return staleness
-
-    def save(self) -> Any:
-        return self._strategy.save()
-
-    def leases(self) -> Any:
-        return self._strategy.leases()
+    def strike(self) -> None:
+        os.kill(os.getpid(), self.signal_number)
 
 
 def faulty(make_strategy: Any, fault: Fault) -> Any:
     """The same factory of strategies, with a fault in it."""
 
-    def make(*arguments: Any, **named: Any) -> UpdateStrategy:
-        rank = named.get("rank", named.get("worker"))
-        assert isinstance(rank, int)
-        return FaultyStrategy(make_strategy(*arguments, **named), rank=rank, fault=fault)
+    def make(*arguments: Any, **named: Any) -> Any:
+        strategy = make_strategy(*arguments, **named)
+        if named["number"] != fault.worker:
+            return strategy
+        return ActsBefore(strategy, fault.own_step, Path(fault.marker), fault.strike)
 
     return make
 

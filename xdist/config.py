@@ -6,11 +6,12 @@ resolved value is written to the run directory and into every checkpoint as JSON
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Final, Literal
 
 from datapipe.config import DataConfig
+from xdist.checks import AUTO, check, check_least, check_positive, check_share
+from xdist.compute_config import ComputeConfig
 
 MODEL_OPTIONS: Final = {
     "xception": ("fc", "middle_modules", "residual", "mid_activation", "segments"),
@@ -153,6 +154,10 @@ class OptimizerConfig:
     """
     l2_on: Literal["kernels", "all"] = "kernels"
     """What the L2 penalty covers: kernels (no bias, no batch norm), or all parameters."""
+    clip_norm: float | None = None
+    """all_reduce: gradients are scaled down to this global norm, before the L2 penalty; None never
+    does.
+    """
     average_half_life_samples: int | None = None
     """Polyak average of the weights: samples after which a weight's share has halved; excludes
     average_decay.
@@ -169,6 +174,8 @@ class OptimizerConfig:
         check_least(self, prefix, warmup_samples=0, average_half_life_samples=1)
         if self.decay_every is not None:
             check_positive(self, prefix, "decay_every")
+        if self.clip_norm is not None:
+            check_positive(self, prefix, "clip_norm")
         if self.l2 != PAPER:
             check_least(self, prefix, l2=0)
         factor = self.decay_factor
@@ -178,9 +185,6 @@ class OptimizerConfig:
                 "optimizer.average_half_life_samples and optimizer.average_decay are both set; "
                 "set one of them to None"
             )
-
-
-AUTO: Final = "auto"
 
 
 @dataclass(frozen=True)
@@ -233,19 +237,46 @@ class ClusterConfig:
 
     cpus_per_worker: float = 1.0
     """CPUs a worker reserves; it computes with that many threads."""
+    placement: Literal["PACK", "SPREAD"] = "PACK"
+    """Whether the workers that start together share few nodes or are spread over many."""
     gpus_per_worker: int | Literal["auto"] = AUTO
     """GPUs a worker reserves; auto is 1 where the cluster has GPUs, else 0."""
     cpus_per_server: float = 0.0
     """push_pull: CPUs a parameter server reserves; 0 lets it share the cores of the workers."""
     wait_s: float = 60.0
     """Seconds to wait for room in the cluster before giving up."""
+    min_world_size: int = 1
+    """all_reduce: workers below which training waits for replacements, up to wait_s."""
+    max_world_size: int | None = None
+    """all_reduce: workers that the run grows to when nodes join; None: num_workers, as it is at the
+    start. With num_workers auto, the autoscaler is asked for so many.
+    """
+    num_spares: int = 0
+    """all_reduce: workers that wait, warm, to take the place of a lost one."""
+    collective_timeout_s: float | None = None
+    """all_reduce: after so long without an answer, or with others waiting for it, a worker counts
+    as lost, and a link as down; None: the larger of 10 s and five of the longest steps.
+    """
     max_recoveries: int = 10
-    """Lost workers and servers that are replaced before the run ends with an error."""
+    """Faults within recovery_window_s that are recovered from before the run ends with an error."""
+    recovery_window_s: float = 600.0
+    """The time that max_recoveries is about."""
 
     def __post_init__(self) -> None:
         check_positive(self, "cluster.", "cpus_per_worker")
         check_least(self, "cluster.", gpus_per_worker=0, cpus_per_server=0, wait_s=0)
-        check_least(self, "cluster.", max_recoveries=0)
+        check_least(self, "cluster.", max_recoveries=0, min_world_size=1, num_spares=0)
+        check_positive(self, "cluster.", "recovery_window_s")
+        if self.collective_timeout_s is not None:
+            check_positive(self, "cluster.", "collective_timeout_s")
+        if self.max_world_size is not None:
+            allowed = f"at least min_world_size, which is {self.min_world_size}"
+            is_order = self.max_world_size >= self.min_world_size
+            check(is_order, "cluster.max_world_size", self.max_world_size, allowed)
+
+
+OF_ALL_REDUCE: Final = ("min_world_size", "max_world_size", "num_spares", "collective_timeout_s")
+"""Fields of `ClusterConfig` that another strategy does not have."""
 
 
 @dataclass(frozen=True)
@@ -278,8 +309,10 @@ class TrainConfig:
     """When the run is saved and scored."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Scoring."""
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    """How gradients are computed."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    """Resources."""
+    """Resources, and what is done when they are lost."""
     num_workers: int | Literal["auto"] = AUTO
     """Training workers; auto takes what the cluster has: one a GPU, or one per cpus_per_worker."""
     num_servers: int | Literal["auto"] = AUTO
@@ -287,7 +320,20 @@ class TrainConfig:
     none.
     """
     num_lanes: int | None = None
-    """all_reduce: parts that an epoch is dealt in; divides batch_size. None: about 4 a worker."""
+    """all_reduce: parts that an epoch is dealt in; divides batch_size. None: about 4 for each of
+    the most workers there may be.
+    """
+    bn_group: Literal["rank", "lane"] = "rank"
+    """all_reduce: whose samples batch norm takes its statistics of. rank: a worker's, so that
+    numbers depend on the number of workers; lane: each lane's, so that they do not.
+    """
+    on_resize: Literal["keep_global_batch", "keep_worker_batch"] = "keep_global_batch"
+    """all_reduce: what stays when workers come or go. keep_global_batch: the samples of every step;
+    keep_worker_batch: samples a worker, with batch_size for the most workers there may be, and the
+    learning rate in proportion to the samples of a step.
+    """
+    compress_gradients: Literal["none", "bfloat16"] = "none"
+    """all_reduce: what gradients are sent as; they are summed as it, too."""
     max_steps: int | None = None
     """Ends the run, if num_epochs are not over before: after max_steps updates (all_reduce), or
     after max_steps * batch_size samples (push_pull).
@@ -296,6 +342,14 @@ class TrainConfig:
     """Steps a worker makes between two reports."""
     seed: int = 0
     """Of weights, sample order, augmentation and dropout."""
+    deterministic: bool = False
+    """Only operations that give the same bits each time; two undisturbed synchronous runs are then
+    equal to the bit, on GPUs too.
+    """
+    profile: bool = False
+    """Write a trace of a few steps of the first worker, and a table of where their time goes, to
+    profile/ in the run directory.
+    """
     run_dir: str | None = None
     """Directory or URL of the run; None is ~/xdist-runs/<job>-<hash of this config>. The same
     command resumes there.
@@ -316,6 +370,16 @@ class TrainConfig:
     def _check_push_pull(self) -> None:
         allowed = "None with strategy push_pull, whose ledger leases samples instead"
         check(self.num_lanes is None, "num_lanes", self.num_lanes, allowed)
+        for part, prefix, names in (
+            (self, "", ("bn_group", "on_resize", "compress_gradients")),
+            (self.cluster, "cluster.", OF_ALL_REDUCE),
+            (self.optimizer, "optimizer.", ("clip_norm",)),
+        ):
+            defaults = {option.name: option.default for option in fields(part)}
+            for name in names:
+                value, default = getattr(part, name), defaults[name]
+                allowed = f"{default!r} with strategy push_pull"
+                check(value == default, f"{prefix}{name}", value, allowed)
 
     def _check_all_reduce(self) -> None:
         allowed = "auto with strategy all_reduce, which has no servers"
@@ -329,6 +393,18 @@ class TrainConfig:
         if isinstance(self.num_workers, int):
             allowed = f"at least num_workers, which is {self.num_workers}: a sample for each"
             check(batch >= self.num_workers, "batch_size", batch, allowed)
+            self._check_world_size(self.num_workers)
+        allowed = "1 with bn_group lane: each lane is a part of its own"
+        steps = self.compute.accumulation_steps
+        is_one = self.bn_group == "rank" or steps == 1
+        check(is_one, "compute.accumulation_steps", steps, allowed)
+
+    def _check_world_size(self, num_workers: int) -> None:
+        least, most = self.cluster.min_world_size, self.cluster.max_world_size
+        allowed = f"at most num_workers, which is {num_workers}"
+        check(least <= num_workers, "cluster.min_world_size", least, allowed)
+        allowed = f"at least num_workers, which is {num_workers}"
+        check(most is None or most >= num_workers, "cluster.max_world_size", most, allowed)
 
     def num_places(self, num_samples: int) -> int:
         """Samples that the whole run goes through, on a training set of `num_samples`."""
@@ -353,31 +429,3 @@ class TrainConfig:
     def to_json(self) -> dict[str, Any]:
         """The plain values, for JSON."""
         return asdict(self)
-
-
-def check(holds: bool, name: str, value: object, allowed: str) -> None:
-    """Raise the `ValueError` that names field, value and choices, unless the condition holds."""
-    if not holds:
-        raise ValueError(f"{name} is {value!r}; allowed: {allowed}")
-
-
-def check_least(part: object, prefix: str, **lowest: float) -> None:
-    """Each named field is finite and at least so much; None and auto pass."""
-    for name, low in lowest.items():
-        value = getattr(part, name)
-        holds = value is None or value == AUTO or low <= value < math.inf
-        check(holds, f"{prefix}{name}", value, f"at least {low}")
-
-
-def check_positive(part: object, prefix: str, *names: str) -> None:
-    """Each named field is finite and above 0."""
-    for name in names:
-        value = getattr(part, name)
-        check(0 < value < math.inf, f"{prefix}{name}", value, "above 0")
-
-
-def check_share(part: object, prefix: str, *names: str) -> None:
-    """Each named field is at least 0 and below 1; None passes."""
-    for name in names:
-        value = getattr(part, name)
-        check(value is None or 0 <= value < 1, f"{prefix}{name}", value, "at least 0, below 1")

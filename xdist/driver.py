@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NoReturn
 
 import ray
@@ -36,7 +37,7 @@ from xdist.progress import ProgressDisplay
 from xdist.publication import Publications
 from xdist.run_directory import CONFIG, RunDirectory
 from xdist.scoring import ScoringQueue, ScoringRequest
-from xdist.topologies import Outcome, Pending, RunPlan, Saved, Task, Topology, nodes
+from xdist.topologies import Fault, Outcome, Pending, Resize, RunPlan, Saved, Topology, nodes
 from xdist.topologies.all_reduce import AllReduceTopology
 from xdist.topologies.push_pull import PushPullTopology
 from xdist.worker import WorkerReport
@@ -59,8 +60,8 @@ GRACE_S = 5.0
 """After a fault: how long others may take to say what they know of it. The first to notice is
 seldom the culprit.
 """
-PATIENCE_S = 5.0
-"""Without any news for so long, the driver looks whether it waits for room that is not there."""
+WATCH_EVERY_S = 1.0
+"""How often the driver looks at what would not tell."""
 
 
 @dataclass(frozen=True)
@@ -75,32 +76,27 @@ class Summary:
     """Weights (average, raw) -> measure -> score of the last checkpoint."""
 
 
-@dataclass(frozen=True)
-class Fault:
-    """Somebody is gone, or says that somebody else is."""
-
-    task: Task
-    cause: str
-    is_culprit: bool
-    """False: the one that reports it is healthy."""
-
-
 class FaultHistory:
     """What failed in a run so far, within its budget."""
 
-    def __init__(self, allowed: int) -> None:
+    def __init__(self, allowed: int, *, window_s: float) -> None:
         self._allowed = allowed
-        self._lines: list[str] = []
+        self._window_s = window_s
+        self._faults: deque[tuple[float, str]] = deque()
 
     def add(self, actor: str, cause: str) -> None:
         """Count a fault. Raises `RunFailed`, with the history, when the budget is spent."""
-        self._lines.append(f"{actor}: {cause}")
-        number, allowed = len(self._lines), self._allowed
+        now = time.monotonic()
+        self._faults.append((now, f"{actor}: {cause}"))
+        while self._faults[0][0] < now - self._window_s:
+            self._faults.popleft()
+        number, allowed = len(self._faults), self._allowed
         logger.warning("%s lost recoveries=%d allowed=%d cause=%s", actor, number, allowed, cause)
         if number > allowed:
-            history = "\n  ".join(self._lines)
+            history = "\n  ".join(f"{now - at:.0f} s ago, {line}" for at, line in self._faults)
             raise RunFailed(
-                f"{number} faults, cluster.max_recoveries allows {allowed}:\n  {history}"
+                f"{number} faults within {self._window_s:g} s (cluster.recovery_window_s), "
+                f"cluster.max_recoveries allows {allowed}:\n  {history}"
                 "\nthe same command resumes from the last checkpoint"
             )
 
@@ -137,7 +133,9 @@ class Driver:
         self._scoring_task: ray.ObjectRef[Any] | None = None
         self._publications = Publications(self._plan.run_dir, self._plan.config)
         self._scores: dict[str, dict[str, float]] = {}
-        self._faults = FaultHistory(self._plan.config.cluster.max_recoveries)
+        cluster = self._plan.config.cluster
+        self._faults = FaultHistory(cluster.max_recoveries, window_s=cluster.recovery_window_s)
+        self._watched = time.monotonic()
 
     def drive(self) -> Summary:
         """Train, save and score to the end. Raises what a worker raised, and `RunFailed` after too
@@ -185,12 +183,18 @@ class Driver:
         waiting = list(self._pending)
         if self._scoring_task is not None:
             waiting.append(self._scoring_task)
-        ready, _ = ray.wait(waiting, num_returns=1, timeout=PATIENCE_S)
-        if not ready:
-            self._check_room()
-        elif ready[0] == self._scoring_task:
+        ready, _ = ray.wait(waiting, num_returns=1, timeout=WATCH_EVERY_S)
+        if ready and ready[0] == self._scoring_task:
             self._receive_scores()
-        elif (fault := self._receive(ready[0])) is not None:
+        elif ready:
+            self._handle(self._receive(ready[0]))
+        if time.monotonic() - self._watched > WATCH_EVERY_S:
+            self._check_room()
+            self._handle(self._apply(self._topology.watch()))
+            self._watched = time.monotonic()
+
+    def _handle(self, faults: Iterable[Fault]) -> None:
+        for fault in faults:
             self._recover(fault)
 
     def _check_room(self) -> None:
@@ -210,32 +214,38 @@ class Driver:
             "the same command resumes from the last checkpoint"
         )
 
-    def _receive(self, ready: ray.ObjectRef[Any]) -> Fault | None:
-        """Deal with a finished task, or return what went wrong with it."""
+    def _receive(self, ready: ray.ObjectRef[Any]) -> tuple[Fault, ...]:
+        """Deal with a finished task; returns what went wrong, with it or by what it says."""
         task = self._pending.pop(ready)
-        outcome = self._collect(ready, task)
-        if isinstance(outcome, Fault):
-            return outcome
-        self._observe(outcome.reports)
-        for saved in outcome.saved:
-            self._publish_if_complete(saved)
-        self._pending |= outcome.pending
-        return None
-
-    def _collect(self, ready: ray.ObjectRef[Any], task: Task) -> Outcome | Fault:
-        """The outcome of a finished task. An exception in the code is no fault: it is raised, as
-        itself.
-        """
         try:
-            return self._topology.receive(task, ray.get(ready))
+            return self._apply(self._topology.receive(task, ray.get(ready)))
         except RayTaskError as error:
             if isinstance(error.cause, (PeerLost, LeaseLost)):
-                return Fault(task, str(error.cause), is_culprit=False)
+                return (Fault(task, str(error.cause), "complaint"),)
             self._raise_cause(error)
         except LOST as error:
             if isinstance(error, RayActorError) and error.actor_init_failed:
                 raise
-            return Fault(task, _first_line(error), is_culprit=True)
+            return (Fault(task, _first_line(error), "lost"),)
+
+    def _apply(self, outcome: Outcome) -> tuple[Fault, ...]:
+        self._observe(outcome.reports)
+        for saved in outcome.saved:
+            self._publish_if_complete(saved)
+        if outcome.resize is not None:
+            self._note_resize(outcome.resize)
+        self._pending |= outcome.pending
+        return outcome.faults
+
+    def _note_resize(self, resize: Resize) -> None:
+        self._metrics.resize(resize.num_workers)
+        logger.info(
+            "group formed workers=%d generation=%d pause_s=%.2f",
+            resize.num_workers,
+            resize.generation,
+            resize.pause_s,
+        )
+        self._record("group", self._metrics.step, self._metrics.num_samples, **asdict(resize))
 
     def _raise_cause(self, error: RayTaskError) -> NoReturn:
         """Raise what the user can mend as itself, and a bug with its own traceback."""
@@ -331,17 +341,23 @@ class Driver:
         """
         if self._is_trained():
             return
-        for fault in self._culprits(first):
-            self._count_fault(fault.task.actor, fault.cause)
-            replacement = self._topology.replace(fault.task)
-            if replacement is None:
+        for fault in [first] if first.kind == "link" else self._culprits(first):
+            if fault.kind == "lost" and not self._topology.is_current(fault.task):
+                continue
+            actor, cause = fault.task.actor, fault.cause
+            self._count_fault(actor, cause)
+            replaced = Outcome() if fault.kind == "link" else self._topology.replace(fault.task)
+            self._record(
+                "recovery",
+                self._metrics.step,
+                self._metrics.num_samples,
+                cause=f"{actor} lost",
+                reason=cause,
+            )
+            if replaced is None:
                 self._relaunch()
-            else:
-                self._pending |= replacement
-            cause = f"{fault.task.actor} lost"
-            self._record("recovery", self._metrics.step, self._metrics.num_samples, cause=cause)
-            if replacement is None:
                 break
+            self._handle(self._apply(replaced))
 
     def _culprits(self, first: Fault) -> list[Fault]:
         """The fault, and those that explain it, first: a healthy actor's complaint is followed by
@@ -349,15 +365,13 @@ class Driver:
         """
         faults = [first]
         deadline = time.monotonic() + GRACE_S
-        while self._pending and not any(fault.is_culprit for fault in faults):
+        while self._pending and not any(fault.kind == "lost" for fault in faults):
             left = max(0.0, deadline - time.monotonic())
             ready, _ = ray.wait(list(self._pending), num_returns=1, timeout=left)
             if not ready:
                 break
-            fault = self._receive(ready[0])
-            if fault is not None:
-                faults.append(fault)
-        return sorted(faults, key=lambda fault: not fault.is_culprit)
+            faults.extend(self._receive(ready[0]))
+        return sorted(faults, key=lambda fault: fault.kind != "lost")
 
     def _count_fault(self, actor: str, cause: str) -> None:
         self._metrics.recovery(actor.split()[0])

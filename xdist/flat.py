@@ -92,20 +92,20 @@ class Layout:
 
 
 class FlatModel:
-    """A model whose parameters, gradients and batch-norm statistics are views into flat vectors.
+    """A model whose parameters and batch-norm statistics are views into flat vectors.
 
-    `weights`, `gradients`: (P,), float32, in the order of `model.parameters()`. Backward *adds* to
-    `gradients`: zero them before it, and never let the model drop its `.grad` (`model.zero_grad()`
-    would).
+    `weights`, `gradients`: (P,), in the order of `model.parameters()`. Backward leaves gradients
+    where torch does, in `.grad`; a `Computation` brings them into the vector.
 
-    `statistics`: (S,), float32, running mean and variance of every batch norm. The layers' momentum
+    `statistics`: (S,), running mean and variance of every batch norm. The layers' momentum
     becomes 1, so after a training forward it holds the raw statistics of that batch (torch's: the
     variance is the unbiased one). Whoever owns the running values folds them in with
     `layout.statistics_momentum`, the momentum that the layers had, and for an evaluation copies the
     running values into `statistics`.
 
-    The model keeps its device; move it before this is built. `ValueError` for a parameter that is
-    not float32 and for batch norms of different momentum.
+    All are float32, or float64 if the model is. It keeps its device; move it before this is built.
+    `ValueError` for parameters of another or of different types and for batch norms of different
+    momentum.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -125,8 +125,6 @@ class FlatModel:
         self.weights = _move_into_one(parameters, self.layout.parameters)
         self.statistics = _move_into_one(buffers, self.layout.statistics)
         self.gradients = torch.zeros_like(self.weights)
-        for entry in self.layout.parameters:
-            parameters[entry.name].grad = entry.view(self.gradients)
 
 
 def _take_momentum(norms: Collection[_BatchNorm]) -> float:
@@ -151,11 +149,13 @@ def _entries(tensors: Mapping[str, Tensor]) -> tuple[Entry, ...]:
 
 def _move_into_one(tensors: Mapping[str, Tensor], entries: tuple[Entry, ...]) -> Tensor:
     """Copy the tensors into one new vector and let each be a view of its part."""
+    first = next(iter(tensors.values()), torch.empty(0))
     for name, tensor in tensors.items():
-        if tensor.dtype != torch.float32:
-            raise ValueError(f"{name} is {tensor.dtype}; allowed: float32")
-    device = next(iter(tensors.values())).device if tensors else torch.device("cpu")
-    flat = torch.empty(sum(entry.size for entry in entries), dtype=torch.float32, device=device)
+        if tensor.dtype != first.dtype or tensor.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"{name} is {tensor.dtype}; allowed: float32 or float64, the same for all"
+            )
+    flat = first.new_empty(sum(entry.size for entry in entries))
     for entry in entries:
         view = entry.view(flat)
         view.copy_(tensors[entry.name].detach())

@@ -3,10 +3,10 @@
 Labels come in CSR form: image i of the batch has `label_ids[label_offsets[i]:label_offsets[i +
 1]]`, none, one or many. Nothing here waits for the device.
 
-    logits: (N, C), floating point; losses are computed in float32
+    logits: (N, C), floating point; losses are computed in float32, or float64 if the logits are
     label_ids: (nnz,), int64 in [0, C), no id twice in one image
     label_offsets: (N + 1,), int64
-    returned losses: (N,), float32
+    returned losses: (N,), float32 or float64
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def softmax_cross_entropy(
 
     `label_smoothing` moves that share of the target to the uniform distribution over all classes.
     """
-    log_shares = F.log_softmax(logits.float(), dim=1)
+    log_shares = F.log_softmax(_exact(logits), dim=1)
     num_labels = label_offsets.diff()
     at_labels = _sum_at_labels(log_shares, label_ids, label_offsets) / num_labels.clamp(min=1)
     if label_smoothing == 0.0:
@@ -37,14 +37,8 @@ def sigmoid_cross_entropy(logits: Tensor, label_ids: Tensor, label_offsets: Tens
 
     A class costs softplus(z) where it is absent, softplus(-z) = softplus(z) - z where present.
     """
-    logits = logits.float()
+    logits = _exact(logits)
     return F.softplus(logits).sum(dim=1) - _sum_at_labels(logits, label_ids, label_offsets)
-
-
-def weighted_mean(losses: Tensor, sample_weights: Tensor) -> Tensor:
-    """The mean of `losses` (N,) under `sample_weights` (N,); 0 where all weights are 0."""
-    total = sample_weights.sum().clamp(min=torch.finfo(losses.dtype).tiny)
-    return (losses * sample_weights).sum() / total
 
 
 def label_rows(label_ids: Tensor, label_offsets: Tensor) -> Tensor:
@@ -55,6 +49,10 @@ def label_rows(label_ids: Tensor, label_offsets: Tensor) -> Tensor:
         label_offsets.diff(),
         output_size=label_ids.numel(),  # spares a wait for the device
     )
+
+
+def _exact(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def _sum_at_labels(values: Tensor, label_ids: Tensor, label_offsets: Tensor) -> Tensor:

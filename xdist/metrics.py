@@ -110,9 +110,9 @@ class Metrics:
         """Observe a segment of one worker, or of all ranks together; return the `train` record."""
         newest = max((report.progress for report in reports), key=lambda progress: progress.step)
         self.reach(step=newest.step, num_samples=newest.num_samples)
-        num_samples = sum(report.num_samples for report in reports)
-        weighted = [report.loss * report.num_samples for report in reports if report.num_samples]
-        loss = sum(weighted) / num_samples if num_samples else math.nan
+        # Each rank of a group knows all of its samples; one may have made a step more than others.
+        fullest = max(reports, key=lambda report: report.num_steps)
+        num_samples, loss = fullest.num_samples, fullest.loss
         staleness = [value for report in reports for value in report.staleness.items()]
         self._count(reports, num_samples)
         rate = self._samples_per_s()
@@ -134,6 +134,11 @@ class Metrics:
             "staleness_mean": _mean(staleness),
             "staleness_max": max((value for value, _ in staleness), default=None),
         }
+
+    def resize(self, num_workers: int) -> None:
+        """So many workers train from now on."""
+        self._num_workers = num_workers
+        self._workers.set(num_workers)
 
     def recovery(self, cause: str) -> None:
         self._recoveries.labels(cause).inc()

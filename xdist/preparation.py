@@ -103,19 +103,27 @@ def _check_shapes(config: TrainConfig, num_classes: int) -> None:
             f"data.image_size is {size}; allowed: at least {least} with {config.model.name}"
             + (", or 31 with model.small_input" if can_be_small else "")
         )
-    assert isinstance(config.num_workers, int), "sizing.sized resolves auto"
-    smallest = config.batch_size
-    if config.strategy == "all_reduce":
-        lanes = sizing.num_lanes(config, num_workers=config.num_workers)
-        smallest = lanes // config.num_workers * (config.batch_size // lanes)
+    smallest = _smallest_part(config)
     model = initial_model(config, num_classes=num_classes).to("meta").train()
     try:
         model(torch.empty(smallest, 3, size, size, device="meta"))
     except (ValueError, RuntimeError) as error:
         raise UserError(
-            f"{smallest} images of {size} px a worker and step do not go through the network "
-            f"({error}); raise batch_size or data.image_size"
+            f"{smallest} images of {size} px, the fewest that are computed together, do not go "
+            f"through the network ({error}); raise batch_size or data.image_size"
         ) from error
+
+
+def _smallest_part(config: TrainConfig) -> int:
+    """The fewest images that batch norm ever sees together."""
+    assert isinstance(config.num_workers, int), "sizing.sized resolves auto"
+    num_images = config.batch_size
+    if config.strategy == "all_reduce":
+        most = config.cluster.max_world_size or config.num_workers
+        lanes = sizing.num_lanes(config, num_workers=most)
+        of_one = 1 if config.bn_group == "lane" else lanes // most
+        num_images = of_one * (config.batch_size // lanes)
+    return max(1, num_images // config.compute.accumulation_steps)
 
 
 def _scoring(

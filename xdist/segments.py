@@ -1,78 +1,88 @@
 """The segments of a synchronous run: at which steps all ranks report, and at which of them they
-save. Pure.
+save.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from datapipe.lanes import LanePlan
+from datapipe.lanes import LaneWalk
+from datapipe.position import Position
 from xdist import checkpoint
 from xdist.checkpoint import Cut
+
+
+@dataclass(frozen=True)
+class Dealing:
+    """How an epoch is dealt to the steps of a synchronous run."""
+
+    num_samples: int
+    """Of an epoch."""
+    num_lanes: int
+    samples_per_lane: int
+    """In every step."""
+
+    @property
+    def batch_size(self) -> int:
+        """Places of a step, as long as all lanes have some."""
+        return self.num_lanes * self.samples_per_lane
+
+    def walk(self, position: Position) -> LaneWalk:
+        """The steps from `position` on."""
+        return LaneWalk(
+            position,
+            num_samples=self.num_samples,
+            num_lanes=self.num_lanes,
+            samples_per_lane=self.samples_per_lane,
+        )
 
 
 @dataclass(frozen=True)
 class Segment:
     """Steps that all ranks make between two reports. Its last step is saved when there is a cut."""
 
+    start: Cut
+    dealing: Dealing
     until_step: int
     cut: Cut | None
 
 
-class SegmentPlanner:
-    """Walks a synchronous run from `start` to its end; the same walk for every number of
-    workers.
-    """
+@dataclass(frozen=True)
+class SegmentRules:
+    """Where segments end."""
 
-    def __init__(
-        self,
-        start: Cut,
-        *,
-        num_samples: int,
-        num_lanes: int,
-        samples_per_lane: int,
-        num_epochs: int,
-        max_steps: int | None,
-        report_every_steps: int,
-        save_every_samples: int,
-    ) -> None:
-        self._num_samples = num_samples
-        self._num_lanes = num_lanes
-        self._samples_per_lane = samples_per_lane
-        self._num_epochs = num_epochs
-        self._max_steps = max_steps
-        self._report_every_steps = report_every_steps
-        self._save_every_samples = save_every_samples
-        self._step = start.step
-        self._steps_in_plan = 0
-        self._position = start.position
-        self._plan = self._deal()
+    num_epochs: int
+    max_steps: int | None
+    report_every_steps: int
+    save_every_samples: int
 
-    def next_segment(self) -> Segment | None:
-        """The segment after the last one; None when the run is over."""
-        if self._is_over:
-            return None
-        while True:
-            before = self._position.num_seen(self._num_samples)
-            self._advance()
-            after = self._position.num_seen(self._num_samples)
-            if self._is_over or checkpoint.is_due(before, after, every=self._save_every_samples):
-                return Segment(self._step, Cut(self._step, after, self._position, self._is_over))
-            if self._step % self._report_every_steps == 0:
-                return Segment(self._step, None)
 
-    @property
-    def _is_over(self) -> bool:
-        at_limit = self._max_steps is not None and self._step >= self._max_steps
-        return at_limit or self._position.epoch >= self._num_epochs
+def segments(start: Cut, dealing: Dealing, rules: SegmentRules) -> Iterator[Segment]:
+    """From `start` to the end of the run; the same for every number of workers."""
+    num_places = rules.num_epochs * dealing.num_samples
+    walk = dealing.walk(start.position)
+    step, num_seen = start.step, start.num_samples
+    while not _is_over(step, num_seen, num_places, rules):
+        before = num_seen
+        step += 1
+        num_seen += walk.next_step()
+        is_over = _is_over(step, num_seen, num_places, rules)
+        is_saved = is_over or checkpoint.is_due(before, num_seen, every=rules.save_every_samples)
+        if is_saved or step % rules.report_every_steps == 0:
+            end = Cut(step, num_seen, walk.position, is_over)
+            yield Segment(start, dealing, step, end if is_saved else None)
+            start = end
 
-    def _advance(self) -> None:
-        self._step += 1
-        self._steps_in_plan += 1
-        self._position = self._plan.position_after(self._steps_in_plan)
-        if self._steps_in_plan == self._plan.num_steps:
-            self._steps_in_plan = 0
-            self._plan = self._deal()
 
-    def _deal(self) -> LanePlan:
-        return LanePlan(self._position, self._num_samples, self._num_lanes, self._samples_per_lane)
+def _is_over(step: int, num_seen: int, num_places: int, rules: SegmentRules) -> bool:
+    return num_seen >= num_places or (rules.max_steps is not None and step >= rules.max_steps)
+
+
+def cut_at(step: int, segment: Segment) -> Cut:
+    """The cut after a step of the segment, or at its start."""
+    walk = segment.dealing.walk(segment.start.position)
+    num_seen = segment.start.num_samples
+    for _ in range(step - segment.start.step):
+        num_seen += walk.next_step()
+    return Cut(step, num_seen, walk.position, is_final=False)

@@ -22,7 +22,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from datapipe.errors import DataError, TooManyBadSamples
 from datapipe.index import ShardIndex
-from xdist.config import AUTO, ClusterConfig
+from xdist.checks import AUTO
+from xdist.config import ClusterConfig
 from xdist.errors import CheckpointDamaged, NotEnoughResources, UserError
 from xdist.scoring import ScoringPlan, Tally, num_batches, score_part
 from xdist.sizing import Nodes

@@ -1,30 +1,31 @@
 """Worker: batch -> gradient -> strategy. The only training loop in the project.
 
 A worker knows neither its peers nor the servers: what becomes of a gradient is its strategy's
-business. Commands come as arguments of `train`, state goes back in the `WorkerReport`; between two
-calls nothing runs but the reading of batches. Weights, step and samples seen are the strategy's;
-the worker's own state is derived from (config, seed, batch).
+business. Commands come as arguments of `join` and `train`, state goes back in the `WorkerReport`;
+between two calls nothing runs but the reading of batches. `pulse` and `request_stop` are called
+beside them, by another thread. Weights, step and samples seen are the strategy's; the worker's own
+state is derived from (config, seed, batch).
 """
 
 from __future__ import annotations
 
 import math
+import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from datapipe.batch import Batch, normalize
+from datapipe.batch import Batch
 from datapipe.counters import ReadCounters
 from datapipe.errors import CorruptSample
-from xdist import losses
+from xdist.computation import BatchSums, Computation, dropout_seed
 from xdist.config import TrainConfig
+from xdist.errors import PeerLost
 from xdist.flat import FlatModel
 from xdist.models import build_model
 from xdist.strategies import Progress, UpdateStrategy
@@ -32,37 +33,82 @@ from xdist.strategies import Progress, UpdateStrategy
 if TYPE_CHECKING:
     from xdist.checkpoint import Part  # Keeps this module free of all but torch and numpy.
 
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+Phase = Literal["idle", "joining", "data", "compute", "update", "save"]
+"""What a worker does; in `update` it may wait for others, in all else they may wait for it."""
+STEPS_REMEMBERED = 100
+
+
+class Batches(Protocol):
+    """Where a worker's batches come from, and which of them were applied."""
+
+    def join(self, membership: Any, strategy: Any) -> None:
+        """Go on where the membership says; called after the strategy has joined."""
+
+    def take(self) -> Batch | None:
+        """The next batch, or the last one if it was not applied; None when none is left."""
+
+    def applied(self) -> None:
+        """The batch that was taken last is in the weights."""
+
+
 MakeStrategy = Callable[[FlatModel], UpdateStrategy]
-MakeBatches = Callable[[Any], Iterator[Batch]]
+MakeBatches = Callable[[], Batches]
 
 
 @dataclass(frozen=True)
 class WorkerReport:
     """What one call of `train` did."""
 
-    rank: int
+    worker: int
     progress: Progress
     """Where the run stands, as far as this worker knows, after its last update."""
     num_steps: int
-    """Updates that this worker made."""
+    """Updates that this worker took part in."""
     num_samples: int
-    """Samples that counted in them."""
+    """Samples that counted in them; with all_reduce, those of all ranks."""
     loss: float
     """Mean over those samples; NaN without samples."""
     seconds: float
     data_wait_s: float
     """Seconds of these that the worker waited for batches."""
+    peer_wait_s: float
+    """Seconds of these that the worker waited for others, when it had done its own part."""
     read: ReadCounters
     """What was read of shards meanwhile."""
     staleness: dict[int, int]
     """Staleness -> number of updates that had it; empty where nothing can be stale."""
     corrupt: tuple[CorruptSample, ...]
-    """Samples that could not be decoded."""
+    """Samples of its own that could not be decoded."""
     parts: tuple[Part, ...]
-    """Parts of the checkpoint of `snapshot_at`, when that step was made."""
+    """Parts of the checkpoint that was asked for."""
     is_final: bool
     """No batches are left for this worker."""
+    interrupted: str | None
+    """Why it has parted from the others before its time, if it has: what it says of who is lost.
+    Its state is that of its last update, and it may join again.
+    """
+
+
+@dataclass(frozen=True)
+class JoinReport:
+    """What one call of `join` did."""
+
+    step: int | None
+    """The update whose weights the worker has; None if it has none."""
+    interrupted: str | None
+    """Why it did not join, if so: what it says of who is lost."""
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """What a worker is at, at this moment."""
+
+    step: int
+    phase: Phase
+    phase_s: float
+    """Seconds since that began."""
+    longest_step_s: float
+    """Of the last hundred; 0 before the first."""
 
 
 @dataclass
@@ -72,113 +118,167 @@ class _Segment:
     device: torch.device
     started: float = field(default_factory=time.perf_counter)
     num_steps: int = 0
-    num_samples: int = 0
     data_wait_s: float = 0.0
     read: ReadCounters = field(default_factory=ReadCounters)
     staleness: Counter[int] = field(default_factory=Counter)
     corrupt: list[CorruptSample] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.num_samples = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.loss = torch.zeros((), dtype=torch.float64, device=self.device)
+
+    def add(self, batch: Batch, sums: BatchSums, staleness: int | None) -> None:
+        self.num_steps += 1
+        self.num_samples += sums.num_samples
+        self.loss += sums.loss
+        if staleness is not None:
+            self.staleness[staleness] += 1
+        self.corrupt.extend(batch.corrupt)
+        self.read += batch.read
 
 
 class Worker:
-    """One data-parallel worker. `start` builds the model, joins the group or reaches the servers,
-    and begins to read.
+    """One data-parallel worker. `start` builds the model, touching nobody else; `join` takes part
+    in the run; `train` makes updates.
     """
 
     def __init__(
         self,
         config: TrainConfig,
         *,
-        rank: int,
+        number: int,
         num_classes: int,
         make_strategy: MakeStrategy,
         make_batches: MakeBatches,
     ) -> None:
         self._config = config
-        self._rank = rank
+        self._number = number
         self._num_classes = num_classes
         self._make_strategy = make_strategy
         self._make_batches = make_batches
-        self._loss = make_loss(config)
-        self._pixels: Tensor | None = None
+        self._strategy: UpdateStrategy | None = None
+        self._step_seconds: deque[float] = deque(maxlen=STEPS_REMEMBERED)
+        self._never = threading.Event()
+        self._enter("idle")
 
     def start(self) -> None:
-        """Get ready to train; whatever is wrong with data or peers is raised here, as itself."""
+        """Get ready to join; whatever is wrong with the data is raised here, as itself."""
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if self._device.type == "cpu":
             torch.set_num_threads(max(1, int(self._config.cluster.cpus_per_worker)))
         model = initial_model(self._config, num_classes=self._num_classes)
-        self._model = model.to(self._device).train()
-        self._flat = FlatModel(self._model)
+        if self._config.compute.precision == "float64":
+            model = model.double()
+        self._flat = FlatModel(model.to(self._device).train())
+        self._computation = Computation(self._config, self._flat)
         self._strategy = self._make_strategy(self._flat)
-        self._batches = self._make_batches(self._strategy)
+        self._batches = self._make_batches()
 
-    def train(self, until_step: int, snapshot_at: int | None = None) -> WorkerReport:
-        """Make updates until `until_step` of the strategy's own count, or until no batch is left.
+    def warm_up(self, num_images: int) -> None:
+        """Compute a gradient of nothing, so that the first step takes no longer than others."""
+        self._computation.warm_up(num_images)
 
-        After update `snapshot_at` the parts of a checkpoint that this worker owns are written.
-        Raises `PeerLost` when somebody else is gone; no state is lost then but the update under
-        way.
+    def join(self, membership: Any) -> JoinReport:
+        """Take part in the run, for the first time or again, where the membership says."""
+        strategy, interrupted = self._joined_strategy, None
+        self._enter("joining")
+        try:
+            strategy.join(membership)
+            self._batches.join(membership, strategy)
+        except PeerLost as error:
+            interrupted = str(error)
+        if interrupted is not None:
+            strategy.leave()
+        self._enter("idle")
+        return JoinReport(strategy.state_step, interrupted)
+
+    def train(self, until_step: int, *, save: bool = False) -> WorkerReport:
+        """Make updates until `until_step` of the strategy's own count, or until no batch is left,
+        or all ranks are asked to stop, or somebody else is lost.
+
+        With `save`, the parts of a checkpoint that this worker owns are written at that step.
+        Raises `LeaseLost`.
         """
-        segment = _Segment(self._device)
+        strategy, segment = self._joined_strategy, _Segment(self._device)
+        peer_wait_s = strategy.peer_wait_s
         parts: tuple[Part, ...] = ()
-        is_final = False
-        while self._strategy.progress.own_step < until_step:
-            waiting = time.perf_counter()
-            batch = next(self._batches, None)
-            segment.data_wait_s += time.perf_counter() - waiting
-            if batch is None:
-                is_final = True
-                break
-            self._step(batch, segment)
-            if self._strategy.progress.own_step == snapshot_at:
-                parts = self._strategy.save()
-        return self._report(segment, parts, is_final)
-
-    def _step(self, batch: Batch, segment: _Segment) -> None:
-        loss = self._compute_gradient(batch)
-        staleness = self._strategy.update(batch)
-        segment.num_steps += 1
-        segment.num_samples += batch.num_samples
-        segment.loss_sum += loss.double() * batch.num_samples
-        if staleness is not None:
-            segment.staleness[staleness] += 1
-        segment.corrupt.extend(batch.corrupt)
-        segment.read += batch.read
-
-    def _compute_gradient(self, batch: Batch) -> Tensor:
-        """Fill the flat gradient: of the mean loss over the batch's samples. Returns that loss, ()
-        float32.
-        """
-        step = self._strategy.progress.step
-        torch.manual_seed(step_seed(self._config.seed, self._rank, step))
-        batch = batch.to(self._device)
-        self._flat.gradients.zero_()
-        self._pixels = normalize(batch.images, out=self._pixels)
-        logits = self._model(self._pixels)
-        per_sample = self._loss(logits, batch.label_ids, batch.label_offsets)
-        loss = losses.weighted_mean(per_sample, batch.sample_weights)
-        torch.autograd.backward(loss)
-        return loss.detach()
-
-    def _report(self, segment: _Segment, parts: tuple[Part, ...], is_final: bool) -> WorkerReport:
-        loss_sum = segment.loss_sum.item()
+        is_final, interrupted = False, None
+        try:
+            while strategy.progress.own_step < until_step and not is_final:
+                is_final = not self._step(segment)
+                if strategy.wants_stop:
+                    break
+            if save and strategy.progress.own_step == until_step:
+                self._enter("save")
+                parts = strategy.save()
+        except PeerLost as error:
+            interrupted = str(error)
+        if interrupted is not None:
+            strategy.leave()  # Not before the error, which refers to what is left, is gone.
+        self._enter("idle")
+        num_samples = segment.num_samples.item()
         return WorkerReport(
-            rank=self._rank,
-            progress=self._strategy.progress,
+            worker=self._number,
+            progress=strategy.progress,
             num_steps=segment.num_steps,
-            num_samples=segment.num_samples,
-            loss=loss_sum / segment.num_samples if segment.num_samples else math.nan,
+            num_samples=round(num_samples),
+            loss=segment.loss.item() / num_samples if num_samples else math.nan,
             seconds=time.perf_counter() - segment.started,
             data_wait_s=segment.data_wait_s,
+            peer_wait_s=strategy.peer_wait_s - peer_wait_s,
             read=segment.read,
             staleness=dict(segment.staleness),
             corrupt=tuple(segment.corrupt),
             parts=parts,
             is_final=is_final,
+            interrupted=interrupted,
         )
+
+    def _step(self, segment: _Segment) -> bool:
+        """Make one update; False when there is no batch for it."""
+        strategy, started = self._joined_strategy, time.perf_counter()
+        self._enter("data")
+        batch = self._batches.take()
+        segment.data_wait_s += time.perf_counter() - started
+        if batch is None:
+            return False
+        self._enter("compute")
+        step = strategy.progress.step
+        seeds = [dropout_seed(self._config.seed, key, step) for key in strategy.dropout_keys]
+        sums = self._computation.compute(
+            batch, seeds=seeds, divisor=strategy.loss_divisor(batch), listener=strategy
+        )
+        self._enter("update")
+        staleness = strategy.update(batch, sums)
+        self._batches.applied()
+        segment.add(batch, sums, staleness)
+        self._step_seconds.append(time.perf_counter() - started)
+        return True
+
+    def pulse(self, wait_s: float, patience_s: float | None = None) -> Pulse:
+        """What this worker is at, after `wait_s`; called beside all other methods.
+
+        patience_s: how long it may wait for others from now on.
+        """
+        if patience_s is not None and self._strategy is not None:
+            self._strategy.wait_at_most(patience_s)
+        self._never.wait(wait_s)
+        phase, since = self._phase
+        step = self._strategy.progress.step if self._strategy is not None else 0
+        longest = max(tuple(self._step_seconds), default=0.0)
+        return Pulse(step, phase, time.perf_counter() - since, longest)
+
+    def request_stop(self) -> None:
+        """Have all ranks stop soon, after the same update; called beside all other methods."""
+        self._joined_strategy.request_stop()
+
+    @property
+    def _joined_strategy(self) -> UpdateStrategy:
+        assert self._strategy is not None, "start comes first"
+        return self._strategy
+
+    def _enter(self, phase: Phase) -> None:
+        self._phase: tuple[Phase, float] = (phase, time.perf_counter())
 
 
 def initial_model(config: TrainConfig, *, num_classes: int) -> nn.Module:
@@ -189,16 +289,3 @@ def initial_model(config: TrainConfig, *, num_classes: int) -> nn.Module:
     """
     head_bias = -math.log(num_classes) if config.loss == "sigmoid" else 0.0
     return build_model(config.model, num_classes=num_classes, head_bias=head_bias, seed=config.seed)
-
-
-def make_loss(config: TrainConfig) -> Loss:
-    """The loss of the configuration: (logits, label_ids, label_offsets) -> (N,), as in `losses`."""
-    if config.loss == "sigmoid":
-        return losses.sigmoid_cross_entropy
-    return partial(losses.softmax_cross_entropy, label_smoothing=config.label_smoothing)
-
-
-def step_seed(seed: int, rank: int, step: int) -> int:
-    """Seed of the dropout of one worker's step."""
-    words = np.random.SeedSequence((seed, rank, step)).generate_state(2, dtype=np.uint32)
-    return int(words[0]) << 32 | int(words[1])

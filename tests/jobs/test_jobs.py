@@ -177,7 +177,7 @@ class TestBadInput:
     ) -> None:
         options = [*data_options(tmp_path), "--num-workers", "4", "--batch-size", "4"]
         text = self.run(options, tmp_path, capsys)
-        assert "1 images of 16 px a worker and step do not go through the network" in text
+        assert "1 images of 16 px, the fewest that are computed together, do not go through" in text
 
     def test_images_too_small_for_the_network(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -35,9 +35,12 @@ from tests.clusters import (
     wait_until,
     weights_of,
 )
+from tests.strategies import ActsBefore, Wrapped
+from xdist.computation import BatchSums
 from xdist.config import ClusterConfig
 from xdist.errors import NotEnoughResources
-from xdist.strategies import Progress, UpdateStrategy
+from xdist.strategies import UpdateStrategy
+from xdist.strategies.push_pull import Servers
 from xdist.topologies import RunPlan, nodes
 from xdist.topologies.all_reduce import AllReduceTopology, all_reduce_strategy
 from xdist.topologies.push_pull import PushPullTopology, push_pull_strategy
@@ -53,40 +56,32 @@ MakeStrategy = Callable[..., UpdateStrategy]
 DONE = Position(epoch=2)
 
 
-@dataclass
-class ActsBefore:
-    """A strategy that does something once in a run, before its update number `own_step`."""
+class KillsServer(Wrapped):
+    """A strategy that kills a server once in a run, before its update number 12."""
 
-    strategy: Any
-    own_step: int
-    marker: Path
-    act: Callable[[], object]
+    def __init__(self, strategy: Any, *, server: int, marker: Path) -> None:
+        super().__init__(strategy)
+        self._server = server
+        self._marker = marker
 
-    @property
-    def progress(self) -> Progress:
-        progress: Progress = self.strategy.progress
-        return progress
+    def join(self, membership: Servers) -> None:
+        self._victim = membership.servers[self._server]
+        self.strategy.join(membership)
 
-    def update(self, batch: Batch) -> int | None:
-        if self.progress.own_step + 1 == self.own_step and not self.marker.exists():
-            self.marker.touch()
-            self.act()
-        staleness: int | None = self.strategy.update(batch)
+    def update(self, batch: Batch, sums: BatchSums) -> int | None:
+        if self.strategy.progress.own_step + 1 == 12 and not self._marker.exists():
+            self._marker.touch()
+            ray.kill(self._victim)
+        staleness: int | None = self.strategy.update(batch, sums)
         return staleness
 
-    def save(self) -> Any:
-        return self.strategy.save()
 
-    def leases(self) -> Any:
-        return self.strategy.leases()
-
-
-def kills_server(number: int, marker: Path, *arguments: Any, **named: Any) -> UpdateStrategy:
+def kills_server(server: int, marker: Path, *arguments: Any, **named: Any) -> Any:
     """Worker 0's strategy kills this server."""
     strategy = push_pull_strategy(*arguments, **named)
-    if named["worker"] != 0:
+    if named["number"] != 0:
         return strategy
-    return ActsBefore(strategy, 12, marker, partial(ray.kill, named["servers"][number]))
+    return KillsServer(strategy, server=server, marker=marker)
 
 
 @pytest.mark.parametrize("number", [0, 1])
@@ -129,15 +124,25 @@ class DyingHandle:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def dies_in_push(
-    method: str, is_before: bool, marker: Path, *arguments: Any, **named: Any
-) -> UpdateStrategy:
+class DiesInPush(Wrapped):
+    """A strategy whose process is killed around a call of server 0."""
+
+    def __init__(self, strategy: Any, *, method: str, is_before: bool, marker: Path) -> None:
+        super().__init__(strategy)
+        self._dying = partial(DyingHandle, method=method, is_before=is_before, marker=marker)
+
+    def join(self, membership: Servers) -> None:
+        lead, *others = membership.servers
+        dying: Any = self._dying(lead, number=4)
+        self.strategy.join(replace(membership, servers=(dying, *others)))
+
+
+def dies_in_push(method: str, is_before: bool, marker: Path, *arguments: Any, **named: Any) -> Any:
     """Worker 1 is killed around a call of server 0."""
-    if named["worker"] == 1:
-        lead, *others = named["servers"]
-        dying = DyingHandle(lead, method, is_before=is_before, number=4, marker=marker)
-        named = {**named, "servers": (dying, *others)}
-    return push_pull_strategy(*arguments, **named)
+    strategy = push_pull_strategy(*arguments, **named)
+    if named["number"] != 1:
+        return strategy
+    return DiesInPush(strategy, method=method, is_before=is_before, marker=marker)
 
 
 @pytest.mark.parametrize(
@@ -161,9 +166,9 @@ def test_a_worker_killed_within_a_push_loses_and_repeats_nothing(
 def dies_at_start(
     make_strategy: MakeStrategy, marker: Path, *arguments: Any, **named: Any
 ) -> UpdateStrategy:
-    """Rank 1 is killed when its strategy stands, before its first update."""
+    """Worker 1 is killed when its strategy stands, before its first update."""
     strategy = make_strategy(*arguments, **named)
-    if named.get("rank", named.get("worker")) == 1 and not marker.exists():
+    if named["number"] == 1 and not marker.exists():
         marker.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return strategy
@@ -183,7 +188,7 @@ def test_a_worker_killed_while_it_starts_is_replaced(tmp_path: Path, strategy: s
 
 def test_a_killed_last_rank_costs_no_sample(tmp_path: Path) -> None:
     config = small_config(tmp_path, strategy="all_reduce")
-    fault = Fault(rank=1, own_step=25, marker=str(tmp_path / "struck"))
+    fault = Fault(worker=1, own_step=25, marker=str(tmp_path / "struck"))
     make = partial(AllReduceTopology, make_strategy=faulty(all_reduce_strategy, fault))
     run(config, tmp_path / "run", topologies={"all_reduce": make})
     assert causes(tmp_path / "run") == ["worker 1 lost"]
@@ -231,7 +236,7 @@ class Holder:
 
 def ends_node(
     node: SecondNode, first_node: str, marker: Path, *arguments: Any, **named: Any
-) -> UpdateStrategy:
+) -> Any:
     """The worker on the second node, or if there are two the other one, ends that node."""
     strategy = push_pull_strategy(*arguments, **named)
     is_first = ray.get_runtime_context().get_node_id() == first_node

@@ -78,9 +78,3 @@ def test_half_precision_logits_give_float32_losses() -> None:
     ids, offsets = torch.tensor([1]), torch.tensor([0, 1])
     for loss in (losses.softmax_cross_entropy, losses.sigmoid_cross_entropy):
         assert loss(logits, ids, offsets).dtype == torch.float32
-
-
-def test_weighted_mean_leaves_out_samples_of_weight_zero() -> None:
-    values = torch.tensor([1.0, 2.0, 9.0])
-    assert losses.weighted_mean(values, torch.tensor([1.0, 1.0, 0.0])).item() == 1.5
-    assert losses.weighted_mean(values, torch.zeros(3)).item() == 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 from datapipe.counters import ReadCounters
@@ -13,20 +14,22 @@ from xdist.strategies import Progress
 from xdist.worker import WorkerReport
 
 
-def make_report(rank: int, *, step: int, loss: float, num_samples: int) -> WorkerReport:
+def make_report(worker: int, *, step: int, loss: float, num_samples: int) -> WorkerReport:
     return WorkerReport(
-        rank=rank,
+        worker=worker,
         progress=Progress(step, step, 8 * step, 0.5),
         num_steps=2,
         num_samples=num_samples,
         loss=loss,
         seconds=0.5,
         data_wait_s=0.1,
+        peer_wait_s=0.0,
         read=ReadCounters(bytes_read=500, num_reads=2, num_retries=1, num_cache_hits=3),
         staleness={0: 1, 3: 1},
         corrupt=(),
         parts=(),
         is_final=False,
+        interrupted=None,
     )
 
 
@@ -36,13 +39,13 @@ def make_metrics() -> Metrics:
     return metrics
 
 
-def test_a_record_weighs_the_ranks_by_samples() -> None:
-    reports = [
-        make_report(0, step=4, loss=1.0, num_samples=30),
-        make_report(1, step=4, loss=2.0, num_samples=10),
-    ]
-    record = make_metrics().reports(reports)
+def test_a_record_of_a_group_is_that_of_its_fullest_report() -> None:
+    late = replace(make_report(1, step=3, loss=2.0, num_samples=20), num_steps=1)
+    reports = [make_report(0, step=4, loss=1.25, num_samples=40), late]
+    metrics = make_metrics()
+    record = metrics.reports(reports)
     assert record["loss"] == 1.25
+    assert metrics.registry.get_sample_value("xdist_samples_total") == 40
     assert (record["step"], record["samples"], record["epoch"]) == (4, 32, 0.32)
     assert (record["staleness_mean"], record["staleness_max"]) == (1.5, 3)
 

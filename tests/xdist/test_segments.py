@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from datapipe.position import Position
 from xdist.checkpoint import Cut
-from xdist.segments import Segment, SegmentPlanner
+from xdist.segments import Dealing, Segment, SegmentRules, cut_at, segments
 
 START = Cut(0, 0, Position(), is_final=False)
 
@@ -17,15 +17,14 @@ START = Cut(0, 0, Position(), is_final=False)
 def walk(start: Cut = START, **changes: Any) -> list[Segment]:
     values: dict[str, Any] = {
         "num_samples": 50,
-        "num_lanes": 4,
-        "samples_per_lane": 2,
         "num_epochs": 2,
         "max_steps": None,
         "report_every_steps": 5,
         "save_every_samples": 20,
     }
-    planner = SegmentPlanner(start, **(values | changes))
-    return list(iter(planner.next_segment, None))
+    values |= changes
+    dealing = Dealing(values.pop("num_samples"), num_lanes=4, samples_per_lane=2)
+    return list(segments(start, dealing, SegmentRules(**values)))
 
 
 def test_it_reports_saves_and_ends() -> None:
@@ -47,6 +46,16 @@ def test_max_steps_ends_it() -> None:
     assert last.until_step == 9
     assert last.cut is not None
     assert last.cut.is_final
+
+
+def test_the_cut_at_a_step_is_what_resuming_there_needs() -> None:
+    whole = walk()
+    for segment in whole:
+        for step in range(segment.start.step, segment.until_step):
+            rest = walk(cut_at(step, segment))
+            assert rest[0].until_step == segment.until_step
+            assert rest[0].cut == segment.cut
+            assert rest[1:] == [other for other in whole if other.start.step >= segment.until_step]
 
 
 @settings(derandomize=True, deadline=None)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,11 +16,15 @@ from datapipe.batch import Batch, normalize
 from datapipe.config import DataConfig
 from datapipe.errors import CorruptSample
 from datapipe.position import Span
+from tests.strategies import collect_gradients
 from xdist import losses
+from xdist.computation import BatchSums
+from xdist.compute_config import ComputeConfig
 from xdist.config import ModelConfig, OptimizerConfig, TrainConfig
+from xdist.errors import PeerLost
 from xdist.flat import FlatModel
 from xdist.strategies import Progress
-from xdist.worker import Worker, initial_model
+from xdist.worker import JoinReport, Worker, initial_model
 
 CONFIG = TrainConfig(
     data=DataConfig(train="nowhere", image_size=16),
@@ -52,20 +56,70 @@ def make_batch(number: int, *, weights: tuple[float, ...] = (1, 1, 1, 1)) -> Bat
 class Descent:
     """A strategy on one's own: plain gradient descent; it keeps the gradients that it saw."""
 
+    dropout_keys = (0,)
+    wants_stop = False
+    peer_wait_s = 0.0
+    state_step = 0
+
     def __init__(self, flat: FlatModel) -> None:
         self.flat = flat
         self.progress = Progress(0, 0, 0, 0.1)
         self.gradients: list[Tensor] = []
+        self.has_left = False
+        self.loses_peer_at: int | None = None
+        self.stops_after: int | None = None
 
-    def update(self, batch: Batch) -> int:
+    def join(self, _membership: Any) -> None:
+        self.has_left = False
+
+    def loss_divisor(self, batch: Batch) -> float:
+        return batch.num_samples
+
+    def begin(self, _sums: BatchSums) -> None:
+        self.ready: list[int] = []
+
+    def gradient_ready(self, parameter: int) -> None:
+        self.ready.append(parameter)
+
+    def update(self, batch: Batch, _sums: BatchSums) -> int:
+        step = self.progress.step + 1
+        if step == self.loses_peer_at:
+            self.loses_peer_at = None
+            raise PeerLost("rank 1 is gone")
         self.gradients.append(self.flat.gradients.clone())
         self.flat.weights.sub_(self.flat.gradients, alpha=0.1)
-        step = self.progress.step + 1
         self.progress = Progress(step, step, self.progress.num_samples + batch.num_samples, 0.1)
+        self.wants_stop = step == self.stops_after
         return step % 2
+
+    def request_stop(self) -> None:
+        self.stops_after = self.progress.step + 1
+
+    def wait_at_most(self, _timeout_s: float) -> None:
+        pass
 
     def save(self) -> Any:
         return (f"parts after {self.progress.step}",)
+
+    def leave(self) -> None:
+        self.has_left = True
+
+
+class Listed:
+    """Batches of a list."""
+
+    def __init__(self, batches: list[Batch]) -> None:
+        self.left = list(batches)
+        self.num_joined = 0
+
+    def join(self, _membership: Any, _strategy: Any) -> None:
+        self.num_joined += 1
+
+    def take(self) -> Batch | None:
+        return self.left[0] if self.left else None
+
+    def applied(self) -> None:
+        del self.left[0]
 
 
 def make_worker(batches: list[Batch], config: TrainConfig = CONFIG) -> tuple[Worker, list[Descent]]:
@@ -75,13 +129,15 @@ def make_worker(batches: list[Batch], config: TrainConfig = CONFIG) -> tuple[Wor
         strategies.append(Descent(flat))
         return strategies[-1]
 
-    def make_batches(_strategy: Descent) -> Iterator[Batch]:
-        return iter(batches)
-
     worker = Worker(
-        config, rank=0, num_classes=3, make_strategy=make_strategy, make_batches=make_batches
+        config,
+        number=0,
+        num_classes=3,
+        make_strategy=make_strategy,
+        make_batches=partial(Listed, batches),
     )
     worker.start()
+    assert worker.join(None) == JoinReport(0, None)
     return worker, strategies
 
 
@@ -91,10 +147,10 @@ def test_it_equals_a_plain_loop_to_the_bit() -> None:
     worker.train(5)
     flat = FlatModel(initial_model(CONFIG, num_classes=3).train())
     for batch in batches:
-        flat.gradients.zero_()
         logits = flat.model(normalize(batch.images))
         loss = losses.softmax_cross_entropy(logits, batch.label_ids, batch.label_offsets)
         torch.autograd.backward(loss.mean())
+        collect_gradients(flat)
         flat.weights.sub_(flat.gradients, alpha=0.1)
     assert torch.equal(strategy.flat.weights, flat.weights)
 
@@ -112,11 +168,72 @@ def test_it_says_when_no_batch_is_left() -> None:
     assert (report.num_steps, report.num_samples, report.is_final) == (2, 8, True)
 
 
-def test_it_saves_after_the_step_of_the_snapshot_alone() -> None:
+def test_it_saves_at_the_last_step_also_when_that_was_made_before() -> None:
     worker, _ = make_worker([make_batch(number) for number in range(5)])
-    report: Any = worker.train(4, 3)
+    report: Any = worker.train(3, save=True)
     assert report.parts == ("parts after 3",)
-    assert worker.train(5, None).parts == ()
+    again: Any = worker.train(3, save=True)
+    assert (again.num_steps, again.parts) == (0, ("parts after 3",))
+    assert worker.train(5).parts == ()
+
+
+def test_a_step_that_was_interrupted_is_made_again_and_none_twice() -> None:
+    batches = [make_batch(number) for number in range(4)]
+    undisturbed, [reference] = make_worker(batches)
+    undisturbed.train(4)
+    worker, [strategy] = make_worker(batches)
+    strategy.loses_peer_at = 3
+    report = worker.train(4)
+    assert report.interrupted == "rank 1 is gone"
+    assert (report.num_steps, report.progress.step, report.num_samples) == (2, 2, 8)
+    assert strategy.has_left
+    worker.join(None)
+    rest = worker.train(4)
+    assert (rest.num_steps, rest.interrupted) == (2, None)
+    assert torch.equal(strategy.flat.weights, reference.flat.weights)
+
+
+def test_it_stops_when_the_ranks_agreed_to() -> None:
+    worker, _ = make_worker([make_batch(number) for number in range(5)])
+    worker.train(1)
+    worker.request_stop()
+    report = worker.train(5)
+    assert (report.progress.step, report.is_final, report.interrupted) == (2, False, None)
+
+
+def test_its_pulse_tells_step_and_phase() -> None:
+    worker, _ = make_worker([make_batch(number) for number in range(3)])
+    assert worker.pulse(0.0).longest_step_s == 0
+    worker.train(3)
+    pulse = worker.pulse(0.0, patience_s=5.0)
+    assert (pulse.step, pulse.phase) == (3, "idle")
+    assert 0 < pulse.longest_step_s < 60
+
+
+def test_every_gradient_is_told_once_and_the_last_layers_come_first() -> None:
+    worker, [strategy] = make_worker([make_batch(0)])
+    worker.train(1)
+    assert sorted(strategy.ready) == list(range(len(strategy.flat.layout.parameters)))
+    assert strategy.ready[0] > strategy.ready[-1]
+
+
+@pytest.mark.parametrize("num_parts", [1, 2])
+def test_a_batch_in_parts_has_the_gradient_of_the_parts(num_parts: int) -> None:
+    compute = ComputeConfig(accumulation_steps=num_parts, precision="float64")
+    worker, [strategy] = make_worker([make_batch(0)], replace(CONFIG, compute=compute))
+    worker.train(1)
+    flat = FlatModel(initial_model(CONFIG, num_classes=3).double().train())
+    batch = make_batch(0)
+    pixels = normalize(batch.images).double()
+    total = torch.zeros_like(flat.gradients)
+    for rows in torch.arange(4).tensor_split(num_parts):
+        logits = flat.model(pixels[rows])
+        offsets = torch.arange(len(rows) + 1)
+        loss = losses.softmax_cross_entropy(logits, batch.label_ids[rows], offsets)
+        torch.autograd.backward(loss.sum() / 4)
+        collect_gradients(flat)
+        total += flat.gradients
+    torch.testing.assert_close(strategy.gradients[0], total, rtol=1e-9, atol=1e-12)
 
 
 def test_it_counts_staleness_and_corrupt_samples() -> None:
@@ -136,6 +253,7 @@ def test_a_place_without_sample_is_not_in_the_loss_nor_in_its_mean() -> None:
     loss = losses.softmax_cross_entropy(logits, batch.label_ids, batch.label_offsets)
     mean = loss[[0, 1, 3]].mean()
     torch.autograd.backward(mean)
+    collect_gradients(flat)
     # The sum runs in another order, hence not to the bit.
     assert torch.allclose(strategy.gradients[0], flat.gradients, rtol=1e-4, atol=1e-6)
     assert report.loss == pytest.approx(mean.item(), rel=1e-6)

@@ -4,10 +4,12 @@ servers).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from datapipe.batch import Batch
+from xdist.computation import BatchSums
 
 if TYPE_CHECKING:
     from xdist.checkpoint import Part  # Keeps the worker's step free of all but torch and numpy.
@@ -36,13 +38,51 @@ class UpdateStrategy(Protocol):
     def progress(self) -> Progress:
         """Where the run stands."""
 
-    def update(self, batch: Batch) -> int | None:
+    @property
+    def state_step(self) -> int | None:
+        """The update whose weights are here; None before there are any."""
+
+    @property
+    def dropout_keys(self) -> Sequence[int]:
+        """What dropout is seeded with, besides seed and step: one number, or one for each lane."""
+
+    def join(self, membership: Any) -> None:
+        """Take part in the run, for the first time or again. Raises `PeerLost`."""
+
+    def loss_divisor(self, batch: Batch) -> float:
+        """By which the sum of the losses of `batch` is divided."""
+
+    def begin(self, sums: BatchSums) -> None:
+        """All forward passes of a batch are done; the last backward follows."""
+
+    def gradient_ready(self, parameter: int) -> None:
+        """The gradient of this parameter, by its number in the layout, is in the flat vector."""
+
+    def update(self, batch: Batch, sums: BatchSums) -> int | None:
         """Apply the gradient of `batch`, which the flat model holds; return its staleness, or None
         where nothing can be stale.
 
-        Afterwards the model holds the weights of the next step. Raises `PeerLost` or `LeaseLost`,
-        and then nothing of the update was applied here.
+        Afterwards the model holds the weights of the next step, and `sums` what the whole update
+        was made of. Raises `PeerLost` or `LeaseLost`, and then nothing of the update was applied
+        here.
         """
+
+    @property
+    def wants_stop(self) -> bool:
+        """Whether all ranks are to stop after the update that was just made."""
+
+    def request_stop(self) -> None:
+        """All ranks are to stop, soon, after the same update; from any thread."""
+
+    def wait_at_most(self, timeout_s: float) -> None:
+        """For others, from now on, before `PeerLost`; from any thread."""
+
+    @property
+    def peer_wait_s(self) -> float:
+        """Seconds waited for others in all updates so far."""
 
     def save(self) -> tuple[Part, ...]:
         """Write the parts of a checkpoint that this worker owns, as of now."""
+
+    def leave(self) -> None:
+        """Part from the others, who may wait for this worker; they get `PeerLost`."""

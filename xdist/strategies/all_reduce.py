@@ -1,154 +1,270 @@
 """AllReduce: synchronous data parallelism. Every rank owns all state and makes the same update.
 
-Gradients are averaged over the ranks, weighted by samples; the batch-norm statistics of the ranks
-are averaged unweighted. The all-reduce gives every rank the same bits, so weights stay equal
-without being sent.
+Gradients are summed over the ranks while backward runs, weighted by samples; batch-norm statistics
+are averaged over the groups that they were taken of. The all-reduce gives every rank the same bits,
+so weights stay equal without being sent. They are sent to a rank that joins, and to one that missed
+the last update.
 """
 
 from __future__ import annotations
 
-import socket
+import threading
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from typing import Any
 
 import torch
-import torch.distributed as dist
+from torch import Tensor
 
 from datapipe.batch import Batch
+from datapipe.position import Position
 from xdist import checkpoint, optim
 from xdist.checkpoint import Checkpoint, Part
+from xdist.computation import BatchSums
 from xdist.config import TrainConfig
-from xdist.errors import PeerLost
 from xdist.flat import FlatModel, even_ranges
-from xdist.state import WEIGHTS, RangeState, StatisticsState
+from xdist.segments import Dealing
+from xdist.state import STATISTICS, WEIGHTS, RangeState, StatisticsState
 from xdist.strategies import Progress
-
-COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+from xdist.strategies.buckets import GradientReduction
+from xdist.strategies.group import Group, Rendezvous, Store, reach_store
 
 
 @dataclass(frozen=True)
-class Rendezvous:
-    """Where the ranks of one generation of the group meet."""
+class Membership:
+    """A rank's place in one generation of the group."""
 
-    host: str
-    port: int
-    generation: int
-
-
-def open_store(host: str) -> dist.TCPStore:
-    """A rendezvous store in this process, on a free port of `host` alone. It lives in the driver:
-    any rank may die.
-    """
-    listener = socket.create_server((host, 0))
-    port = listener.getsockname()[1]
-    return dist.TCPStore(
-        host, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
-    )
+    rendezvous: Rendezvous
+    rank: int
+    world_size: int
+    dealing: Dealing
+    lanes: tuple[int, ...]
+    """Of this rank."""
+    step: int
+    """Updates of the weights that the group starts from."""
+    position: Position
+    """What is done by then."""
+    senders: Mapping[int, int]
+    """Ranks that have not the state of that step -> the rank that sends it to them."""
+    timeout_s: float
+    """For ranks that are not there, and for every collective."""
 
 
 class AllReduce:
-    """The strategy of one rank; construction joins the process group and loads the checkpoint.
-
-    run_dir: where `save` writes. num_classes and the like come with the flat model.
-    """
+    """The strategy of one rank; it has no peers before `join`."""
 
     def __init__(
         self,
         config: TrainConfig,
         flat: FlatModel,
         *,
-        rank: int,
-        world_size: int,
-        rendezvous: Rendezvous,
-        checkpoint_url: str,
+        checkpoint_url: str | None,
         run_dir: str,
+        own_address: str,
     ) -> None:
+        """checkpoint_url: None where the state will come from another rank. run_dir: where `save`
+        writes. own_address: of this node, as its peers know it.
+        """
         self._config = config
         self._flat = flat
-        self._rank = rank
-        self._world_size = world_size
         self._run_dir = run_dir
-        self._load(Checkpoint.open(checkpoint_url))
-        self._group = _join(rendezvous, rank=rank, world_size=world_size)
+        self._own_address = own_address
+        self._state_step: int | None = None
+        self._load(None if checkpoint_url is None else Checkpoint.open(checkpoint_url))
+        self._reduction = GradientReduction(flat, compress=config.compress_gradients == "bfloat16")
+        self._store: Store | None = None
+        self._group: Group | None = None
+        self._sums_work: Any = None
+        self._stop_requested = threading.Event()
+        self._wants_stop = False
+        self._peer_wait_s = 0.0
+        self._progress = Progress(own_step=0, step=0, num_samples=0, learning_rate=0.0)
 
-    def _load(self, source: Checkpoint) -> None:
-        layout, cut = self._flat.layout, source.manifest.cut
-        tensors = source.read_range(0, layout.num_weights)
-        self._flat.weights.copy_(tensors[WEIGHTS])
-        device = self._flat.weights.device
-        on_device = {name: tensor.to(device) for name, tensor in tensors.items()}
+    def _load(self, source: Checkpoint | None) -> None:
+        layout, flat, config = self._flat.layout, self._flat, self._config.optimizer
+        tensors, statistics = {WEIGHTS: flat.weights}, {STATISTICS: flat.statistics.clone()}
+        if source is not None:
+            tensors |= source.read_range(0, layout.num_weights)
+            statistics |= source.read_statistics()
+            self._state_step = source.manifest.cut.step
+        flat.weights.copy_(tensors[WEIGHTS])
         self._state = RangeState.from_tensors(
-            {**on_device, WEIGHTS: self._flat.weights},
-            config=self._config.optimizer,
+            {**_like(flat.weights, tensors), WEIGHTS: flat.weights},
+            config=config,
             start=0,
             stop=layout.num_weights,
-            l2_mask=layout.l2_mask(self._config.optimizer.l2_on).to(device),
+            l2_mask=layout.l2_mask(config.l2_on).to(flat.weights),
         )
         self._statistics = StatisticsState.from_tensors(
-            {name: tensor.to(device) for name, tensor in source.read_statistics().items()},
-            config=self._config.optimizer,
-            momentum=layout.statistics_momentum,
+            _like(flat.weights, statistics), config=config, momentum=layout.statistics_momentum
         )
-        rate = optim.learning_rate(self._config.optimizer, cut.num_samples)
-        self._progress = Progress(cut.step, cut.step, cut.num_samples, rate)
 
     @property
     def progress(self) -> Progress:
         return self._progress
 
-    def update(self, batch: Batch) -> None:
-        """Average gradients and statistics over the ranks, and step."""
-        num_samples, num_places = self._reduce(batch)
-        before = self._progress
-        rate = optim.learning_rate(self._config.optimizer, before.num_samples)
-        decay = optim.average_decay(
-            self._config.optimizer, num_samples=num_places, num_updates=before.step
+    @property
+    def state_step(self) -> int | None:
+        return self._state_step
+
+    @property
+    def dropout_keys(self) -> tuple[int, ...]:
+        """The lanes, or this rank."""
+        is_lane = self._config.bn_group == "lane"
+        return self._membership.lanes if is_lane else (self._membership.rank,)
+
+    @property
+    def wants_stop(self) -> bool:
+        return self._wants_stop
+
+    @property
+    def peer_wait_s(self) -> float:
+        return self._peer_wait_s
+
+    def request_stop(self) -> None:
+        self._stop_requested.set()
+
+    def join(self, membership: Membership) -> None:
+        """Meet the ranks of this generation, and bring everybody to the same state."""
+        self.leave()
+        rendezvous = membership.rendezvous
+        if self._store is None:
+            self._store = reach_store(rendezvous)
+        self._group = Group(
+            self._store,
+            rendezvous,
+            rank=membership.rank,
+            world_size=membership.world_size,
+            own_address=self._own_address,
+            device=self._flat.weights.device,
+            timeout_s=membership.timeout_s,
         )
-        self._flat.gradients.div_(max(1, num_samples))
-        self._flat.statistics.div_(self._world_size)
+        self._exchange_state(self._group, membership)
+        self._membership = membership
+        self._votes = StopVotes()
+        self._wants_stop = False
+        self._stop_requested.clear()
+        self._walk = membership.dealing.walk(membership.position)
+        num_samples = membership.position.num_seen(membership.dealing.num_samples)
+        step, rate = membership.step, self._learning_rate(num_samples)
+        self._progress = Progress(step, step, num_samples, rate)
+
+    def _exchange_state(self, group: Group, membership: Membership) -> None:
+        """A state that was received in part is none: what there was stays until all has come."""
+        tensors = [*self._state.tensors().values(), *self._statistics.tensors().values()]
+        sender = membership.senders.get(membership.rank)
+        if sender is not None:
+            has_state = self._state_step is not None
+            buffers = [torch.empty_like(tensor) if has_state else tensor for tensor in tensors]
+            for buffer in buffers:
+                group.receive(buffer, sender=sender)
+            for tensor, buffer in zip(tensors, buffers, strict=True):
+                tensor.copy_(buffer)
+            self._state_step = membership.step
+        assert self._state_step == membership.step
+        for receiver, by in membership.senders.items():
+            if by == membership.rank:
+                for tensor in tensors:
+                    group.send(tensor, to=receiver)
+
+    def _learning_rate(self, num_samples: int) -> float:
+        rate = optim.learning_rate(self._config.optimizer, num_samples)
+        return rate * self._membership.dealing.batch_size / self._config.batch_size
+
+    def loss_divisor(self, _batch: Batch) -> float:
+        """The samples of a full step, so that ranks weigh by theirs."""
+        return self._membership.dealing.batch_size
+
+    def begin(self, sums: BatchSums) -> None:
+        """The sums are sent at once, and with them whether somebody wants to stop."""
+        assert self._group is not None
+        self._reduction.begin(self._group)
+        sums.stop_votes.fill_(float(self._stop_requested.is_set()))
+        self._sums_work = self._group.all_reduce(sums.vector)
+
+    def gradient_ready(self, parameter: int) -> None:
+        self._reduction.ready(parameter)
+
+    def update(self, batch: Batch, sums: BatchSums) -> None:
+        """Sum gradients and statistics over the ranks, and step."""
+        assert self._group is not None
+        started = time.perf_counter()
+        self._reduction.finish()
+        self._group.wait(self._sums_work)
+        self._peer_wait_s += time.perf_counter() - started
+        self._wants_stop = self._votes.read(sums.stop_votes)
+        before, config = self._progress, self._config.optimizer
+        num_places = self._walk.next_step()
+        rate = self._learning_rate(before.num_samples)
+        decay = optim.average_decay(config, num_samples=num_places, num_updates=before.step)
+        self._scale(sums, self.loss_divisor(batch))
         self._state.apply(self._flat.gradients, learning_rate=rate, average_decay=decay)
-        self._statistics.apply(self._flat.statistics, average_decay=decay)
-        step = before.step + 1
+        running = self._statistics.running
+        mean = sums.statistics / sums.num_parts.clamp(min=1)
+        statistics = torch.where(sums.num_parts > 0, mean, running)
+        self._statistics.apply(statistics, average_decay=decay)
+        step = self._state_step = before.step + 1
         self._progress = Progress(step, step, before.num_samples + num_places, rate)
 
-    def _reduce(self, batch: Batch) -> tuple[int, int]:
-        """Sum over the ranks: gradients times samples, statistics, and the counts (samples,
-        places), returned.
-        """
-        num_places = sum(span.num_samples for span in batch.spans)
-        counts = torch.tensor([batch.num_samples, num_places], device=self._flat.weights.device)
-        self._flat.gradients.mul_(batch.num_samples)
-        try:
-            for tensor in (self._flat.gradients, self._flat.statistics, counts):
-                dist.all_reduce(tensor, group=self._group)
-        except RuntimeError as error:
-            raise PeerLost(f"rank {self._rank}: the all-reduce failed: {error}") from error
-        samples, places = counts.tolist()
-        return samples, places
+    def _scale(self, sums: BatchSums, divisor: float) -> None:
+        """Make the summed gradient the mean over all samples, and clip its norm."""
+        gradients, limit = self._flat.gradients, self._config.optimizer.clip_norm
+        factor = divisor / sums.num_samples.clamp(min=1)
+        if limit is not None:
+            norm = torch.linalg.vector_norm(gradients) * factor
+            factor = factor * (limit / norm.clamp(min=limit))
+        if factor.device.type != "cpu" or factor != 1:
+            gradients.mul_(factor)
 
     def save(self) -> tuple[Part, ...]:
         """Write this rank's even share of the state; rank 0 writes the batch-norm statistics
         too.
         """
+        membership = self._membership
         url = checkpoint.checkpoint_url(self._run_dir, self._progress.step)
-        start, stop = even_ranges(self._state.stop, self._world_size)[self._rank]
+        start, stop = even_ranges(self._state.stop, membership.world_size)[membership.rank]
         tensors = {name: tensor[start:stop].cpu() for name, tensor in self._state.tensors().items()}
         part = checkpoint.write_range(url, tensors, start=start, stop=stop)
-        if self._rank != 0:
+        if membership.rank != 0:
             return (part,)
         return (part, checkpoint.write_statistics(url, self._statistics.tensors()))
 
+    def wait_at_most(self, timeout_s: float) -> None:
+        if self._group is not None:
+            self._group.timeout_s = timeout_s
 
-def _join(rendezvous: Rendezvous, *, rank: int, world_size: int) -> dist.ProcessGroup | None:
-    try:
-        store = dist.TCPStore(rendezvous.host, rendezvous.port, is_master=False)
-        dist.init_process_group(
-            "nccl" if torch.cuda.is_available() else "gloo",
-            store=dist.PrefixStore(f"generation-{rendezvous.generation}", store),
-            rank=rank,
-            world_size=world_size,
-            timeout=COLLECTIVE_TIMEOUT,
-        )
-    except RuntimeError as error:
-        raise PeerLost(f"rank {rank}: the group did not come together: {error}") from error
-    return dist.group.WORLD
+    def leave(self) -> None:
+        self._sums_work = None
+        self._reduction.begin(None)
+        if self._group is not None:
+            self._group.leave()
+        self._group = None
+
+
+class StopVotes:
+    """Reads whether any rank wants to stop, alike on all ranks, and without waiting for a GPU:
+    there the votes of a step count after the next one.
+    """
+
+    def __init__(self) -> None:
+        self._copied: tuple[Tensor, torch.cuda.Event] | None = None
+
+    def read(self, votes: Tensor) -> bool:
+        if votes.device.type == "cpu":
+            return votes.item() > 0
+        before = self._copied
+        copy = torch.empty((), dtype=votes.dtype, pin_memory=True)
+        copy.copy_(votes, non_blocking=True)
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+        self._copied = (copy, event)
+        if before is None:
+            return False
+        before[1].synchronize()
+        return before[0].item() > 0
+
+
+def _like(weights: Tensor, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the device of the weights, and of their type."""
+    return {name: tensor.to(weights) for name, tensor in tensors.items()}

@@ -6,7 +6,8 @@ one worker alone trains exactly like a plain loop. Nobody waits for another work
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,33 +18,38 @@ from ray.exceptions import ObjectLostError, RayActorError
 from datapipe.batch import Batch
 from datapipe.position import Span
 from xdist.checkpoint import Part
+from xdist.computation import BatchSums
 from xdist.errors import PeerLost
 from xdist.flat import FlatModel
 from xdist.parameter_server import Commit, Push
 from xdist.strategies import Progress
 
 
+@dataclass(frozen=True)
+class Servers:
+    """Where a worker pushes to and pulls from."""
+
+    servers: tuple[ActorHandle[Any], ...]
+    """In the order of their ranges; server 0 leads."""
+    ranges: tuple[tuple[int, int], ...]
+    worker: int
+    """The number of this worker."""
+
+
 class PushPull:
-    """The strategy of one incarnation of a worker; construction pulls the weights.
+    """The strategy of one incarnation of a worker."""
 
-    servers: in the order of their ranges; server 0 leads, and gives this incarnation its fencing
-    token.
-    """
-
-    def __init__(
-        self,
-        flat: FlatModel,
-        *,
-        servers: Sequence[ActorHandle[Any]],
-        ranges: Sequence[tuple[int, int]],
-        worker: int,
-    ) -> None:
+    def __init__(self, flat: FlatModel) -> None:
         self._flat = flat
-        self._servers = servers
-        self._ranges = ranges
-        self._worker = worker
         self._host_weights = flat.weights.to("cpu")  # On a CPU it is the same memory.
-        [(self._token, version)] = self._call([servers[0].register.remote(worker)])
+        self._progress = Progress(own_step=0, step=0, num_samples=0, learning_rate=0.0)
+
+    def join(self, membership: Servers) -> None:
+        """Get this incarnation's fencing token, and the weights."""
+        self._servers = membership.servers
+        self._ranges = membership.ranges
+        self._worker = membership.worker
+        [(self._token, version)] = self._call([self._servers[0].register.remote(self._worker)])
         self._progress: Progress = Progress(
             own_step=0, step=version, num_samples=0, learning_rate=0.0
         )
@@ -53,11 +59,46 @@ class PushPull:
     def progress(self) -> Progress:
         return self._progress
 
-    def update(self, batch: Batch) -> int:
+    @property
+    def state_step(self) -> int:
+        return self._base_version
+
+    @property
+    def dropout_keys(self) -> tuple[int, ...]:
+        return (self._worker,)
+
+    @property
+    def wants_stop(self) -> bool:
+        return False
+
+    @property
+    def peer_wait_s(self) -> float:
+        return 0.0
+
+    def loss_divisor(self, batch: Batch) -> float:
+        """Its samples: a push is a mean."""
+        return max(1, batch.num_samples)
+
+    def begin(self, sums: BatchSums) -> None:
+        """Nothing is sent before the gradient is whole."""
+
+    def gradient_ready(self, parameter: int) -> None:
+        """Nothing is sent before the gradient is whole."""
+
+    def request_stop(self) -> None:
+        """Workers that do not know each other need no common step."""
+
+    def wait_at_most(self, timeout_s: float) -> None:
+        """Servers are waited for until they are gone."""
+
+    def leave(self) -> None:
+        """Nobody waits for this worker."""
+
+    def update(self, batch: Batch, sums: BatchSums) -> int:
         """Push the gradient and pull the weights that contain it. Returns the push's staleness."""
         own_step = self._progress.own_step + 1
         self._stage(own_step)
-        commit = self._commit(own_step, batch)
+        commit = self._commit(own_step, batch, sums)
         self._progress = Progress(
             own_step, commit.version, commit.num_samples, commit.learning_rate
         )
@@ -73,11 +114,12 @@ class PushPull:
             ]
         )
 
-    def _commit(self, sequence: int, batch: Batch) -> Commit:
+    def _commit(self, sequence: int, batch: Batch, sums: BatchSums) -> Commit:
         push = Push(
             self._worker, self._token, sequence, batch.spans, batch.corrupt, self._base_version
         )
-        statistics = self._flat.statistics.cpu().numpy()
+        mean = sums.statistics / sums.num_parts if sums.num_parts else self._flat.statistics
+        statistics = mean.cpu().numpy()
         [commit] = self._call([self._servers[0].commit.remote(push, statistics)])
         return commit
 
@@ -87,7 +129,7 @@ class PushPull:
             np.copyto(self._host_weights[start:stop].numpy(), weights)
         if self._flat.weights.device.type != "cpu":
             self._flat.weights.copy_(self._host_weights)
-        self._base_version = min(version for version, _ in pulled)
+        self._base_version: int = min(version for version, _ in pulled)
 
     def _call(self, references: list[ray.ObjectRef[Any]]) -> list[Any]:
         try:

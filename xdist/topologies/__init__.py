@@ -46,6 +46,11 @@ class RunPlan:
         return self.config.num_workers
 
     @property
+    def most_workers(self) -> int:
+        """That the run may grow to."""
+        return self.config.cluster.max_world_size or self.num_workers
+
+    @property
     def num_servers(self) -> int:
         assert isinstance(self.config.num_servers, int), "sizing.sized resolves auto"
         return self.config.num_servers
@@ -56,9 +61,13 @@ class Task:
     """What was asked of which actor."""
 
     actor: str
-    action: Literal["connect", "start", "train", "watch", "cut", "release", "save"]
+    action: Literal[
+        "connect", "start", "join", "train", "pulse", "stop", "watch", "cut", "release", "save"
+    ]
     number: int
-    """Rank of the worker, or number of the server; release: rank of the worker that is gone."""
+    """Of the worker, or of the server; release: of the worker that is gone."""
+    life: int = 0
+    """Which of the actors that had this number, one after the other."""
     cut: Cut | None = None
     """save: which one."""
     submitted: float = field(default_factory=time.monotonic, compare=False)
@@ -83,12 +92,36 @@ class Saved:
 
 
 @dataclass(frozen=True)
+class Fault:
+    """Somebody is gone, or says that somebody else is."""
+
+    task: Task
+    cause: str
+    kind: Literal["lost", "complaint", "link"]
+    """lost: whoever had the task is gone, or is to be ended. complaint: it is healthy, and says
+    that another one is gone. link: nobody is gone, and they did not reach one another.
+    """
+
+
+@dataclass(frozen=True)
+class Resize:
+    """A group of other workers has begun to train."""
+
+    num_workers: int
+    generation: int
+    pause_s: float
+    """Since the last update of the group before."""
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What one result means: reports to observe, parts to publish, and the work that follows."""
 
     reports: tuple[WorkerReport, ...] = ()
     saved: tuple[Saved, ...] = ()
     pending: Pending = field(default_factory=dict)
+    faults: tuple[Fault, ...] = ()
+    resize: Resize | None = None
 
 
 class Topology(Protocol):
@@ -100,7 +133,15 @@ class Topology(Protocol):
     def receive(self, task: Task, result: Any) -> Outcome:
         """What the result of a task means."""
 
-    def replace(self, lost: Task, /) -> Pending | None:
+    def watch(self) -> Outcome:
+        """What has become of the actors and their nodes meanwhile; called once a second. Raises
+        `NotEnoughResources`.
+        """
+
+    def is_current(self, task: Task, /) -> bool:
+        """Whether the actor of the task is still the one that is counted on."""
+
+    def replace(self, lost: Task, /) -> Outcome | None:
         """Replace a lost actor while the others go on; None where only a new launch helps."""
 
     def lacks_room(self) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
+from ray.autoscaler.sdk import request_resources
 from ray.util.placement_group import (
     PlacementGroup,
     placement_group,
@@ -29,15 +30,24 @@ weights.
 """
 
 
-class Room:
-    """A placement group with a bundle for each worker, and for each server that reserves CPUs.
+CONTROL = "control"
+"""The methods of a worker that are called beside all others, as in `Worker.pulse`."""
+NUM_CONTROL_THREADS = 2
 
-    Raises `NotEnoughResources` when there is none within `cluster.wait_s`.
+
+class Room:
+    """A placement group with a bundle for each worker, and for each server that reserves CPUs; and
+    one more for every worker that comes later.
+
+    A bundle belongs to the number of its worker. When its node dies, Ray moves it to another one,
+    as soon as there is room, and asks the autoscaler for it. Raises `NotEnoughResources` when there
+    is none for all within `cluster.wait_s`.
     """
 
     def __init__(self, config: TrainConfig, *, num_workers: int, num_servers: int = 0) -> None:
         cluster = config.cluster
         self._num_workers = num_workers
+        self._has_asked = False
         self._cpus_per_server = cluster.cpus_per_server
         self._bundle = {"CPU": cluster.cpus_per_worker}
         if cluster.gpus_per_worker:
@@ -45,7 +55,8 @@ class Room:
         bundles = [self._bundle] * num_workers
         if self._cpus_per_server:
             bundles += [{"CPU": self._cpus_per_server}] * num_servers
-        self._group: PlacementGroup = placement_group(bundles, strategy="PACK")
+        self._group: PlacementGroup = placement_group(bundles, strategy=cluster.placement)
+        self._more: dict[int, PlacementGroup] = {}
         if not self._group.wait(cluster.wait_s):
             free = ray.available_resources()
             self.close()
@@ -55,16 +66,24 @@ class Room:
                 f"{free.get('GPU', 0):g} GPU; end what else runs, lower num_workers, or add nodes"
             )
 
-    def worker(self, rank: int, config: TrainConfig, **arguments: Any) -> ActorHandle[Any]:
-        """A worker actor in the bundle of this rank; `arguments` are those of `Worker`."""
-        actor_class: Any = ray.remote(Worker).options(
+    def worker(self, number: int, config: TrainConfig, **arguments: Any) -> ActorHandle[Any]:
+        """A worker actor in the bundle of this number; `arguments` are those of `Worker`. One that
+        comes later starts when there is room.
+        """
+        remote: Any = ray.remote(concurrency_groups={CONTROL: NUM_CONTROL_THREADS})
+        actor_class: Any = remote(Worker).options(
             **NO_RETRIES,
             num_cpus=self._bundle["CPU"],
             num_gpus=self._bundle.get("GPU", 0),
-            scheduling_strategy=self._at(rank),
+            scheduling_strategy=self._of_worker(number),
         )
-        actor: ActorHandle[Any] = actor_class.remote(config, rank=rank, **arguments)
+        actor: ActorHandle[Any] = actor_class.remote(config, number=number, **arguments)
         return actor
+
+    def ask_for(self, num_workers: int) -> None:
+        """Have the autoscaler make room for so many workers, until `close`."""
+        request_resources(bundles=[self._bundle] * num_workers)
+        self._has_asked = True
 
     def server(self, number: int, plan: ServerPlan) -> ActorHandle[Any]:
         """A parameter server actor, in its bundle, or anywhere if it reserves nothing."""
@@ -76,11 +95,21 @@ class Room:
         """Whether all bundles have a place; those of a lost node wait for another one."""
         return bool(placement_group_table(self._group)["state"] == "CREATED")
 
+    def _of_worker(self, number: int) -> PlacementGroupSchedulingStrategy:
+        if number < self._num_workers:
+            return self._at(number)
+        if number not in self._more:
+            self._more[number] = placement_group([self._bundle])
+        return PlacementGroupSchedulingStrategy(self._more[number], placement_group_bundle_index=0)
+
     def _at(self, bundle: int) -> PlacementGroupSchedulingStrategy:
         return PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle)
 
     def close(self) -> None:
-        remove_placement_group(self._group)
+        if self._has_asked:
+            request_resources(bundles=[])
+        for group in (self._group, *self._more.values()):
+            remove_placement_group(group)
 
 
 def server_on(node: str, plan: ServerPlan) -> ActorHandle[Any]:

@@ -1,31 +1,36 @@
 """AllReduceTopology: synchronous workers, each of which owns all state.
 
-All ranks get the same segment before anything is waited for. When one is lost, all start again from
-the last checkpoint.
+The workers train in a group; all ranks get the same segment before anything is waited for. When one
+is lost, the others keep what they have and form the next generation of the group, with a spare in
+the lost one's place if there is one; the step that was interrupted is made again, by all of them.
+Who starts later joins at the end of a step that all agree on.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
 import ray
 from ray.actor import ActorHandle
 
-from datapipe.batch import Batch
-from datapipe.lanes import assign_lanes
-from datapipe.position import Position
-from datapipe.stream import SampleStream
 from xdist import sizing
-from xdist.checkpoint import Checkpoint
+from xdist.checkpoint import Checkpoint, Cut
+from xdist.errors import NotEnoughResources
 from xdist.flat import FlatModel
-from xdist.segments import Segment, SegmentPlanner
+from xdist.segments import Dealing, Segment, SegmentRules, cut_at, segments
 from xdist.strategies import UpdateStrategy
-from xdist.strategies.all_reduce import AllReduce, Rendezvous, open_store
-from xdist.topologies import Outcome, Pending, RunPlan, Saved, Task
-from xdist.topologies.actors import Room, end
+from xdist.strategies.all_reduce import AllReduce, Membership
+from xdist.strategies.group import Rendezvous, cancel, open_store
+from xdist.topologies import Fault, Outcome, Pending, Resize, RunPlan, Saved, Task, nodes
+from xdist.topologies.actors import CONTROL, Room
+from xdist.topologies.batches import LaneBatches, open_stream
+from xdist.topologies.crew import Crew, Hand
+from xdist.topologies.seats import Seat, reseat, senders, with_lanes
 from xdist.worker import WorkerReport
 
 logger = logging.getLogger(__name__)
@@ -34,7 +39,7 @@ MakeStrategy = Callable[..., UpdateStrategy]
 
 
 class AllReduceTopology:
-    """One group of `num_workers` ranks; a launch makes a new generation of it."""
+    """One group of workers at a time; each change of it is a new generation."""
 
     def __init__(self, plan: RunPlan, *, make_strategy: MakeStrategy | None = None) -> None:
         """`make_strategy` wraps or replaces the ranks' strategies; it takes the arguments of
@@ -42,142 +47,352 @@ class AllReduceTopology:
         """
         self._plan = plan
         self._make_strategy = make_strategy or all_reduce_strategy
-        self._num_lanes = sizing.num_lanes(plan.config, num_workers=plan.num_workers)
-        self._lanes = assign_lanes(self._num_lanes, plan.num_workers)
+        config = plan.config
+        self._num_lanes = sizing.num_lanes(config, num_workers=plan.most_workers)
+        self._samples_per_lane = config.batch_size // self._num_lanes
+        self._rules = SegmentRules(
+            config.num_epochs, config.max_steps, config.report_every_steps, plan.save_every_samples
+        )
         self._host = ray.util.get_node_ip_address()
         self._store = open_store(self._host)
         self._generation = 0
-        self._workers: list[ActorHandle[Any]] = []
         self._room: Room | None = None
-        most = max(len(lanes) for lanes in self._lanes)
-        efficiency = self._num_lanes / (plan.num_workers * most)
-        logger.info("lanes dealt lanes=%d efficiency=%.2f", self._num_lanes, efficiency)
+        self._crew = self._new_crew()
 
     def launch(self, start: Checkpoint) -> Pending:
-        config = self._plan.config
-        self._planner = SegmentPlanner(
-            start.manifest.cut,
-            num_samples=self._plan.order.num_samples,
-            num_lanes=self._num_lanes,
-            samples_per_lane=config.batch_size // self._num_lanes,
-            num_epochs=config.num_epochs,
-            max_steps=config.max_steps,
-            report_every_steps=config.report_every_steps,
-            save_every_samples=self._plan.save_every_samples,
-        )
-        self._segment: Segment | None = None
+        plan, cluster = self._plan, self._plan.config.cluster
+        self._start = start
+        self._seats: tuple[Seat, ...] = ()
+        self._round: Literal["join", "train"] | None = None
         self._reports: list[WorkerReport] = []
-        self._num_started = 0
-        self._generation += 1
-        self._room = Room(config, num_workers=self._plan.num_workers)
-        self._workers = [self._worker(rank, start, self._room) for rank in range(len(self._lanes))]
-        return {
-            worker.start.remote(): _task("start", rank) for rank, worker in enumerate(self._workers)
-        }
+        self._has_lost = self._is_broken = self._is_stopping = False
+        self._draining: frozenset[str] = frozenset()
+        self._standing_since = self._watched = time.monotonic()
+        self._dealing = self._dealing_for(plan.num_workers)
+        self._segments = segments(start.manifest.cut, self._dealing, self._rules)
+        self._segment: Segment | None = next(self._segments, None)
+        self._first_generation = self._generation + 1
+        self._room = room = Room(plan.config, num_workers=plan.num_workers)
+        num_actors = plan.most_workers + cluster.num_spares
+        if cluster.max_world_size is not None:
+            room.ask_for(num_actors)
+        self._crew = self._new_crew()
+        pending: Pending = {}
+        for number in range(num_actors):
+            starts_together = number < plan.num_workers
+            pending |= self._crew.start(number, step=self._start_step if starts_together else None)
+        return pending
 
-    def _worker(self, rank: int, start: Checkpoint, room: Room) -> ActorHandle[Any]:
-        return room.worker(
-            rank,
-            self._plan.config,
-            num_classes=self._plan.num_classes,
+    def _new_crew(self) -> Crew:
+        plan = self._plan
+        lanes_of_one = -(-self._num_lanes // plan.most_workers)
+        return Crew(
+            self._actor,
+            patience_s=plan.config.cluster.collective_timeout_s,
+            warm_up_images=self._samples_per_lane * lanes_of_one,
+        )
+
+    def _actor(self, number: int, has_state: bool) -> ActorHandle[Any]:
+        plan = self._plan
+        assert self._room is not None
+        return self._room.worker(
+            number,
+            plan.config,
+            num_classes=plan.num_classes,
             make_strategy=partial(
                 self._make_strategy,
-                self._plan,
-                rank=rank,
-                rendezvous=Rendezvous(self._host, self._store.port, self._generation),
-                checkpoint_url=start.url,
+                plan,
+                number=number,
+                checkpoint_url=self._start.url if has_state else None,
             ),
             make_batches=partial(
-                _stream,
-                self._plan,
-                position=start.manifest.cut.position,
-                num_lanes=self._num_lanes,
-                rank=rank,
+                LaneBatches, partial(open_stream, plan), num_epochs=plan.config.num_epochs
             ),
         )
 
+    @property
+    def _start_step(self) -> int:
+        return self._start.manifest.cut.step
+
+    def _dealing_for(self, num_workers: int) -> Dealing:
+        """How steps are dealt to so many workers."""
+        num_lanes = self._num_lanes
+        if self._plan.config.on_resize == "keep_worker_batch":
+            num_lanes = num_lanes // self._plan.most_workers * num_workers
+        return Dealing(self._plan.order.num_samples, num_lanes, self._samples_per_lane)
+
     def receive(self, task: Task, result: Any) -> Outcome:
-        if task.action == "start":
-            self._num_started += 1
-            all_started = self._num_started == len(self._workers)
-            return Outcome(pending=self._next_segment()) if all_started else Outcome()
-        self._reports.append(result)
-        if len(self._reports) < len(self._workers):
+        hand = self._crew.find(task)
+        if hand is None:
             return Outcome()
-        reports = tuple(sorted(self._reports, key=lambda report: report.rank))
-        return Outcome(reports, self._saved(reports), self._next_segment())
+        match task.action:
+            case "pulse":
+                return Outcome(pending=self._crew.felt(hand, result))
+            case "start":
+                pending = self._crew.started(hand, result)
+                return self._advance(pending)
+            case "join" | "train":
+                hand.state = "idle"
+                if isinstance(result, WorkerReport):
+                    self._reports.append(result)
+                    hand.step = result.progress.step
+                else:
+                    hand.step = result.step
+                if result.interrupted is not None:
+                    logger.info("%s left its group cause=%s", task.actor, result.interrupted)
+                    self._break()
+                return self._advance()
+        return Outcome()
 
-    def _saved(self, reports: tuple[WorkerReport, ...]) -> tuple[Saved, ...]:
-        assert self._segment is not None
-        if self._segment.cut is None:
-            return ()
-        parts = tuple(part for report in reports for part in report.parts)
-        return (Saved(self._segment.cut, parts),)
+    def is_current(self, task: Task, /) -> bool:
+        return self._crew.find(task) is not None
 
-    def _next_segment(self) -> Pending:
-        self._reports = []
-        self._segment = segment = self._planner.next_segment()
-        if segment is None:
+    def replace(self, lost: Task, /) -> Outcome | None:
+        """None when nobody is left who has any state."""
+        hand = self._crew.find(lost)
+        assert hand is not None
+        if hand.life in self._lives:
+            self._has_lost = True
+            self._break()
+        is_first = self._generation < self._first_generation
+        if not is_first and all(other.step is None for other in self._crew if other is not hand):
+            return None
+        pending = self._crew.start(lost.number, step=self._start_step if is_first else None)
+        return self._advance(pending)
+
+    def watch(self) -> Outcome:
+        faults = self._crew.silent(is_broken=self._is_broken)
+        faults += self._crew.stuck(is_broken=self._is_broken)
+        if faults:
+            return Outcome(faults=tuple(faults))
+        self._draining = nodes.draining()
+        return self._advance()
+
+    def _break(self) -> None:
+        """The group is to part: somebody is lost, or says so."""
+        if not self._is_broken and self._round is not None:
+            self._is_broken = True
+            self._standing_since = time.monotonic()
+            if self._round == "join":
+                cancel(self._store, self._rendezvous)
+
+    @property
+    def _lives(self) -> set[int]:
+        return {seat.life for seat in self._seats}
+
+    @property
+    def _seated(self) -> list[Hand]:
+        """Those of the group who are there, in the order of their ranks."""
+        found = [self._crew.alive(seat.life) for seat in self._seats]
+        return [hand for hand in found if hand is not None]
+
+    @property
+    def _leaving(self) -> list[Hand]:
+        """Those of the group whose nodes are about to go."""
+        return [hand for hand in self._seated if hand.node_id in self._draining]
+
+    @property
+    def _joining(self) -> list[Hand]:
+        """Those who could join a group, in the order of their numbers."""
+        return sorted(
+            (
+                hand
+                for hand in self._crew
+                if hand.state == "ready" and hand.node_id not in self._draining
+            ),
+            key=lambda hand: hand.number,
+        )
+
+    @property
+    def _wants_change(self) -> bool:
+        num_staying = len(self._seated) - len(self._leaving)
+        can_grow = num_staying < self._plan.most_workers and bool(self._joining)
+        return can_grow or bool(self._leaving) or num_staying < len(self._seats)
+
+    def _advance(self, pending: Pending | None = None) -> Outcome:
+        """What follows, once nobody of the group is at work any more."""
+        pending = pending or {}
+        if any(hand.state == "busy" for hand in self._seated):
+            return Outcome(pending=pending | self._ask_to_stop())
+        match self._round:
+            case "train":
+                outcome = self._end_training()
+            case "join" if not self._is_broken:
+                return self._begin_training(pending)
+            case _:
+                outcome = Outcome()
+        self._round = None
+        if self._segment is not None:
+            is_changed = (
+                self._is_broken or self._is_stopping or self._wants_change or not self._seats
+            )
+            follows = self._form_group() if is_changed else self._train()
+            pending = pending | follows
+        return replace(outcome, pending=pending)
+
+    def _ask_to_stop(self) -> Pending:
+        """Have the group stop at the end of a step, if it is to change."""
+        is_due = self._round == "train" and self._wants_change
+        if not is_due or self._is_broken or self._is_stopping:
             return {}
-        snapshot_at = segment.until_step if segment.cut else None
-        return {
-            worker.train.remote(segment.until_step, snapshot_at): _task("train", rank)
-            for rank, worker in enumerate(self._workers)
-        }
+        self._is_stopping = True
+        hand = self._seated[0]
+        stop: Any = hand.actor.request_stop.options(concurrency_group=CONTROL)
+        return {stop.remote(): hand.task("stop")}
 
-    def replace(self, _lost: Task, /) -> Pending | None:
-        """None: the group is gone, whoever it was."""
-        return None
+    def _end_training(self) -> Outcome:
+        """What the ranks' reports come to; then on to the next segment, if this one is complete."""
+        segment = self._segment
+        assert segment is not None
+        reports = tuple(sorted(self._reports, key=lambda report: report.worker))
+        self._reports = []
+        if not self._is_broken:
+            self._standing_since = time.monotonic()
+        saved: tuple[Saved, ...] = ()
+        is_complete = len(reports) == len(self._seats) and all(
+            report.progress.step == segment.until_step and report.interrupted is None
+            for report in reports
+        )
+        if is_complete:
+            if segment.cut is not None:
+                parts = tuple(part for report in reports for part in report.parts)
+                saved = (Saved(segment.cut, parts),)
+            self._segment = next(self._segments, None)
+        return Outcome(reports=reports, saved=saved, faults=self._broken_links(reports))
+
+    def _broken_links(self, reports: tuple[WorkerReport, ...]) -> tuple[Fault, ...]:
+        """The fault of a group that parted though all of it is there."""
+        complaints = [report.interrupted for report in reports if report.interrupted is not None]
+        if self._has_lost or not complaints:
+            return ()
+        return (Fault(Task("link", "train", 0), complaints[0], "link"),)
+
+    def _form_group(self) -> Pending:
+        """The next generation, of those who are there; nothing, while they are too few."""
+        pending: Pending = {}
+        for hand in self._leaving:
+            logger.info("worker %d leaves its node, which is being drained", hand.number)
+            pending |= self._crew.start(hand.number, step=None)
+        old_seats = self._seats
+        seats = reseat(
+            old_seats,
+            present={hand.life for hand in self._seated},
+            joining=[hand.life for hand in self._joining],
+            most=self._plan.most_workers,
+        )
+        if len(seats) < self._fewest:
+            self._check_waiting(len(seats))
+            return pending
+        self._is_broken = self._is_stopping = self._has_lost = False
+        self._generation += 1
+        self._rendezvous = Rendezvous(self._host, self._store.port, self._generation)
+        alive = {hand.life: hand for hand in self._crew}
+        hands = [alive[seat.life] for seat in seats]
+        newest = max(member.step for member in hands if member.step is not None)
+        cut, is_dealt_anew = self._deal(newest, num_workers=len(seats))
+        self._seats = with_lanes(
+            seats,
+            num_lanes=self._dealing.num_lanes,
+            dealt_anew=is_dealt_anew or not old_seats,
+        )
+        to_whom = senders([member.step for member in hands], newest=newest)
+        for rank, (member, seat) in enumerate(zip(hands, self._seats, strict=True)):
+            membership = Membership(
+                self._rendezvous,
+                rank=rank,
+                world_size=len(hands),
+                dealing=self._dealing,
+                lanes=seat.lanes,
+                step=newest,
+                position=cut.position,
+                senders=to_whom,
+                timeout_s=self._crew.patience_s,
+            )
+            member.state = "busy"
+            pending[member.actor.join.remote(membership)] = member.task("join")
+        self._round = "join"
+        return pending
+
+    @property
+    def _fewest(self) -> int:
+        """Workers that a group needs: the first one all, unless there is no room for them any
+        more.
+        """
+        is_first = self._generation < self._first_generation
+        if is_first and not self._lacks_room:
+            return self._plan.num_workers
+        return self._plan.config.cluster.min_world_size
+
+    @property
+    def _lacks_room(self) -> bool:
+        """Whether workers that are missing have waited for room for too long."""
+        assert self._room is not None
+        waited_s = time.monotonic() - self._standing_since
+        return waited_s > self._plan.config.cluster.wait_s and not self._room.is_placed
+
+    def _check_waiting(self, num_workers: int) -> None:
+        if self._lacks_room:
+            cluster = self._plan.config.cluster
+            raise NotEnoughResources(
+                f"{num_workers} workers are left, cluster.min_world_size is "
+                f"{cluster.min_world_size}, and there was no room for another within "
+                f"{cluster.wait_s:g} s (cluster.wait_s); add nodes, or end what else runs; "
+                "the same command resumes from the last checkpoint"
+            )
+
+    def _deal(self, step: int, *, num_workers: int) -> tuple[Cut, bool]:
+        """What is done after this step of the segment; and whether what follows is dealt in another
+        way than before.
+        """
+        segment = self._segment
+        assert segment is not None
+        cut = cut_at(step, segment)
+        dealing = self._dealing_for(num_workers)
+        if dealing == self._dealing:
+            return cut, False
+        self._dealing = dealing
+        self._segments = segments(cut, dealing, self._rules)
+        if step < segment.until_step:
+            self._segment = next(self._segments)
+        return cut, True
+
+    def _begin_training(self, pending: Pending) -> Outcome:
+        pause_s = time.monotonic() - self._standing_since
+        resize = Resize(len(self._seats), self._generation, pause_s)
+        return Outcome(pending=pending | self._train(), resize=resize)
+
+    def _train(self) -> Pending:
+        segment = self._segment
+        assert segment is not None
+        self._round = "train"
+        pending: Pending = {}
+        for hand in self._seated:
+            hand.state = "busy"
+            train: Any = hand.actor.train
+            reference = train.remote(segment.until_step, save=segment.cut is not None)
+            pending[reference] = hand.task("train")
+        return pending
 
     def lacks_room(self) -> bool:
-        """False: a launch waits for room, and nobody is replaced without one."""
+        """False: `watch` says so."""
         return False
 
     def close(self) -> None:
-        end(self._workers)
-        self._workers = []
+        self._crew.close()
         if self._room is not None:
             self._room.close()
             self._room = None
 
 
-def _task(action: Literal["start", "train"], rank: int) -> Task:
-    return Task(f"worker {rank}", action, rank)
-
-
 def all_reduce_strategy(
-    plan: RunPlan, flat: FlatModel, *, rank: int, rendezvous: Rendezvous, checkpoint_url: str
+    plan: RunPlan, flat: FlatModel, *, number: int, checkpoint_url: str | None
 ) -> UpdateStrategy:
-    """The strategy of one rank."""
+    """The strategy of the worker of this number."""
+    assert number >= 0
     return AllReduce(
         plan.config,
         flat,
-        rank=rank,
-        world_size=plan.num_workers,
-        rendezvous=rendezvous,
         checkpoint_url=checkpoint_url,
         run_dir=plan.run_dir,
-    )
-
-
-def _stream(
-    plan: RunPlan,
-    _strategy: UpdateStrategy,
-    *,
-    position: Position,
-    num_lanes: int,
-    rank: int,
-) -> Iterator[Batch]:
-    return SampleStream(
-        plan.data.open_index(),
-        plan.config.data,
-        order=plan.order,
-        position=position,
-        batch_size=plan.config.batch_size,
-        num_lanes=num_lanes,
-        rank=rank,
-        world_size=plan.num_workers,
-        num_epochs=plan.config.num_epochs,
-        training=True,
-        num_classes=plan.num_classes,
+        own_address=ray.util.get_node_ip_address(),
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
+from ray._private.state import state
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -35,6 +36,11 @@ def others() -> dict[str, str]:
     nodes: list[dict[str, Any]] = ray.nodes()
     alive = {node["NodeID"]: node["NodeManagerAddress"] for node in nodes if node["Alive"]}
     return {node_id: address for node_id, address in alive.items() if node_id != here()}
+
+
+def draining() -> frozenset[str]:
+    """The ids of the nodes that are about to go (a notice of pre-emption, `ray drain-node`)."""
+    return frozenset(state.get_draining_nodes())
 
 
 def resources() -> list[dict[str, float]]:

@@ -6,22 +6,21 @@ there is room. A lost server takes the run back to the last checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import ray
 from ray.actor import ActorHandle
 
-from datapipe.batch import Batch
-from datapipe.batch_stream import BatchStream
-from datapipe.plan import leased_batches
 from xdist.checkpoint import Checkpoint, Cut, checkpoint_url
 from xdist.flat import FlatModel, even_ranges
 from xdist.parameter_server import Commit, ServerPlan
 from xdist.strategies import UpdateStrategy
-from xdist.strategies.push_pull import PushPull
-from xdist.topologies import Outcome, Pending, RunPlan, Saved, Task
+from xdist.strategies.push_pull import PushPull, Servers
+from xdist.topologies import Fault, Outcome, Pending, RunPlan, Saved, Task
 from xdist.topologies.actors import Room, end, server_on
+from xdist.topologies.batches import LeasedBatches, open_stream
 from xdist.worker import WorkerReport
 
 MakeStrategy = Callable[..., UpdateStrategy]
@@ -84,12 +83,18 @@ class PushPullTopology:
             rank,
             self._plan.config,
             num_classes=self._plan.num_classes,
-            make_strategy=partial(
-                self._make_strategy, servers=tuple(self._servers), ranges=self._ranges, worker=rank
+            make_strategy=partial(self._make_strategy, number=rank),
+            make_batches=partial(
+                LeasedBatches,
+                partial(open_stream, self._plan),
+                batch_size=self._plan.config.batch_size,
             ),
-            make_batches=partial(_stream, self._plan),
         )
         return {self._workers[rank].start.remote(): Task(f"worker {rank}", "start", rank)}
+
+    def _join(self, rank: int) -> Pending:
+        servers = Servers(tuple(self._servers), self._ranges, worker=rank)
+        return {self._workers[rank].join.remote(servers): Task(f"worker {rank}", "join", rank)}
 
     def _train(self, rank: int, *, until_step: int) -> Pending:
         return {self._workers[rank].train.remote(until_step): Task(f"worker {rank}", "train", rank)}
@@ -102,6 +107,8 @@ class PushPullTopology:
             case "connect":
                 return Outcome(pending=self._start_workers())
             case "start":
+                return Outcome(pending=self._join(task.number))
+            case "join":
                 until_step = self._plan.config.report_every_steps
                 return Outcome(pending=self._train(task.number, until_step=until_step))
             case "train":
@@ -117,6 +124,9 @@ class PushPullTopology:
         raise AssertionError(f"{task} does not end")
 
     def _receive_report(self, rank: int, report: WorkerReport) -> Outcome:
+        if report.interrupted is not None:
+            task = Task(f"worker {rank}", "train", rank)
+            return Outcome((report,), faults=(Fault(task, report.interrupted, "complaint"),))
         if report.is_final:
             return Outcome(reports=(report,))
         until_step = report.progress.own_step + self._plan.config.report_every_steps
@@ -125,17 +135,26 @@ class PushPullTopology:
     def _save(self, cut: Cut) -> Pending:
         url = checkpoint_url(self._plan.run_dir, cut.step)
         saves: Pending = {
-            actor.save.remote(cut.step, url): Task(f"server {number}", "save", number, cut)
+            actor.save.remote(cut.step, url): Task(f"server {number}", "save", number, cut=cut)
             for number, actor in enumerate(self._servers)
         }
         return saves if cut.is_final else saves | self._next_cut(after_step=cut.step)
 
-    def replace(self, lost: Task, /) -> Pending | None:
-        if lost.action not in ("start", "train"):
+    def replace(self, lost: Task, /) -> Outcome | None:
+        if lost.action not in ("start", "join", "train"):
             return None
         end([self._workers.pop(lost.number)])
         lead = self._servers[0]
-        return {lead.release.remote(lost.number): Task("server 0", "release", lost.number)}
+        release: ray.ObjectRef[Any] = lead.release.remote(lost.number)
+        return Outcome(pending={release: Task("server 0", "release", lost.number)})
+
+    def is_current(self, _task: Task, /) -> bool:
+        """True: an actor that is lost is heard of once."""
+        return True
+
+    def watch(self) -> Outcome:
+        """Nothing: what is lost says so itself."""
+        return Outcome()
 
     def lacks_room(self) -> bool:
         return self._room is not None and not self._room.is_placed
@@ -156,23 +175,7 @@ def send_commit(followers: Sequence[ActorHandle[Any]], commit: Commit) -> None:
         follower.apply.remote(commit)
 
 
-def push_pull_strategy(
-    flat: FlatModel,
-    *,
-    servers: tuple[ActorHandle[Any], ...],
-    ranges: tuple[tuple[int, int], ...],
-    worker: int,
-) -> PushPull:
-    """The strategy of one incarnation of a worker."""
-    return PushPull(flat, servers=servers, ranges=ranges, worker=worker)
-
-
-def _stream(plan: RunPlan, strategy: PushPull) -> Iterator[Batch]:
-    return BatchStream.of_plans(
-        plan.data.open_index(),
-        plan.config.data,
-        leased_batches(strategy.leases(), batch_size=plan.config.batch_size),
-        order=plan.order,
-        training=True,
-        num_classes=plan.num_classes,
-    )
+def push_pull_strategy(flat: FlatModel, *, number: int) -> PushPull:
+    """The strategy of one incarnation of the worker of this number."""
+    assert number >= 0
+    return PushPull(flat)

@@ -1,0 +1,170 @@
+"""Computation: from a batch to its gradient, in the flat vector of the model.
+
+A batch is computed in parts, one after the other: its lanes, where they are the groups of batch
+norm, else as many as `compute.accumulation_steps` says. As soon as the backward of the last part
+has a parameter's gradient, the listener is told: whoever sends it can do so meanwhile.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datapipe.batch import Batch, normalize
+from xdist import losses
+from xdist.config import TrainConfig
+from xdist.flat import FlatModel, even_ranges
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+NUM_COUNTS = 4
+
+
+class BatchSums:
+    """What is summed over the parts of a batch, and by an all-reduce over those of all ranks: one
+    vector, (S + 4,), of the weights' type.
+    """
+
+    def __init__(self, flat: FlatModel) -> None:
+        self.vector = flat.weights.new_zeros(len(flat.statistics) + NUM_COUNTS)
+        self.statistics = self.vector[:-NUM_COUNTS]
+        """(S,): batch-norm statistics of the parts that have samples."""
+        self.num_parts, self.num_samples, self.loss, self.stop_votes = self.vector[-NUM_COUNTS:]
+        """Parts with samples; samples that count; the sum of their losses; ranks that want to stop
+        after this step. () each.
+        """
+
+
+class GradientListener(Protocol):
+    """Is told how far a batch's gradient has come."""
+
+    def begin(self, sums: BatchSums) -> None:
+        """All forward passes of the batch are done; the last backward follows."""
+
+    def gradient_ready(self, parameter: int) -> None:
+        """The gradient of this parameter, by its number in the layout, is in the flat vector."""
+
+
+class Nobody:
+    """A listener who does not care."""
+
+    def begin(self, sums: BatchSums) -> None:
+        """Nothing is sent."""
+
+    def gradient_ready(self, parameter: int) -> None:
+        """Nothing is sent."""
+
+
+class Computation:
+    """Computes the gradients of one model."""
+
+    def __init__(self, config: TrainConfig, flat: FlatModel) -> None:
+        self._config = config
+        self._flat = flat
+        self._loss = make_loss(config)
+        self._sums = BatchSums(flat)
+        self._pixels: Tensor | None = None
+        self._listener: GradientListener | None = None
+        self._is_first = True
+        views = [entry.view(flat.gradients) for entry in flat.layout.parameters]
+        parameters: list[Any] = list(flat.model.parameters())
+        for number, parameter in enumerate(parameters):
+            collect = partial(self._collect, number, views[number])
+            parameter.register_post_accumulate_grad_hook(collect)
+
+    def compute(
+        self, batch: Batch, *, seeds: Sequence[int], divisor: float, listener: GradientListener
+    ) -> BatchSums:
+        """Fill `flat.gradients` with the gradient of sum(sample_weight * loss) / divisor.
+
+        seeds: of dropout; one for each lane with bn_group lane, else one for the batch. The sums
+        that are returned are those that `listener.begin` got, and valid until the next call.
+        """
+        rows = self._parts(batch)
+        is_filled = [bool(batch.sample_weights[start:stop].any()) for start, stop in rows]
+        labels = [int(batch.label_offsets[start]) for start, _ in rows] + [len(batch.label_ids)]
+        batch = batch.to(self._flat.weights.device)
+        self._sums.vector.zero_()
+        for number, (start, stop) in enumerate(rows):
+            if number < len(seeds):
+                torch.manual_seed(seeds[number])
+            label_ids = batch.label_ids[labels[number] : labels[number + 1]]
+            label_offsets = batch.label_offsets[start : stop + 1] - labels[number]
+            per_sample = self._forward(batch.images[start:stop], label_ids, label_offsets)
+            loss = (per_sample * batch.sample_weights[start:stop]).sum()
+            self._sums.loss += loss.detach()
+            if is_filled[number]:
+                self._sums.statistics += self._flat.statistics
+                self._sums.num_parts += 1
+            self._is_first = number == 0
+            if number == len(rows) - 1:
+                self._sums.num_samples += batch.num_samples
+                self._listener = listener
+                listener.begin(self._sums)
+            torch.autograd.backward(loss / divisor)
+        self._listener = None
+        return self._sums
+
+    def warm_up(self, num_images: int) -> None:
+        """Compute the gradient of so many black images without labels."""
+        side = self._config.data.image_size
+        batch = Batch(
+            images=torch.zeros(num_images, side, side, 3, dtype=torch.uint8),
+            label_ids=torch.zeros(0, dtype=torch.int64),
+            label_offsets=torch.zeros(num_images + 1, dtype=torch.int64),
+            sample_weights=torch.ones(num_images),
+            sample_ids=torch.zeros(num_images, dtype=torch.int64),
+            spans=(),
+            segment_sizes=(num_images,),
+            num_samples=num_images,
+            corrupt=(),
+        )
+        self.compute(batch, seeds=(), divisor=1.0, listener=Nobody())
+
+    def _forward(self, images: Tensor, label_ids: Tensor, label_offsets: Tensor) -> Tensor:
+        """The loss of each image: (N,)."""
+        if self._pixels is not None and len(self._pixels) != len(images):
+            self._pixels = None
+        self._pixels = normalize(images, out=self._pixels)
+        pixels = self._pixels.to(self._flat.weights.dtype)
+        logits = self._flat.model(pixels)
+        return self._loss(logits, label_ids, label_offsets)
+
+    def _parts(self, batch: Batch) -> list[tuple[int, int]]:
+        """Rows [start, stop) of each part."""
+        if self._config.bn_group == "lane":
+            stops = itertools.accumulate(batch.segment_sizes, initial=0)
+            return list(itertools.pairwise(stops))
+        num_parts = min(self._config.compute.accumulation_steps, len(batch.sample_weights))
+        return list(even_ranges(len(batch.sample_weights), num_parts))
+
+    def _collect(self, number: int, view: Tensor, parameter: Tensor) -> None:
+        """Bring a gradient into the flat vector: copied for the first part, which spares setting
+        the vector to zero, added for those that follow.
+        """
+        assert parameter.grad is not None
+        if self._is_first:
+            view.copy_(parameter.grad)
+        else:
+            view.add_(parameter.grad)
+        parameter.grad = None
+        if self._listener is not None:
+            self._listener.gradient_ready(number)
+
+
+def make_loss(config: TrainConfig) -> Loss:
+    """The loss of the configuration: (logits, label_ids, label_offsets) -> (N,), as in `losses`."""
+    if config.loss == "sigmoid":
+        return losses.sigmoid_cross_entropy
+    return partial(losses.softmax_cross_entropy, label_smoothing=config.label_smoothing)
+
+
+def dropout_seed(seed: int, key: int, step: int) -> int:
+    """Seed of the dropout of one part (by rank, worker or lane: `key`) of a step."""
+    words = np.random.SeedSequence((seed, key, step)).generate_state(2, dtype=np.uint32)
+    return int(words[0]) << 32 | int(words[1])

@@ -1,0 +1,156 @@
+"""Group: the ranks of one generation, connected; NCCL between GPUs, gloo between CPUs.
+
+It is a process group of its own, not torch's global one, so that leaving it is dropping it. Where a
+peer is gone, all that waits for it ends with `PeerLost`: with gloo because its connection ends, and
+then those of whoever noticed and left. A peer that hangs keeps its connections: end it first.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from xdist.errors import PeerLost
+
+NUM_GLOO_THREADS = 2
+CONNECT_TIMEOUT = timedelta(seconds=60)
+GO, CANCELLED = "go", "cancelled"
+
+
+@dataclass(frozen=True)
+class Rendezvous:
+    """Where the ranks of one generation of the group meet."""
+
+    host: str
+    port: int
+    generation: int
+
+    @property
+    def prefix(self) -> str:
+        """Of this generation's keys in the store."""
+        return f"generation-{self.generation}"
+
+
+Store = dist.TCPStore
+
+
+def open_store(host: str) -> Store:
+    """A rendezvous store in this process, on a free port of `host` alone. It lives in the driver:
+    any rank may die.
+    """
+    listener = socket.create_server((host, 0))
+    port = listener.getsockname()[1]
+    return dist.TCPStore(
+        host, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
+    )
+
+
+def reach_store(rendezvous: Rendezvous) -> Store:
+    """The store that a driver opened. Raises `PeerLost`."""
+    try:
+        return dist.TCPStore(
+            rendezvous.host, rendezvous.port, is_master=False, timeout=CONNECT_TIMEOUT
+        )
+    except RuntimeError as error:
+        raise PeerLost(f"the driver's rendezvous is not reached: {error}") from error
+
+
+class Group:
+    """One rank's end of the group. Construction waits until all ranks are there.
+
+    own_address: of this node, as its peers know it. timeout_s: for the others, then and in
+    everything that follows. Raises `PeerLost` when one is not there in time, or the rendezvous is
+    cancelled.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        rendezvous: Rendezvous,
+        *,
+        rank: int,
+        world_size: int,
+        own_address: str,
+        device: torch.device,
+        timeout_s: float,
+    ) -> None:
+        self._rank = rank
+        self.timeout_s = timeout_s
+        self._is_nccl = device.type == "cuda"
+        self._group: Any = None
+        with self._peers("the group did not come together"):
+            meeting = dist.PrefixStore(rendezvous.prefix, store)
+            _wait_for_all(meeting, world_size, timeout_s)
+            timeout = timedelta(seconds=timeout_s)
+            if self._is_nccl:
+                options: Any = dist.ProcessGroupNCCL.Options()
+                options._timeout = timeout
+                self._group = dist.ProcessGroupNCCL(meeting, rank, world_size, options)
+            else:
+                gloo: Any = dist.ProcessGroupGloo
+                options = gloo._Options()
+                options._timeout = timeout
+                options._threads = NUM_GLOO_THREADS
+                options._devices = [gloo.create_device(hostname=own_address)]
+                self._group = gloo(meeting, rank, world_size, options)
+
+    def all_reduce(self, tensor: Tensor) -> Any:
+        """Begin to sum a tensor over the ranks, in place; `wait` for what this returns."""
+        options: Any = dist.AllreduceOptions()
+        options.reduceOp = dist.ReduceOp.SUM
+        options.timeout = timedelta(seconds=self.timeout_s)
+        with self._peers("an all-reduce did not begin"):
+            return self._group.allreduce([tensor], options)
+
+    def wait(self, work: Any) -> None:
+        """Until a collective has ended; on a GPU, until its stream has it in the right order."""
+        with self._peers("an all-reduce failed"):
+            work.wait()
+
+    def send(self, tensor: Tensor, *, to: int) -> None:
+        with self._peers(f"sending to rank {to} failed"):
+            self._group.send([tensor], to, 0).wait()
+
+    def receive(self, tensor: Tensor, *, sender: int) -> None:
+        """Fill the tensor."""
+        with self._peers(f"receiving from rank {sender} failed"):
+            self._group.recv([tensor], sender, 0).wait()
+
+    def leave(self) -> None:
+        """End the connections, so that what peers wait for fails. With gloo they end when nobody
+        refers to the group or its work any more: drop what `all_reduce` returned before.
+        """
+        if self._is_nccl and self._group is not None:
+            self._group.abort()
+        self._group = None
+
+    @contextmanager
+    def _peers(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:  # Also DistBackendError, DistNetworkError, DistStoreError.
+            raise PeerLost(f"rank {self._rank}: {what}: {error}") from error
+
+
+def _wait_for_all(meeting: dist.Store, world_size: int, timeout_s: float) -> None:
+    """Before ranks connect: one that is lost meanwhile would keep the others for the whole timeout,
+    while this wait can be cancelled.
+    """
+    meeting.set_timeout(timedelta(seconds=timeout_s))
+    if meeting.add("num_ranks", 1) == world_size:
+        meeting.set(GO, GO)
+    if meeting.get(GO) != GO.encode():
+        raise RuntimeError("the rendezvous was cancelled")
+
+
+def cancel(store: Store, rendezvous: Rendezvous) -> None:
+    """Somebody of this generation is lost: whoever waits for all to come is not to."""
+    dist.PrefixStore(rendezvous.prefix, store).set(GO, CANCELLED)

@@ -1,0 +1,166 @@
+"""Crew: the worker actors of a synchronous run, what is known of each, and who does not answer.
+
+Every worker that runs has a pulse: a call on a thread of its own that comes back once a second. A
+process that was stopped, or whose node cannot be reached, leaves it unanswered; one that is stuck
+says in what. Both are for their own deadline to notice: nothing else would tell.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import ray
+from ray.actor import ActorHandle
+
+from xdist.topologies import Fault, Pending, Task
+from xdist.topologies.actors import CONTROL, end
+from xdist.worker import Pulse, Worker
+
+logger = logging.getLogger(__name__)
+
+PULSE_S = 1.0
+"""Between two pulses of a worker."""
+LEAST_PATIENCE_S = 10.0
+STEPS_OF_PATIENCE = 5.0
+PATIENCE_BEFORE_STEPS_S = 600.0
+"""As long as no step was made: a first one may compile, or read cold data."""
+GRACE_S = 5.0
+"""For a pulse, once somebody has said that a peer is lost."""
+
+MakeActor = Callable[[int, bool], ActorHandle[Any]]
+"""From a worker's number, and whether it takes its state from the checkpoint."""
+
+
+@dataclass
+class Hand:
+    """One worker actor."""
+
+    number: int
+    life: int
+    actor: ActorHandle[Any]
+    state: Literal["starting", "ready", "busy", "idle"]
+    """ready: started, and in no group yet; busy: joins or trains; idle: in the group, between."""
+    step: int | None
+    """Of the state that it has; None where it has none yet."""
+    node_id: str | None = None
+    pulse: Pulse | None = None
+    pulse_reference: ray.ObjectRef[Any] | None = None
+    pulse_sent: float = field(default_factory=time.monotonic)
+
+    def task(self, action: Any) -> Task:
+        return Task(f"worker {self.number}", action, self.number, life=self.life)
+
+
+class Crew:
+    """The actors, by the numbers of the workers."""
+
+    def __init__(
+        self, make_actor: MakeActor, *, patience_s: float | None, warm_up_images: int
+    ) -> None:
+        """patience_s: before a worker counts as lost; None: by the time of its steps."""
+        self._make_actor = make_actor
+        self._configured_patience_s = patience_s
+        self._warm_up_images = warm_up_images
+        self._hands: dict[int, Hand] = {}
+        self._num_lives = 0
+        self.longest_step_s = 0.0
+
+    def __iter__(self) -> Iterator[Hand]:
+        return iter(self._hands.values())
+
+    def alive(self, life: int) -> Hand | None:
+        """The worker of this life; None if it is gone."""
+        return next((hand for hand in self if hand.life == life), None)
+
+    def find(self, task: Task) -> Hand | None:
+        """Who was asked this; None if that one is gone."""
+        hand = self._hands.get(task.number)
+        return hand if hand is not None and hand.life == task.life else None
+
+    def start(self, number: int, *, step: int | None) -> Pending:
+        """Start a worker, in place of another of this number if there was one. step: that of the
+        checkpoint that it reads its state from; None: a peer will send it.
+        """
+        if number in self._hands:
+            end([self._hands[number].actor])
+        self._num_lives += 1
+        actor = self._make_actor(number, step is not None)
+        hand = Hand(number, self._num_lives, actor, "starting", step)
+        self._hands[number] = hand
+        num_images = self._warm_up_images if step is None else 0
+        return {actor.__ray_call__.remote(_start, num_images): hand.task("start")}
+
+    def started(self, hand: Hand, node_id: str) -> Pending:
+        """The worker is ready, on this node: it has a pulse from now on."""
+        hand.state, hand.node_id = "ready", node_id
+        return self._feel(hand)
+
+    def felt(self, hand: Hand, pulse: Pulse) -> Pending:
+        """A pulse came back; send the next one."""
+        hand.pulse = pulse
+        self.longest_step_s = max(
+            (other.pulse.longest_step_s for other in self if other.pulse), default=0.0
+        )
+        return self._feel(hand)
+
+    def _feel(self, hand: Hand) -> Pending:
+        pulse: Any = hand.actor.pulse.options(concurrency_group=CONTROL)
+        hand.pulse_reference = pulse.remote(PULSE_S, self.patience_s)
+        hand.pulse_sent = time.monotonic()
+        return {hand.pulse_reference: hand.task("pulse")}
+
+    @property
+    def patience_s(self) -> float:
+        """How long a worker that others wait for may be at one thing."""
+        if self._configured_patience_s is not None:
+            return self._configured_patience_s
+        if not self.longest_step_s:
+            return PATIENCE_BEFORE_STEPS_S
+        return max(LEAST_PATIENCE_S, STEPS_OF_PATIENCE * self.longest_step_s)
+
+    def silent(self, *, is_broken: bool) -> list[Fault]:
+        """Workers whose process does not answer. is_broken: somebody has said that one is lost."""
+        patience_s = GRACE_S if is_broken else min(self.patience_s, LEAST_PATIENCE_S)
+        limit_s = PULSE_S + patience_s
+        now = time.monotonic()
+        return [
+            Fault(hand.task("pulse"), f"gave no answer for {limit_s:g} s", "lost")
+            for hand in self
+            if hand.pulse_reference is not None
+            and now - hand.pulse_sent > limit_s
+            and not ray.wait([hand.pulse_reference], timeout=0)[0]
+        ]
+
+    def stuck(self, *, is_broken: bool) -> list[Fault]:
+        """Workers that others wait for, and who are at one thing for too long."""
+        busy = [(hand, hand.pulse) for hand in self if hand.state == "busy" and hand.pulse]
+        if not is_broken and not any(pulse.phase == "update" for _, pulse in busy):
+            return []
+        return [
+            Fault(
+                hand.task("pulse"),
+                f"was in {pulse.phase!r} for {pulse.phase_s:.1f} s, while others waited for it",
+                "lost",
+            )
+            for hand, pulse in busy
+            if (is_broken or pulse.phase in ("data", "compute", "save"))
+            and pulse.phase_s > self.patience_s + (GRACE_S if is_broken else 0)
+        ]
+
+    def close(self) -> None:
+        """End all of them."""
+        end(hand.actor for hand in self)
+        self._hands = {}
+
+
+def _start(worker: Worker, num_images: int) -> str:
+    """In the worker's process: get ready; returns the id of the node."""
+    worker.start()
+    if num_images:
+        worker.warm_up(num_images)
+    node_id: str = ray.get_runtime_context().get_node_id()
+    return node_id
