@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NoReturn
@@ -26,11 +25,12 @@ from ray.exceptions import (
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
-from datapipe.errors import CorruptSample, DataError, TooManyBadSamples
+from datapipe.errors import CorruptSample, DataError, TooManyBadSamples, UnreadableUrl
 from xdist import checkpoint, scoring
 from xdist.checkpoint import Checkpoint
 from xdist.config import TrainConfig
-from xdist.errors import LeaseLost, NotEnoughResources, PeerLost, RunFailed, UserError
+from xdist.errors import LeaseLost, NotEnoughResources, PeerLost, UserError
+from xdist.fault_history import FaultHistory
 from xdist.metrics import Metrics
 from xdist.preparation import Preparation, prepare, starting_checkpoint
 from xdist.progress import ProgressDisplay
@@ -76,31 +76,6 @@ class Summary:
     """Weights (average, raw) -> measure -> score of the last checkpoint."""
 
 
-class FaultHistory:
-    """What failed in a run so far, within its budget."""
-
-    def __init__(self, allowed: int, *, window_s: float) -> None:
-        self._allowed = allowed
-        self._window_s = window_s
-        self._faults: deque[tuple[float, str]] = deque()
-
-    def add(self, actor: str, cause: str) -> None:
-        """Count a fault. Raises `RunFailed`, with the history, when the budget is spent."""
-        now = time.monotonic()
-        self._faults.append((now, f"{actor}: {cause}"))
-        while self._faults[0][0] < now - self._window_s:
-            self._faults.popleft()
-        number, allowed = len(self._faults), self._allowed
-        logger.warning("%s lost recoveries=%d allowed=%d cause=%s", actor, number, allowed, cause)
-        if number > allowed:
-            history = "\n  ".join(f"{now - at:.0f} s ago, {line}" for at, line in self._faults)
-            raise RunFailed(
-                f"{number} faults within {self._window_s:g} s (cluster.recovery_window_s), "
-                f"cluster.max_recoveries allows {allowed}:\n  {history}"
-                "\nthe same command resumes from the last checkpoint"
-            )
-
-
 class Driver:
     """Drives one run from its latest checkpoint to its end."""
 
@@ -136,6 +111,7 @@ class Driver:
         cluster = self._plan.config.cluster
         self._faults = FaultHistory(cluster.max_recoveries, window_s=cluster.recovery_window_s)
         self._watched = time.monotonic()
+        self._num_listed = 0
 
     def drive(self) -> Summary:
         """Train, save and score to the end. Raises what a worker raised, and `RunFailed` after too
@@ -222,6 +198,8 @@ class Driver:
         except RayTaskError as error:
             if isinstance(error.cause, (PeerLost, LeaseLost)):
                 return (Fault(task, str(error.cause), "complaint"),)
+            if isinstance(error.cause, UnreadableUrl) and task.action == "train":
+                return (Fault(task, str(error.cause), "lost"),)  # Another node may reach it.
             self._raise_cause(error)
         except LOST as error:
             if isinstance(error, RayActorError) and error.actor_init_failed:
@@ -229,6 +207,8 @@ class Driver:
             return (Fault(task, _first_line(error), "lost"),)
 
     def _apply(self, outcome: Outcome) -> tuple[Fault, ...]:
+        if outcome.corrupt:
+            self._quarantine(outcome.corrupt)
         self._observe(outcome.reports)
         for saved in outcome.saved:
             self._publish_if_complete(saved)
@@ -238,7 +218,7 @@ class Driver:
         return outcome.faults
 
     def _note_resize(self, resize: Resize) -> None:
-        self._metrics.resize(resize.num_workers)
+        self._metrics.resize(resize.num_workers, pause_s=resize.pause_s)
         logger.info(
             "group formed workers=%d generation=%d pause_s=%.2f",
             resize.num_workers,
@@ -266,6 +246,9 @@ class Driver:
 
     def _quarantine(self, corrupt: Sequence[CorruptSample]) -> None:
         listed = self._run.quarantine(corrupt)
+        if len(listed) == self._num_listed:
+            return
+        self._num_listed = len(listed)
         allowed = self._plan.config.data.bad_samples_allowed(self._plan.order.num_samples)
         logger.warning("samples skipped listed=%d allowed=%d", len(listed), allowed)
         if len(listed) > allowed:
@@ -416,7 +399,7 @@ def train(
     `on_other_nodes` is called once on each of them before anything else.
     """
     nodes.on_others(on_other_nodes)
-    preparation = prepare(config, run, nodes.resources())
+    preparation = prepare(config, run, nodes.resources_for(config))
     plan = nodes.placed(preparation.plan)
     run.store(CONFIG, preparation.config.to_json())
     logger.info("configuration %s", json.dumps(plan.config.to_json()))

@@ -6,6 +6,7 @@ Names are in base units; counters end in `_total`; no label has many values.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections import deque
@@ -16,7 +17,10 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from datapipe.counters import ReadCounters
+from xdist.stragglers import Straggler, StragglerLog, find_straggler, own_seconds
 from xdist.worker import WorkerReport
+
+logger = logging.getLogger(__name__)
 
 STALENESS_BUCKETS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256)
 SECONDS_BUCKETS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
@@ -36,6 +40,7 @@ class Metrics:
 
     def __init__(self, *, epoch_samples: int, num_workers: int) -> None:
         self.registry = registry = CollectorRegistry()
+        self._straggler_log = StragglerLog()
         self.step = 0
         """Updates of the weights, as far as is known: what asynchronous workers report arrives in
         any order.
@@ -69,6 +74,24 @@ class Metrics:
         self._learning_rate = Gauge("xdist_learning_rate", "Of the last update", registry=registry)
         self._workers = Gauge("xdist_workers", "Workers of the run", registry=registry)
         self._workers.set(num_workers)
+        self._own_seconds = Gauge(
+            "xdist_worker_step_seconds",
+            "What a worker needs for its own part of a step",
+            ["worker"],
+            registry=registry,
+        )
+        self._straggler = Counter(
+            "xdist_straggler_seconds",
+            "Time that all others waited for this worker",
+            ["worker"],
+            registry=registry,
+        )
+        self._pause_seconds = Histogram(
+            "xdist_group_pause_seconds",
+            "Training stood still while a group formed",
+            buckets=SECONDS_BUCKETS,
+            registry=registry,
+        )
         self._score = Gauge("xdist_score", "Last score", ["weights", "measure"], registry=registry)
         self._checkpoint_seconds = Histogram(
             "xdist_checkpoint_seconds",
@@ -115,6 +138,7 @@ class Metrics:
         num_samples, loss = fullest.num_samples, fullest.loss
         staleness = [value for report in reports for value in report.staleness.items()]
         self._count(reports, num_samples)
+        straggler = self._compare(reports)
         rate = self._samples_per_s()
         self._rate.set(rate)
         self._learning_rate.set(newest.learning_rate)
@@ -131,12 +155,15 @@ class Metrics:
             "samples_per_s": rate,
             "data_wait_s": sum(report.data_wait_s for report in reports) / len(reports),
             "num_workers": self._num_workers,
+            "straggler": straggler.worker if straggler else None,
+            "straggler_cost_s": straggler.cost_s if straggler else None,
             "staleness_mean": _mean(staleness),
             "staleness_max": max((value for value, _ in staleness), default=None),
         }
 
-    def resize(self, num_workers: int) -> None:
-        """So many workers train from now on."""
+    def resize(self, num_workers: int, *, pause_s: float) -> None:
+        """So many workers train from now on, after a pause."""
+        self._pause_seconds.observe(pause_s)
         self._num_workers = num_workers
         self._workers.set(num_workers)
 
@@ -149,6 +176,27 @@ class Metrics:
     def scores(self, weights: str, scores: dict[str, float]) -> None:
         for name, value in scores.items():
             self._score.labels(weights, name).set(value)
+
+    def _compare(self, reports: Sequence[WorkerReport]) -> Straggler | None:
+        """How the ranks of a group differ."""
+        for report in reports:
+            self._own_seconds.labels(report.worker).set(own_seconds(report))
+        straggler = find_straggler(reports)
+        if straggler is not None:
+            steps = max(report.num_steps for report in reports)
+            self._straggler.labels(straggler.worker).inc(straggler.cost_s * steps)
+        if self._straggler_log.is_due(straggler):
+            assert straggler is not None
+            logger.warning(
+                "worker %d is slow step_s=%.3f others_s=%.3f data_wait_s=%.3f; "
+                "each step takes %.3f s longer",
+                straggler.worker,
+                straggler.own_s,
+                straggler.usual_s,
+                straggler.data_wait_s,
+                straggler.cost_s,
+            )
+        return straggler
 
     def _count(self, reports: Sequence[WorkerReport], num_samples: int) -> None:
         self._samples.inc(num_samples)

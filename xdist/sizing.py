@@ -27,28 +27,44 @@ def sized(config: TrainConfig, resources: Nodes) -> TrainConfig:
     gpus = _gpus_per_worker(config, resources)
     cluster = replace(config.cluster, gpus_per_worker=gpus)
     config = replace(config, cluster=cluster)
-    num_workers = config.num_workers
-    if not isinstance(num_workers, int):
-        num_workers = _most_workers(config, resources)
+    if isinstance(config.num_workers, int):
+        num_workers = config.num_workers
+    else:
+        num_workers = max(_most_workers(config, resources), cluster.min_world_size)
     servers = _num_servers(config, num_workers)
-    if not _fits(config, resources, num_workers):
+    if not fits(config, resources, num_workers):
         raise NotEnoughResources(_missing(config, resources, num_workers, servers))
     num_servers = servers if config.strategy == "push_pull" else config.num_servers
     return replace(config, num_workers=num_workers, num_servers=num_servers)
 
 
 def num_lanes(config: TrainConfig, *, num_workers: int) -> int:
-    """Parts that an epoch is dealt in: the configured number, or the smallest divisor of the batch
-    with 4 a worker.
+    """Parts that an epoch is dealt in, where there may be so many workers: the configured number,
+    or the smallest divisor of the batch with 4 a worker. Where workers keep their batch, a multiple
+    of the workers.
     """
+    keeps = config.on_resize == "keep_worker_batch"
+    multiple_of = num_workers if keeps else 1
     if config.num_lanes is not None:
-        if config.num_lanes < num_workers:
+        if config.num_lanes < num_workers or config.num_lanes % multiple_of:
+            of_what = f"multiples of {num_workers} workers" if keeps else f"at least {num_workers}"
             raise UserError(
-                f"num_lanes is {config.num_lanes}; allowed: at least num_workers ({num_workers})"
+                f"num_lanes is {config.num_lanes}; allowed: {of_what}, the most that there may be "
+                "(num_workers, cluster.max_world_size)"
             )
         return config.num_lanes
     wanted = min(LANES_PER_WORKER * num_workers, config.batch_size)
-    return next(n for n in range(wanted, config.batch_size + 1) if config.batch_size % n == 0)
+    divisors = [
+        lanes
+        for lanes in range(num_workers, config.batch_size + 1)
+        if config.batch_size % lanes == 0 and lanes % multiple_of == 0
+    ]
+    if not divisors:
+        raise UserError(
+            f"batch_size is {config.batch_size}; allowed: multiples of {num_workers} workers, with "
+            "on_resize keep_worker_batch; at least so many samples, else"
+        )
+    return next((lanes for lanes in divisors if lanes >= wanted), divisors[-1])
 
 
 def _gpus_per_worker(config: TrainConfig, resources: Nodes) -> int:
@@ -68,7 +84,7 @@ def _num_servers(config: TrainConfig, num_workers: int) -> int:
     return max(FEWEST_SERVERS, -(-num_workers // WORKERS_PER_SERVER))
 
 
-def _fits(config: TrainConfig, resources: Nodes, num_workers: int) -> bool:
+def fits(config: TrainConfig, resources: Nodes, num_workers: int) -> bool:
     """Whether the nodes hold so many workers, and servers beside them: each on one node."""
     gpus = _gpus_per_worker(config, resources)
     free = [(node.get("CPU", 0), node.get("GPU", 0)) for node in resources]
@@ -85,10 +101,12 @@ def _fits(config: TrainConfig, resources: Nodes, num_workers: int) -> bool:
 
 
 def _most_workers(config: TrainConfig, resources: Nodes) -> int:
-    """As many as fit, at least one; not more than a synchronous batch has samples."""
-    most = 1
-    largest = config.batch_size if config.strategy == "all_reduce" else math.inf
-    while most < largest and _fits(config, resources, most + 1):
+    """As many as fit beside the spares, at least one; not more than a synchronous run may have."""
+    most, num_spares = 1, config.cluster.num_spares
+    largest: float = math.inf
+    if config.strategy == "all_reduce":
+        largest = min(config.batch_size, config.cluster.max_world_size or math.inf)
+    while most < largest and fits(config, resources, most + 1 + num_spares):
         most += 1
     return most
 

@@ -2,8 +2,8 @@
 
 A worker knows neither its peers nor the servers: what becomes of a gradient is its strategy's
 business. Commands come as arguments of `join` and `train`, state goes back in the `WorkerReport`;
-between two calls nothing runs but the reading of batches. `pulse` and `request_stop` are called
-beside them, by another thread. Weights, step and samples seen are the strategy's; the worker's own
+between two calls nothing runs but the reading of batches. `pulse`, `request_stop` and `abort`
+are called beside them, by another thread. Weights, step and samples seen are the strategy's; the worker's own
 state is derived from (config, seed, batch).
 """
 
@@ -271,6 +271,10 @@ class Worker:
     def request_stop(self) -> None:
         """Have all ranks stop soon, after the same update; called beside all other methods."""
         self._joined_strategy.request_stop()
+
+    def abort(self) -> None:
+        """Wait no longer for others, one of whom is lost; called beside all other methods."""
+        self._joined_strategy.abort()
 
     @property
     def _joined_strategy(self) -> UpdateStrategy:

@@ -77,5 +77,30 @@ def test_lanes_divide_the_batch_and_are_about_four_a_worker(workers: int, lanes:
 
 
 def test_fewer_lanes_than_workers_are_refused() -> None:
-    with pytest.raises(UserError, match="num_lanes is 2; allowed: at least num_workers"):
+    with pytest.raises(
+        UserError, match="num_lanes is 2; allowed: at least 4, the most that there may"
+    ):
         num_lanes(replace(SYNC, num_lanes=2), num_workers=4)
+
+
+def test_where_workers_keep_their_batch_each_has_as_many_lanes() -> None:
+    config = replace(SYNC, on_resize="keep_worker_batch", batch_size=96)
+    assert num_lanes(config, num_workers=3) == 12
+    assert num_lanes(config, num_workers=48) == 96
+    with pytest.raises(UserError, match="batch_size is 96; allowed: multiples of 5 workers"):
+        num_lanes(config, num_workers=5)
+    with pytest.raises(UserError, match="num_lanes is 8; allowed: multiples of 3 workers"):
+        num_lanes(replace(config, num_lanes=8), num_workers=3)
+
+
+def test_auto_leaves_room_for_spares_and_stops_at_the_largest_group() -> None:
+    spares = ClusterConfig(num_spares=2)
+    assert sized(replace(SYNC, cluster=spares), [{"CPU": 8.0}]).num_workers == 6
+    largest = ClusterConfig(max_world_size=4)
+    assert sized(replace(SYNC, cluster=largest), [{"CPU": 8.0}]).num_workers == 4
+
+
+def test_auto_is_not_less_than_the_smallest_group() -> None:
+    smallest = ClusterConfig(min_world_size=4)
+    with pytest.raises(NotEnoughResources, match="4 workers of 1 CPU do not fit"):
+        sized(replace(SYNC, cluster=smallest), [{"CPU": 2.0}])

@@ -95,6 +95,9 @@ class Descent:
     def request_stop(self) -> None:
         self.stops_after = self.progress.step + 1
 
+    def abort(self) -> None:
+        pass
+
     def wait_at_most(self, _timeout_s: float) -> None:
         pass
 

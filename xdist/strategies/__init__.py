@@ -84,5 +84,8 @@ class UpdateStrategy(Protocol):
     def save(self) -> tuple[Part, ...]:
         """Write the parts of a checkpoint that this worker owns, as of now."""
 
+    def abort(self) -> None:
+        """Wait no longer for others, one of whom is lost; from any thread."""
+
     def leave(self) -> None:
         """Part from the others, who may wait for this worker; they get `PeerLost`."""

@@ -8,6 +8,7 @@ the last update.
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Mapping
@@ -28,7 +29,7 @@ from xdist.segments import Dealing
 from xdist.state import STATISTICS, WEIGHTS, RangeState, StatisticsState
 from xdist.strategies import Progress
 from xdist.strategies.buckets import GradientReduction
-from xdist.strategies.group import Group, Rendezvous, Store, reach_store
+from xdist.strategies.group import Group, NoteBoard, Rendezvous, Store, reach_store
 
 
 @dataclass(frozen=True)
@@ -189,6 +190,7 @@ class AllReduce:
     def update(self, batch: Batch, sums: BatchSums) -> None:
         """Sum gradients and statistics over the ranks, and step."""
         assert self._group is not None
+        self._note_corrupt(batch)
         started = time.perf_counter()
         self._reduction.finish()
         self._group.wait(self._sums_work)
@@ -206,6 +208,12 @@ class AllReduce:
         self._statistics.apply(statistics, average_decay=decay)
         step = self._state_step = before.step + 1
         self._progress = Progress(step, step, before.num_samples + num_places, rate)
+
+    def _note_corrupt(self, batch: Batch) -> None:
+        """What cannot be decoded is not forgotten with the worker that met it."""
+        for sample in batch.corrupt:
+            assert self._store is not None
+            NoteBoard(self._store).write(json.dumps(sample.args))
 
     def _scale(self, sums: BatchSums, divisor: float) -> None:
         """Make the summed gradient the mean over all samples, and clip its norm."""
@@ -233,6 +241,10 @@ class AllReduce:
     def wait_at_most(self, timeout_s: float) -> None:
         if self._group is not None:
             self._group.timeout_s = timeout_s
+
+    def abort(self) -> None:
+        if (group := self._group) is not None:
+            group.abort()
 
     def leave(self) -> None:
         self._sums_work = None

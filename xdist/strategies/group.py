@@ -8,6 +8,8 @@ then those of whoever noticed and left. A peer that hangs keeps its connections:
 from __future__ import annotations
 
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from torch import Tensor
 from xdist.errors import PeerLost
 
 NUM_GLOO_THREADS = 2
+POLL_S = 0.0002
 CONNECT_TIMEOUT = timedelta(seconds=60)
 GO, CANCELLED = "go", "cancelled"
 
@@ -84,6 +87,7 @@ class Group:
     ) -> None:
         self._rank = rank
         self.timeout_s = timeout_s
+        self._aborted = threading.Event()
         self._is_nccl = device.type == "cuda"
         self._group: Any = None
         with self._peers("the group did not come together"):
@@ -111,9 +115,27 @@ class Group:
             return self._group.allreduce([tensor], options)
 
     def wait(self, work: Any) -> None:
-        """Until a collective has ended; on a GPU, until its stream has it in the right order."""
+        """Until a collective has ended. On a GPU too it is the host that waits: an update must not
+        be queued behind a sum that may never come.
+        """
         with self._peers("an all-reduce failed"):
+            if self._is_nccl:
+                self._wait_for_gpu(work)
             work.wait()
+
+    def _wait_for_gpu(self, work: Any) -> None:
+        deadline = time.monotonic() + self.timeout_s
+        while not work.is_completed():
+            if self._aborted.wait(POLL_S):
+                raise RuntimeError("a peer is lost")
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"no answer within {self.timeout_s:g} s")
+
+    def abort(self) -> None:
+        """Free who waits for a peer that is lost; from any thread. Gloo needs none: it sees the
+        connection end.
+        """
+        self._aborted.set()
 
     def send(self, tensor: Tensor, *, to: int) -> None:
         with self._peers(f"sending to rank {to} failed"):
@@ -154,3 +176,26 @@ def _wait_for_all(meeting: dist.Store, world_size: int, timeout_s: float) -> Non
 def cancel(store: Store, rendezvous: Rendezvous) -> None:
     """Somebody of this generation is lost: whoever waits for all to come is not to."""
     dist.PrefixStore(rendezvous.prefix, store).set(GO, CANCELLED)
+
+
+class NoteBoard:
+    """Notes in the rendezvous store, which the driver reads also when their writer is gone."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = dist.PrefixStore("notes", store)
+        self._num_read = 0
+
+    def write(self, note: str) -> None:
+        """Leave a note."""
+        try:
+            self._store.set(str(self._store.add("count", 1)), note)
+        except RuntimeError as error:
+            raise PeerLost(f"the driver's rendezvous is not reached: {error}") from error
+
+    def read(self) -> list[str]:
+        """The notes that came since the last call."""
+        first, self._num_read = self._num_read + 1, self._store.add("count", 0)
+        numbers = [str(number) for number in range(first, self._num_read + 1)]
+        return [
+            self._store.get(number).decode() for number in numbers if self._store.check([number])
+        ]

@@ -50,9 +50,7 @@ class PushPull:
         self._ranges = membership.ranges
         self._worker = membership.worker
         [(self._token, version)] = self._call([self._servers[0].register.remote(self._worker)])
-        self._progress: Progress = Progress(
-            own_step=0, step=version, num_samples=0, learning_rate=0.0
-        )
+        self._progress = Progress(own_step=0, step=version, num_samples=0, learning_rate=0.0)
         self._pull(min_version=version)
 
     @property
@@ -90,6 +88,9 @@ class PushPull:
 
     def wait_at_most(self, timeout_s: float) -> None:
         """Servers are waited for until they are gone."""
+
+    def abort(self) -> None:
+        """No other worker is waited for."""
 
     def leave(self) -> None:
         """Nobody waits for this worker."""

@@ -62,7 +62,7 @@ class Task:
 
     actor: str
     action: Literal[
-        "connect", "start", "join", "train", "pulse", "stop", "watch", "cut", "release", "save"
+        "connect", "start", "join", "train", "pulse", "tell", "watch", "cut", "release", "save"
     ]
     number: int
     """Of the worker, or of the server; release: of the worker that is gone."""
@@ -121,6 +121,8 @@ class Outcome:
     saved: tuple[Saved, ...] = ()
     pending: Pending = field(default_factory=dict)
     faults: tuple[Fault, ...] = ()
+    corrupt: tuple[CorruptSample, ...] = ()
+    """Samples that could not be decoded; also of those who cannot report any more."""
     resize: Resize | None = None
 
 

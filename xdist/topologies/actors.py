@@ -35,6 +35,9 @@ CONTROL = "control"
 NUM_CONTROL_THREADS = 2
 
 
+as_actor: Any = ray.remote  # Its types do not know concurrency_groups.
+
+
 class Room:
     """A placement group with a bundle for each worker, and for each server that reserves CPUs; and
     one more for every worker that comes later.
@@ -70,8 +73,9 @@ class Room:
         """A worker actor in the bundle of this number; `arguments` are those of `Worker`. One that
         comes later starts when there is room.
         """
-        remote: Any = ray.remote(concurrency_groups={CONTROL: NUM_CONTROL_THREADS})
-        actor_class: Any = remote(Worker).options(
+        actor_class: Any = as_actor(concurrency_groups={CONTROL: NUM_CONTROL_THREADS})(
+            Worker
+        ).options(
             **NO_RETRIES,
             num_cpus=self._bundle["CPU"],
             num_gpus=self._bundle.get("GPU", 0),

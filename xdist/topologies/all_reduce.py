@@ -8,6 +8,7 @@ Who starts later joins at the end of a step that all agree on.
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from typing import Any, Literal
 import ray
 from ray.actor import ActorHandle
 
+from datapipe.errors import CorruptSample
 from xdist import sizing
 from xdist.checkpoint import Checkpoint, Cut
 from xdist.errors import NotEnoughResources
@@ -25,9 +27,9 @@ from xdist.flat import FlatModel
 from xdist.segments import Dealing, Segment, SegmentRules, cut_at, segments
 from xdist.strategies import UpdateStrategy
 from xdist.strategies.all_reduce import AllReduce, Membership
-from xdist.strategies.group import Rendezvous, cancel, open_store
+from xdist.strategies.group import NoteBoard, Rendezvous, cancel, open_store
 from xdist.topologies import Fault, Outcome, Pending, Resize, RunPlan, Saved, Task, nodes
-from xdist.topologies.actors import CONTROL, Room
+from xdist.topologies.actors import Room
 from xdist.topologies.batches import LaneBatches, open_stream
 from xdist.topologies.crew import Crew, Hand
 from xdist.topologies.seats import Seat, reseat, senders, with_lanes
@@ -49,12 +51,16 @@ class AllReduceTopology:
         self._make_strategy = make_strategy or all_reduce_strategy
         config = plan.config
         self._num_lanes = sizing.num_lanes(config, num_workers=plan.most_workers)
+        most_on_one = -(-self._num_lanes // plan.num_workers)
+        efficiency = self._num_lanes / (plan.num_workers * most_on_one)
+        logger.info("lanes dealt lanes=%d efficiency=%.2f", self._num_lanes, efficiency)
         self._samples_per_lane = config.batch_size // self._num_lanes
         self._rules = SegmentRules(
             config.num_epochs, config.max_steps, config.report_every_steps, plan.save_every_samples
         )
         self._host = ray.util.get_node_ip_address()
         self._store = open_store(self._host)
+        self._notes = NoteBoard(self._store)
         self._generation = 0
         self._room: Room | None = None
         self._crew = self._new_crew()
@@ -65,7 +71,7 @@ class AllReduceTopology:
         self._seats: tuple[Seat, ...] = ()
         self._round: Literal["join", "train"] | None = None
         self._reports: list[WorkerReport] = []
-        self._has_lost = self._is_broken = self._is_stopping = False
+        self._has_lost = self._is_broken = self._is_stopping = self._is_aborted = False
         self._draining: frozenset[str] = frozenset()
         self._standing_since = self._watched = time.monotonic()
         self._dealing = self._dealing_for(plan.num_workers)
@@ -213,7 +219,7 @@ class AllReduceTopology:
         """What follows, once nobody of the group is at work any more."""
         pending = pending or {}
         if any(hand.state == "busy" for hand in self._seated):
-            return Outcome(pending=pending | self._ask_to_stop())
+            return Outcome(pending=pending | self._interfere())
         match self._round:
             case "train":
                 outcome = self._end_training()
@@ -230,15 +236,21 @@ class AllReduceTopology:
             pending = pending | follows
         return replace(outcome, pending=pending)
 
-    def _ask_to_stop(self) -> Pending:
-        """Have the group stop at the end of a step, if it is to change."""
-        is_due = self._round == "train" and self._wants_change
-        if not is_due or self._is_broken or self._is_stopping:
+    def _interfere(self) -> Pending:
+        """Have the group stop at the end of a step, if it is to change; or at once, if it is
+        broken.
+        """
+        if self._is_broken:
+            waiting = [hand for hand in self._seated if hand.state == "busy"]
+            pending: Pending = {}
+            for hand in [] if self._is_aborted else waiting:
+                pending |= self._crew.tell(hand, "abort")
+            self._is_aborted = True
+            return pending
+        if self._is_stopping or self._round != "train" or not self._wants_change:
             return {}
         self._is_stopping = True
-        hand = self._seated[0]
-        stop: Any = hand.actor.request_stop.options(concurrency_group=CONTROL)
-        return {stop.remote(): hand.task("stop")}
+        return self._crew.tell(self._seated[0], "request_stop")
 
     def _end_training(self) -> Outcome:
         """What the ranks' reports come to; then on to the next segment, if this one is complete."""
@@ -258,7 +270,9 @@ class AllReduceTopology:
                 parts = tuple(part for report in reports for part in report.parts)
                 saved = (Saved(segment.cut, parts),)
             self._segment = next(self._segments, None)
-        return Outcome(reports=reports, saved=saved, faults=self._broken_links(reports))
+        corrupt = tuple(CorruptSample(*json.loads(note)) for note in self._notes.read())
+        faults = self._broken_links(reports)
+        return Outcome(reports=reports, saved=saved, faults=faults, corrupt=corrupt)
 
     def _broken_links(self, reports: tuple[WorkerReport, ...]) -> tuple[Fault, ...]:
         """The fault of a group that parted though all of it is there."""
@@ -283,7 +297,7 @@ class AllReduceTopology:
         if len(seats) < self._fewest:
             self._check_waiting(len(seats))
             return pending
-        self._is_broken = self._is_stopping = self._has_lost = False
+        self._has_lost = self._is_broken = self._is_stopping = self._is_aborted = False
         self._generation += 1
         self._rendezvous = Rendezvous(self._host, self._store.port, self._generation)
         alive = {hand.life: hand for hand in self._crew}

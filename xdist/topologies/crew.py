@@ -151,6 +151,11 @@ class Crew:
             and pulse.phase_s > self.patience_s + (GRACE_S if is_broken else 0)
         ]
 
+    def tell(self, hand: Hand, method: Literal["request_stop", "abort"]) -> Pending:
+        """Call a method of a busy worker, which returns at once."""
+        call: Any = getattr(hand.actor, method).options(concurrency_group=CONTROL)
+        return {call.remote(): hand.task("tell")}
+
     def close(self) -> None:
         """End all of them."""
         end(hand.actor for hand in self)

@@ -13,10 +13,15 @@ from typing import Any, TypeVar
 
 import ray
 from ray._private.state import state
+from ray.autoscaler.sdk import request_resources
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from datapipe.decode import active_kernel
+from xdist import sizing
+from xdist.checks import AUTO
+from xdist.config import TrainConfig
 from xdist.errors import UserError
 from xdist.topologies import RunPlan
 
@@ -46,6 +51,27 @@ def draining() -> frozenset[str]:
 def resources() -> list[dict[str, float]]:
     """What each node that is alive has in all."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def resources_for(config: TrainConfig) -> list[dict[str, float]]:
+    """What each node has; where the run may grow, after the autoscaler had `cluster.wait_s` to make
+    room for the fewest workers.
+    """
+    cluster = config.cluster
+    if cluster.max_world_size is None or config.num_workers != AUTO:
+        return resources()
+    worker = {"CPU": cluster.cpus_per_worker}
+    if isinstance(cluster.gpus_per_worker, int) and cluster.gpus_per_worker:
+        worker["GPU"] = float(cluster.gpus_per_worker)
+    request_resources(bundles=[worker] * cluster.max_world_size)
+    retrying = Retrying(
+        retry=retry_if_result(lambda found: not sizing.fits(config, found, cluster.min_world_size)),
+        wait=wait_fixed(1.0),
+        stop=stop_after_delay(cluster.wait_s),
+        retry_error_callback=lambda _state: resources(),
+    )
+    found: list[dict[str, float]] = retrying(resources)
+    return found
 
 
 def on_others(function: Callable[[], Result]) -> dict[str, Result]:

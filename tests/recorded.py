@@ -1,0 +1,212 @@
+"""Synchronous runs whose every update is recorded, and planned faults in them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from datapipe.batch import Batch
+from tests.clusters import wait_until
+from tests.strategies import Wrapped
+from xdist.computation import BatchSums
+from xdist.strategies.all_reduce import Membership
+from xdist.topologies import Outcome, RunPlan, Task
+from xdist.topologies.all_reduce import AllReduceTopology, all_reduce_strategy
+
+THROTTLE_S = 0.4
+
+
+@dataclass(frozen=True)
+class Planned:
+    """Something that happens once in a run, in the process of a worker."""
+
+    name: str
+    worker: int
+    step: int
+    """Before it applies this update; `joining`: before it joins the group that makes it."""
+    act: Callable[[], object]
+    when: str = "update"
+
+
+def kills(worker: int, step: int, *, when: str = "update") -> Planned:
+    """The worker's process gets SIGKILL."""
+    return Planned(f"kill-{worker}-{step}", worker, step, kill_self, when)
+
+
+def stops(worker: int, step: int) -> Planned:
+    """The worker's process gets SIGSTOP."""
+    act = partial(signal_self, signal.SIGSTOP)
+    return Planned(f"stop-{worker}-{step}", worker, step, act)
+
+
+def kills_when(event: Path, worker: int, step: int) -> Planned:
+    """The worker's process waits for this file, and gets SIGKILL."""
+    return Planned(f"kill-{worker}-{step}", worker, step, partial(kill_self_after, event))
+
+
+def kill_self_after(event: Path) -> None:
+    wait_until(lambda: event.exists() or None)
+    kill_self()
+
+
+def kill_self() -> None:
+    signal_self(signal.SIGKILL)
+
+
+def signal_self(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+class Recorded(Wrapped):
+    """Writes a line for each update that it tries, and for each that was applied; slows down while
+    the group is smaller than `full_size`, so that who is on the way arrives before the end.
+    """
+
+    def __init__(
+        self,
+        strategy: Any,
+        *,
+        number: int,
+        directory: Path,
+        planned: Sequence[Planned],
+        full_size: int,
+    ) -> None:
+        super().__init__(strategy)
+        self._flat = strategy._flat
+        self._number = number
+        self._directory = directory
+        self._planned = [plan for plan in planned if plan.worker == number]
+        self._full_size = full_size
+        self._path = directory / f"worker-{number}-{os.getpid()}.jsonl"
+
+    def join(self, membership: Membership) -> None:
+        self._act("joining", membership.step + 1)
+        self.strategy.join(membership)
+        self._generation = membership.rendezvous.generation
+        self._world_size = membership.world_size
+
+    def update(self, batch: Batch, sums: BatchSums) -> None:
+        step = self.strategy.progress.step + 1
+        rows = batch.sample_weights.numpy() > 0
+        self._write("tried", step, ids=batch.sample_ids.numpy()[rows].tolist())
+        self._act("update", step)
+        if self._world_size < self._full_size:
+            threading.Event().wait(THROTTLE_S)
+        self.strategy.update(batch, sums)
+        weights = self._flat.weights.numpy().tobytes()
+        self._write("applied", step, weights=hashlib.sha256(weights).hexdigest())
+
+    def _act(self, when: str, step: int) -> None:
+        for plan in self._planned:
+            marker = self._directory / plan.name
+            if plan.when == when and plan.step == step and not marker.exists():
+                marker.touch()
+                plan.act()
+
+    def _write(self, what: str, step: int, **facts: Any) -> None:
+        line = {
+            "what": what,
+            "step": step,
+            "worker": self._number,
+            "generation": self._generation,
+            "world_size": self._world_size,
+            **facts,
+        }
+        with self._path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def recorded_strategy(
+    directory: Path, planned: Sequence[Planned], full_size: int, *arguments: Any, **named: Any
+) -> Any:
+    strategy = all_reduce_strategy(*arguments, **named)
+    return Recorded(
+        strategy,
+        number=named["number"],
+        directory=directory,
+        planned=planned,
+        full_size=full_size,
+    )
+
+
+class Announcing:
+    """A topology that leaves a file for every worker that is ready."""
+
+    def __init__(self, plan: RunPlan, *, directory: Path, make_strategy: Any) -> None:
+        self._topology = AllReduceTopology(plan, make_strategy=make_strategy)
+        self._directory = directory
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._topology, name)
+
+    def receive(self, task: Task, result: Any) -> Outcome:
+        outcome = self._topology.receive(task, result)
+        if task.action == "start":
+            (self._directory / f"ready-{task.number}").touch()
+        return outcome
+
+
+def recorded_topology(
+    directory: Path, planned: Sequence[Planned] = (), *, full_size: int = 0
+) -> dict[str, Any]:
+    """For `topologies=` of a run: records go to `directory`."""
+    directory.mkdir(exist_ok=True)
+    make_strategy = partial(recorded_strategy, directory, planned, full_size)
+    make = partial(Announcing, directory=directory, make_strategy=make_strategy)
+    return {"all_reduce": make}
+
+
+class Recording:
+    """What the workers of a run wrote."""
+
+    def __init__(self, directory: Path) -> None:
+        lines = [
+            json.loads(line)
+            for path in sorted(directory.glob("worker-*.jsonl"))
+            for line in path.read_text().splitlines()
+        ]
+        self.tried = [line for line in lines if line["what"] == "tried"]
+        self.applied = [line for line in lines if line["what"] == "applied"]
+
+    def steps(self) -> dict[int, tuple[int, int]]:
+        """Step -> the generation that made it, and its size."""
+        return {line["step"]: (line["generation"], line["world_size"]) for line in self.applied}
+
+    def sizes(self) -> list[int]:
+        """Sizes of the groups that made steps, in order."""
+        made_by = self.steps()
+        in_order = dict.fromkeys(made_by[step] for step in sorted(made_by))
+        return [size for _, size in in_order]
+
+    def check(self, *, num_samples: int, num_epochs: int) -> None:
+        """Every step was made once, by one generation, with the same weights on all ranks; the
+        samples of every epoch came once.
+        """
+        generations = defaultdict(set)
+        weights = defaultdict(set)
+        for line in self.applied:
+            generations[line["step"]].add(line["generation"])
+            weights[line["step"]].add(line["weights"])
+        last = max(generations)
+        assert sorted(generations) == list(range(1, last + 1))
+        assert all(len(found) == 1 for found in generations.values())
+        assert all(len(found) == 1 for found in weights.values())
+        made_by = self.steps()
+        ids = {step: list[int]() for step in made_by}
+        for line in self.tried:
+            if line["generation"] == made_by[line["step"]][0]:
+                ids[line["step"]] += line["ids"]
+        seen = [number for step in sorted(ids) for number in ids[step]]
+        assert len(seen) == num_samples * num_epochs
+        for epoch in range(num_epochs):
+            part = Counter(seen[epoch * num_samples : (epoch + 1) * num_samples])
+            assert part == Counter(range(num_samples))

@@ -1,0 +1,149 @@
+"""Synchronous runs in which workers are lost at planned steps: no step is lost or made twice."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from datapipe.position import Position
+from tests.clusters import (
+    NUM_LABELS,
+    NUM_TRAIN,
+    causes,
+    final,
+    records,
+    run,
+    small_config,
+    weights_of,
+)
+from tests.recorded import Planned, Recording, kills, kills_when, recorded_topology, stops
+from xdist.compute_config import ComputeConfig
+from xdist.config import ClusterConfig, ModelConfig, TrainConfig
+
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.ray,
+    pytest.mark.timeout(240),
+    pytest.mark.usefixtures("cluster"),
+]
+
+
+def config_of(directory: Path, **changes: Any) -> TrainConfig:
+    config = small_config(directory, strategy="all_reduce", num_workers=3, **changes)
+    return replace(config, batch_size=12, num_lanes=12, num_epochs=6)
+
+
+def run_with(
+    config: TrainConfig, directory: Path, *planned: Planned, full_size: int = 0
+) -> Recording:
+    """Run to the end, and check that nothing was lost and nothing came twice."""
+    topologies = recorded_topology(directory / "recording", planned, full_size=full_size)
+    run(config, directory / "run", topologies=topologies)
+    for plan in planned:
+        assert (directory / "recording" / plan.name).exists(), plan.name
+    recording = Recording(directory / "recording")
+    recording.check(num_samples=NUM_TRAIN, num_epochs=config.num_epochs)
+    assert final(directory / "run").manifest.cut.position == Position(epoch=config.num_epochs)
+    return recording
+
+
+def test_an_undisturbed_run_is_one_group(tmp_path: Path) -> None:
+    assert run_with(config_of(tmp_path), tmp_path).sizes() == [3]
+
+
+@pytest.mark.parametrize("worker", [0, 1, 2])
+def test_the_others_go_on_when_one_is_killed_and_it_comes_back(tmp_path: Path, worker: int) -> None:
+    recording = run_with(config_of(tmp_path), tmp_path, kills(worker, 10), full_size=3)
+    assert recording.sizes() == [3, 2, 3]
+    assert causes(tmp_path / "run") == [f"worker {worker} lost"]
+
+
+def test_one_survivor_goes_on_alone(tmp_path: Path) -> None:
+    recording = run_with(config_of(tmp_path), tmp_path, kills(0, 10), kills(2, 10), full_size=3)
+    assert recording.sizes()[:2] == [3, 1]
+    assert recording.sizes()[-1] == 3
+
+
+def test_a_spare_takes_the_place_within_the_step_to_the_bit(tmp_path: Path) -> None:
+    config = config_of(tmp_path, cluster=ClusterConfig(num_spares=1))
+    run(config, tmp_path / "undisturbed")
+    spare_is_ready = tmp_path / "recording" / "ready-3"
+    recording = run_with(config, tmp_path, kills_when(spare_is_ready, 1, 10))
+    assert recording.sizes() == [3, 3]
+    disturbed, undisturbed = final(tmp_path / "run"), final(tmp_path / "undisturbed")
+    assert torch.equal(weights_of(disturbed), weights_of(undisturbed))
+    assert torch.equal(weights_of(disturbed, "momentum"), weights_of(undisturbed, "momentum"))
+    assert torch.equal(
+        disturbed.read_statistics()["statistics"], undisturbed.read_statistics()["statistics"]
+    )
+
+
+def test_with_lanes_as_groups_the_numbers_do_not_depend_on_who_is_lost(tmp_path: Path) -> None:
+    config = replace(
+        config_of(tmp_path),
+        data=replace(config_of(tmp_path).data, image_size=32),
+        compute=ComputeConfig(precision="float64"),
+        bn_group="lane",
+        model=ModelConfig(num_classes=NUM_LABELS, width=0.0625, middle_modules=0, dropout=0.3),
+        max_steps=20,
+    )
+    run(config, tmp_path / "undisturbed")
+    topologies = recorded_topology(tmp_path / "recording", [kills(0, 7), kills(2, 12)])
+    run(config, tmp_path / "run", topologies=topologies)
+    assert set(Recording(tmp_path / "recording").sizes()) > {3, 2}
+    disturbed, undisturbed = (
+        weights_of(final(tmp_path / "run")),
+        weights_of(final(tmp_path / "undisturbed")),
+    )
+    assert disturbed.dtype == torch.float64
+    torch.testing.assert_close(disturbed, undisturbed, rtol=0, atol=1e-6)
+    assert not torch.equal(disturbed, undisturbed)
+
+
+def test_a_worker_killed_while_the_group_recovers_is_replaced_too(tmp_path: Path) -> None:
+    planned = kills(1, 10), kills(2, 10, when="joining")
+    recording = run_with(config_of(tmp_path), tmp_path, *planned, full_size=3)
+    assert recording.sizes()[:2] == [3, 1]
+    assert sorted(causes(tmp_path / "run")) == ["worker 1 lost", "worker 2 lost"]
+
+
+def test_when_all_are_killed_the_last_checkpoint_counts(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    run(config, tmp_path / "undisturbed")
+    planned = [kills(worker, 20) for worker in range(3)]
+    topologies = recorded_topology(tmp_path / "recording", planned)
+    run(config, tmp_path / "run", topologies=topologies)
+    disturbed, undisturbed = final(tmp_path / "run"), final(tmp_path / "undisturbed")
+    assert disturbed.manifest.cut == undisturbed.manifest.cut
+    assert torch.equal(weights_of(disturbed), weights_of(undisturbed))
+
+
+def test_ten_kills_in_a_row_lose_nothing(tmp_path: Path) -> None:
+    planned = [kills(number % 3, 5 + 4 * number) for number in range(10)]
+    run_with(config_of(tmp_path), tmp_path, *planned, full_size=3)
+    assert len(causes(tmp_path / "run")) == 10
+
+
+def test_an_exception_in_one_worker_ends_the_run_with_its_traceback(tmp_path: Path) -> None:
+    planned = [Planned("break", 1, 10, break_down)]
+    topologies = recorded_topology(tmp_path / "recording", planned)
+    with pytest.raises(ZeroDivisionError) as caught:
+        run(config_of(tmp_path), tmp_path / "run", topologies=topologies)
+    assert "break_down" in str(caught.value)
+    assert causes(tmp_path / "run") == []
+
+
+def break_down() -> None:
+    print(1 / 0)  # noqa: T201
+
+
+def test_a_stopped_worker_is_found_ended_and_replaced(tmp_path: Path) -> None:
+    config = config_of(tmp_path, cluster=ClusterConfig(collective_timeout_s=2))
+    recording = run_with(config, tmp_path, stops(1, 10), full_size=3)
+    assert recording.sizes()[:2] == [3, 2]
+    [recovery] = records(tmp_path / "run", "recovery")
+    assert "gave no answer" in recovery["reason"]

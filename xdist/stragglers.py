@@ -1,0 +1,66 @@
+"""Stragglers: which worker of a group the others wait for, and what that costs."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from xdist.worker import WorkerReport
+
+SLOW = 1.2
+"""Times the median of the others: slower is a straggler."""
+NOTICEABLE_S = 0.005
+"""A step: less is noise."""
+SAID_AGAIN_AFTER = 20
+"""Reports in a row, after which a straggler is named in the log once more."""
+
+
+@dataclass(frozen=True)
+class Straggler:
+    """A worker that all others wait for."""
+
+    worker: int
+    own_s: float
+    """Seconds of a step that it needs for its own part: data, forward, backward, update."""
+    usual_s: float
+    """The median of the others."""
+    data_wait_s: float
+    """Seconds of `own_s` that it waits for data."""
+
+    @property
+    def cost_s(self) -> float:
+        """What each step takes longer."""
+        return self.own_s - self.usual_s
+
+
+def own_seconds(report: WorkerReport) -> float:
+    """Seconds of a step that a worker needs for its own part."""
+    return (report.seconds - report.peer_wait_s) / max(1, report.num_steps)
+
+
+def find_straggler(reports: Sequence[WorkerReport]) -> Straggler | None:
+    """The slowest of the ranks of a group, if it is much slower than the others."""
+    if len(reports) < 2 or min(report.num_steps for report in reports) == 0:
+        return None
+    slowest = max(reports, key=own_seconds)
+    usual_s = statistics.median(own_seconds(report) for report in reports if report is not slowest)
+    own_s = own_seconds(slowest)
+    if own_s < SLOW * usual_s or own_s - usual_s < NOTICEABLE_S:
+        return None
+    return Straggler(slowest.worker, own_s, usual_s, slowest.data_wait_s / slowest.num_steps)
+
+
+class StragglerLog:
+    """Decides when a straggler is worth a line: when it is one twice in a row, and then seldom."""
+
+    def __init__(self) -> None:
+        self._worker: int | None = None
+        self._times = 0
+
+    def is_due(self, found: Straggler | None) -> bool:
+        """Whether to name it, after one more report."""
+        worker = None if found is None else found.worker
+        self._times = self._times + 1 if worker == self._worker else 1
+        self._worker = worker
+        return worker is not None and self._times % SAID_AGAIN_AFTER == 2
