@@ -79,6 +79,7 @@ class Recorded(Wrapped):
         directory: Path,
         planned: Sequence[Planned],
         full_size: int,
+        num_kills: int,
     ) -> None:
         super().__init__(strategy)
         self._flat = strategy._flat
@@ -86,6 +87,7 @@ class Recorded(Wrapped):
         self._directory = directory
         self._planned = [plan for plan in planned if plan.worker == number]
         self._full_size = full_size
+        self._num_kills = num_kills
         self._path = directory / f"worker-{number}-{os.getpid()}.jsonl"
 
     def join(self, membership: Membership) -> None:
@@ -99,11 +101,23 @@ class Recorded(Wrapped):
         rows = batch.sample_weights.numpy() > 0
         self._write("tried", step, ids=batch.sample_ids.numpy()[rows].tolist())
         self._act("update", step)
+        self._die_in_turn()
         if self._world_size < self._full_size:
             threading.Event().wait(THROTTLE_S)
         self.strategy.update(batch, sums)
         weights = self._flat.weights.numpy().tobytes()
         self._write("applied", step, weights=hashlib.sha256(weights).hexdigest())
+
+    def _die_in_turn(self) -> None:
+        """Of the deaths of a row, the next one is this worker's, if its number says so and somebody
+        is left who remembers.
+        """
+        marker = self._directory / f"kill-{len(list(self._directory.glob('kill-*')))}"
+        number = int(marker.name.removeprefix("kill-"))
+        is_due = number < self._num_kills and self._world_size > 1
+        if is_due and number % self._full_size == self._number:
+            marker.touch()
+            kill_self()
 
     def _act(self, when: str, step: int) -> None:
         for plan in self._planned:
@@ -126,7 +140,12 @@ class Recorded(Wrapped):
 
 
 def recorded_strategy(
-    directory: Path, planned: Sequence[Planned], full_size: int, *arguments: Any, **named: Any
+    directory: Path,
+    planned: Sequence[Planned],
+    full_size: int,
+    num_kills: int,
+    *arguments: Any,
+    **named: Any,
 ) -> Any:
     strategy = all_reduce_strategy(*arguments, **named)
     return Recorded(
@@ -135,6 +154,7 @@ def recorded_strategy(
         directory=directory,
         planned=planned,
         full_size=full_size,
+        num_kills=num_kills,
     )
 
 
@@ -156,11 +176,13 @@ class Announcing:
 
 
 def recorded_topology(
-    directory: Path, planned: Sequence[Planned] = (), *, full_size: int = 0
+    directory: Path, planned: Sequence[Planned] = (), *, full_size: int = 0, num_kills: int = 0
 ) -> dict[str, Any]:
-    """For `topologies=` of a run: records go to `directory`."""
+    """For `topologies=` of a run: records go to `directory`. num_kills: workers that die one after
+    the other, each as soon as it trains with others.
+    """
     directory.mkdir(exist_ok=True)
-    make_strategy = partial(recorded_strategy, directory, planned, full_size)
+    make_strategy = partial(recorded_strategy, directory, planned, full_size, num_kills)
     make = partial(Announcing, directory=directory, make_strategy=make_strategy)
     return {"all_reduce": make}
 

@@ -95,7 +95,7 @@ def _check_labels(num_labels: int, url: str, num_classes: int) -> None:
 
 
 def _check_shapes(config: TrainConfig, num_classes: int) -> None:
-    """The smallest batch of a worker must go through the network: nothing is computed."""
+    """The fewest images that batch norm sees must go through the network: nothing is computed."""
     size, least = config.data.image_size, config.model.least_image_size
     if size < least:
         can_be_small = config.model.name == "inception_v3" and not config.model.small_input
@@ -104,6 +104,8 @@ def _check_shapes(config: TrainConfig, num_classes: int) -> None:
             + (", or 31 with model.small_input" if can_be_small else "")
         )
     smallest = _smallest_part(config)
+    if smallest > 1:
+        return  # Batch norm needs two values, and has them.
     model = initial_model(config, num_classes=num_classes).to("meta").train()
     try:
         model(torch.empty(smallest, 3, size, size, device="meta"))

@@ -53,6 +53,8 @@ def draw_weights(
     norm follows each (linear), twice that where a ReLU does; fully connected layers are
     Glorot-uniform, and biases zero, as in Keras.
     """
+    if next(network.parameters()).is_meta:
+        return  # There is nothing to draw; torch would import its compiler for it, in a second.
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity=nonlinearity, generator=generator)
