@@ -49,6 +49,8 @@ PEERS = (
         bare_packages=("litdata",),
     ),
 )
+RAY_TRAIN = Peer("ray_train", packages=(), bare_packages=("pandas",))
+"""What Ray Train imports and this project's environment lacks."""
 
 
 class NotInstallable(Exception):
@@ -64,18 +66,23 @@ def python_of(peer: Peer, directory: Path) -> Path:
         return python
     _run([sys.executable, "-m", "venv", "--clear", str(environment)])
     install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    _run([*install, *peer.packages])
+    if peer.packages:
+        _run([*install, *peer.packages])
     _run([*install, "--no-deps", *peer.bare_packages])
     _see_this_environment(python)
     complete.touch()
     return python
 
 
+def packages_of(python: Path) -> str:
+    """The directory of what is installed beside an interpreter."""
+    script = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    return _run([str(python), "-c", script]).strip()
+
+
 def _see_this_environment(python: Path) -> None:
     """Let the interpreter import what is not installed beside it from where this one does."""
-    script = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    packages = _run([str(python), "-c", script]).strip()
-    path_file = Path(packages) / "zz_project.pth"
+    path_file = Path(packages_of(python)) / "zz_project.pth"
     path_file.write_text(sysconfig.get_path("purelib") + "\n")
 
 
