@@ -1,0 +1,111 @@
+"""Starting the systems of bench-sync: one command each, for both of Ray on a head of its own.
+
+The head is there before the command is given, as a cluster is before a job, and ends after it: an
+idle one takes some of the cores from who comes next.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from local_head import LocalHead
+
+from tests.benchmarks.peers.data_sets import ROOT
+from tests.benchmarks.sync_log import Timeline
+from tests.benchmarks.sync_workload import NUM_WORKERS, Request
+
+MAX_RESTARTS = 3
+RUN_LIMIT_S = 300
+TAIL_LINES = 15
+
+
+class RunFailed(Exception):
+    """A run did not end as it should; the text says why, with the end of its output."""
+
+
+@dataclass(frozen=True)
+class System:
+    """How one system is started."""
+
+    name: str
+    needs_ray: bool
+    packages: str | None = None
+    """Directory of packages that it imports besides those of this environment."""
+
+    def command(self, request: Request) -> list[str]:
+        arguments = ["-m", f"tests.benchmarks.sync_{self.name}", request.to_json()]
+        if self.name != "torchrun":
+            return [sys.executable, *arguments]
+        return [
+            str(Path(sys.executable).with_name("torchrun")),
+            "--standalone",
+            f"--nproc-per-node={NUM_WORKERS}",
+            f"--max-restarts={MAX_RESTARTS}",
+            *arguments,
+        ]
+
+    def variables(self) -> dict[str, str]:
+        paths = [str(ROOT), str(ROOT / "jobs"), *filter(None, [self.packages])]
+        return {
+            "OMP_NUM_THREADS": "1",
+            "GLOO_SOCKET_IFNAME": "lo",
+            "PYTHONPATH": ":".join(paths),
+            # Without it, a restarted gloo group reads the addresses of the one before: it fails a
+            # few times, or hangs (pytorch/pytorch#135712).
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        }
+
+
+def run(system: System, request: Request, *, num_cpus: int) -> Timeline:
+    """Run it to its end, on a machine that is said to have so many CPUs.
+
+    Raises `RunFailed`.
+    """
+    with _environment(system, num_cpus) as environment:
+        output = Path(f"{request.log}.output")
+        launched = time.time()
+        with output.open("w") as file:
+            process = subprocess.Popen(
+                system.command(request),
+                cwd=ROOT,
+                env=environment,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+            code = _code_of(process)
+    if code:
+        lines = output.read_text(errors="replace").splitlines()
+        tail = "\n".join(lines[-TAIL_LINES:])
+        raise RunFailed(f"{system.name} ended with {code}:\n{tail}")
+    try:
+        return Timeline.read(Path(request.log), launched=launched, world_size=NUM_WORKERS)
+    except (OSError, ValueError) as error:
+        raise RunFailed(f"{system.name}: {error}") from error
+
+
+def _code_of(process: subprocess.Popen[bytes]) -> int | str:
+    try:
+        return process.wait(RUN_LIMIT_S)
+    except subprocess.TimeoutExpired:
+        return f"no end within {RUN_LIMIT_S} s"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@contextmanager
+def _environment(system: System, num_cpus: int) -> Iterator[Mapping[str, str]]:
+    """What the command sees, while its cluster is there."""
+    variables = system.variables()
+    if system.needs_ray:
+        with LocalHead(num_cpus=num_cpus, variables=variables) as head:
+            yield head.environment
+    else:
+        yield {**os.environ, **variables}
