@@ -7,7 +7,7 @@ NATIVE := $(wildcard native/*.[ch] native/*/*.[ch])
 CLANG ?= clang
 FUZZ_SECONDS ?= 1800
 
-.PHONY: demo test test-faults bench-datapipe bench-scale fuzz lint clean
+.PHONY: demo test test-faults bench-datapipe bench-scale bench-sync fuzz lint clean
 
 demo: $(INSTALLED)  ## train on synthetic scenes, on a Ray cluster of its own; minutes
 	@$(BIN)/python jobs/demo.py
@@ -23,6 +23,9 @@ bench-datapipe: $(INSTALLED)  ## images a second, against three other pipelines;
 
 bench-scale: $(INSTALLED)  ## a resume at 300 million samples: time, memory, shuffling
 	$(BIN)/python -m tests.benchmarks.scale
+
+bench-sync: $(INSTALLED)  ## steps a second and a killed worker, against torchrun and Ray Train; 15 minutes
+	PYTHONPATH=jobs $(BIN)/python -m tests.benchmarks.sync
 
 fuzz:  ## the native kernel under clang's libFuzzer and sanitizers, for FUZZ_SECONDS
 	@mkdir -p build/fuzz/corpus
