@@ -31,34 +31,43 @@ from xdist.config import (
     OptimizerConfig,
     TrainConfig,
 )
+from xdist.flat import FlatModel
 from xdist.run_directory import RunDirectory
 from xdist.strategies import UpdateStrategy
+from xdist.topologies import RunPlan
 from xdist.topologies.all_reduce import AllReduceTopology, all_reduce_strategy
 
 BATCH_SIZE = NUM_WORKERS * BATCH_PER_WORKER
 
 
 class LoggedStrategy:
-    """A strategy whose finished updates are logged, and whose process may end before one."""
+    """A strategy whose finished updates are logged."""
 
     def __init__(self, strategy: UpdateStrategy, log: StepLog) -> None:
         self._strategy = strategy
         self._log = log
 
     def update(self, batch: Batch) -> int | None:
-        self._log.kill_before(self._strategy.progress.step + 1)
         staleness = self._strategy.update(batch)
         self._log.finished(self._strategy.progress.step)
         return staleness
+
+    def kill_if_planned(self, *_of_forward: object) -> None:
+        """Called after every forward, where the peers' processes are killed too: their all-reduce
+        begins with backward.
+        """
+        self._log.kill_before(self._strategy.progress.step + 1)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._strategy, name)
 
 
-def logged_strategy(request: Request, *arguments: Any, **named: Any) -> Any:
-    """The strategy of one rank, logged."""
-    strategy = all_reduce_strategy(*arguments, **named)
-    return LoggedStrategy(strategy, request.step_log("ours", named["rank"]))
+def logged_strategy(request: Request, plan: RunPlan, flat: FlatModel, **named: Any) -> Any:
+    """The strategy of one rank, logged, whose process may end before an update."""
+    strategy = all_reduce_strategy(plan, flat, **named)
+    logged = LoggedStrategy(strategy, request.step_log("ours", named["rank"]))
+    flat.model.register_forward_hook(logged.kill_if_planned)
+    return logged
 
 
 def config_of(request: Request) -> TrainConfig:
