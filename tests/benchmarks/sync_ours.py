@@ -23,7 +23,9 @@ from tests.benchmarks.sync_workload import (
     WEIGHT_DECAY,
     Request,
 )
+from tests.strategies import Wrapped
 from xdist import driver
+from xdist.computation import BatchSums
 from xdist.config import (
     CheckpointConfig,
     ClusterConfig,
@@ -33,39 +35,34 @@ from xdist.config import (
 )
 from xdist.flat import FlatModel
 from xdist.run_directory import RunDirectory
-from xdist.strategies import UpdateStrategy
 from xdist.topologies import RunPlan
 from xdist.topologies.all_reduce import AllReduceTopology, all_reduce_strategy
 
 BATCH_SIZE = NUM_WORKERS * BATCH_PER_WORKER
 
 
-class LoggedStrategy:
+class Logged(Wrapped):
     """A strategy whose finished updates are logged."""
 
-    def __init__(self, strategy: UpdateStrategy, log: StepLog) -> None:
-        self._strategy = strategy
+    def __init__(self, strategy: Any, log: StepLog) -> None:
+        super().__init__(strategy)
         self._log = log
 
-    def update(self, batch: Batch) -> int | None:
-        staleness = self._strategy.update(batch)
-        self._log.finished(self._strategy.progress.step)
-        return staleness
+    def update(self, batch: Batch, sums: BatchSums) -> None:
+        self.strategy.update(batch, sums)
+        self._log.finished(self.strategy.progress.step)
 
     def kill_if_planned(self, *_of_forward: object) -> None:
         """Called after every forward, where the peers' processes are killed too: their all-reduce
         begins with backward.
         """
-        self._log.kill_before(self._strategy.progress.step + 1)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._strategy, name)
+        self._log.kill_before(self.strategy.progress.step + 1)
 
 
 def logged_strategy(request: Request, plan: RunPlan, flat: FlatModel, **named: Any) -> Any:
-    """The strategy of one rank, logged, whose process may end before an update."""
+    """The strategy of one worker, logged, whose process may end before an update."""
     strategy = all_reduce_strategy(plan, flat, **named)
-    logged = LoggedStrategy(strategy, request.step_log("ours", named["rank"]))
+    logged = Logged(strategy, request.step_log("ours", named["number"]))
     flat.model.register_forward_hook(logged.kill_if_planned)
     return logged
 
