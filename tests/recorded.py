@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import threading
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -109,12 +109,13 @@ class Recorded(Wrapped):
         self._write("applied", step, weights=hashlib.sha256(weights).hexdigest())
 
     def _die_in_turn(self) -> None:
-        """Of the deaths of a row, the next one is this worker's, if its number says so and somebody
-        is left who remembers.
+        """Of the deaths of a row, the next one is this worker's, if its number says so: once in
+        each group, so that somebody is left who remembers.
         """
-        marker = self._directory / f"kill-{len(list(self._directory.glob('kill-*')))}"
-        number = int(marker.name.removeprefix("kill-"))
-        is_due = number < self._num_kills and self._world_size > 1
+        markers = sorted(self._directory.glob("generation-*"))
+        number = len(markers)
+        marker = self._directory / f"generation-{self._generation:06d}"
+        is_due = number < self._num_kills and self._world_size > 1 and marker not in markers
         if is_due and number % self._full_size == self._number:
             marker.touch()
             kill_self()
@@ -209,26 +210,30 @@ class Recording:
         in_order = dict.fromkeys(made_by[step] for step in sorted(made_by))
         return [size for _, size in in_order]
 
-    def check(self, *, num_samples: int, num_epochs: int) -> None:
+    def check(self, *, num_samples: int, num_epochs: int | None = None) -> None:
         """Every step was made once, by one generation, with the same weights on all ranks; the
-        samples of every epoch came once.
+        samples of every epoch came once. num_epochs: of a run that has ended.
         """
         generations = defaultdict(set)
         weights = defaultdict(set)
         for line in self.applied:
             generations[line["step"]].add(line["generation"])
             weights[line["step"]].add(line["weights"])
-        last = max(generations)
-        assert sorted(generations) == list(range(1, last + 1))
+        assert sorted(generations) == list(range(1, max(generations) + 1))
         assert all(len(found) == 1 for found in generations.values())
         assert all(len(found) == 1 for found in weights.values())
+        seen = self._seen()
+        assert num_epochs is None or len(seen) == num_samples * num_epochs
+        for start in range(0, len(seen), num_samples):
+            epoch = seen[start : start + num_samples]
+            assert len(set(epoch)) == len(epoch)
+            assert len(epoch) < num_samples or set(epoch) == set(range(num_samples))
+
+    def _seen(self) -> list[int]:
+        """The samples of all steps, in order."""
         made_by = self.steps()
         ids = {step: list[int]() for step in made_by}
         for line in self.tried:
-            if line["generation"] == made_by[line["step"]][0]:
+            if line["step"] in made_by and line["generation"] == made_by[line["step"]][0]:
                 ids[line["step"]] += line["ids"]
-        seen = [number for step in sorted(ids) for number in ids[step]]
-        assert len(seen) == num_samples * num_epochs
-        for epoch in range(num_epochs):
-            part = Counter(seen[epoch * num_samples : (epoch + 1) * num_samples])
-            assert part == Counter(range(num_samples))
+        return [number for step in sorted(ids) for number in ids[step]]

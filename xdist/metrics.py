@@ -182,10 +182,10 @@ class Metrics:
         for report in reports:
             self._own_seconds.labels(report.worker).set(own_seconds(report))
         straggler = find_straggler(reports)
+        num_steps = max(report.num_steps for report in reports)
         if straggler is not None:
-            steps = max(report.num_steps for report in reports)
-            self._straggler.labels(straggler.worker).inc(straggler.cost_s * steps)
-        if self._straggler_log.is_due(straggler):
+            self._straggler.labels(straggler.worker).inc(straggler.cost_s * num_steps)
+        if self._straggler_log.is_due(straggler, num_steps=num_steps):
             assert straggler is not None
             logger.warning(
                 "worker %d is slow step_s=%.3f others_s=%.3f data_wait_s=%.3f; "

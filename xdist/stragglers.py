@@ -12,8 +12,10 @@ SLOW = 1.2
 """Times the median of the others: slower is a straggler."""
 NOTICEABLE_S = 0.005
 """A step: less is noise."""
-SAID_AGAIN_AFTER = 20
-"""Reports in a row, after which a straggler is named in the log once more."""
+FIRST_SAID_AFTER_S = 5.0
+"""That others waited for the same worker, report after report, before it is named in the log; once
+more whenever that has doubled.
+"""
 
 
 @dataclass(frozen=True)
@@ -52,15 +54,22 @@ def find_straggler(reports: Sequence[WorkerReport]) -> Straggler | None:
 
 
 class StragglerLog:
-    """Decides when a straggler is worth a line: when it is one twice in a row, and then seldom."""
+    """Decides when a straggler is worth a line."""
 
     def __init__(self) -> None:
         self._worker: int | None = None
-        self._times = 0
+        self._waited_s = 0.0
+        self._next_s = FIRST_SAID_AFTER_S
 
-    def is_due(self, found: Straggler | None) -> bool:
-        """Whether to name it, after one more report."""
-        worker = None if found is None else found.worker
-        self._times = self._times + 1 if worker == self._worker else 1
-        self._worker = worker
-        return worker is not None and self._times % SAID_AGAIN_AFTER == 2
+    def is_due(self, found: Straggler | None, *, num_steps: int) -> bool:
+        """Whether to name it, after one more report about so many steps."""
+        if found is None or found.worker != self._worker:
+            self._worker = None if found is None else found.worker
+            self._waited_s, self._next_s = 0.0, FIRST_SAID_AFTER_S
+        if found is None:
+            return False
+        self._waited_s += found.cost_s * num_steps
+        if self._waited_s < self._next_s:
+            return False
+        self._next_s = 2 * self._waited_s
+        return True

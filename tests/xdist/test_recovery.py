@@ -92,7 +92,7 @@ def test_with_lanes_as_groups_the_numbers_do_not_depend_on_who_is_lost(tmp_path:
     config = config_of(tmp_path)
     config = replace(
         config,
-        data=replace(config.data, image_size=32),
+        num_lanes=6,
         compute=ComputeConfig(precision="float64"),
         bn_group="lane",
         model=ModelConfig(num_classes=NUM_LABELS, width=0.0625, middle_modules=0, dropout=0.3),
