@@ -11,6 +11,7 @@ os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # Loopback alone.
 os.environ["RAY_AUTH_MODE"] = "token"
 os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
-from tests.clusters import cluster, second_node, shared_data
+from tests.clusters import cluster, second_node
+from tests.real_images import shared_data
 
 __all__ = ["cluster", "second_node", "shared_data"]

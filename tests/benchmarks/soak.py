@@ -30,8 +30,8 @@ from local_head import LocalHead
 from rich.console import Console
 from rich.table import Table
 
-from tests.clusters import NUM_TRAIN, records, run, small_config
 from tests.recorded import Announcing, Recording, recorded_topology
+from tests.small_runs import NUM_TRAIN, records, run, small_config
 from xdist.config import CheckpointConfig, ClusterConfig
 from xdist.topologies import Outcome, RunPlan
 

@@ -19,7 +19,6 @@ from datapipe.antialiasing import work_alone
 from datapipe.decode import image_size
 from datapipe.errors import DecodeError
 from datapipe.fallback import check_decodes, decode_into
-from tests.clusters import shared_data as shared_data
 from tests.datapipe.jpegs import (
     KINDS,
     Box,
@@ -30,6 +29,7 @@ from tests.datapipe.jpegs import (
     with_many_scans,
     with_size,
 )
+from tests.real_images import shared_data as shared_data
 
 shares = st.floats(0, 1, width=32)
 

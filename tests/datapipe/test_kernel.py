@@ -17,7 +17,6 @@ from PIL import Image
 
 from datapipe.errors import DecodeError
 from datapipe.kernel import Box, NativeKernel, kernel_at, load_kernel
-from tests.clusters import shared_data as shared_data
 from tests.datapipe.jpegs import (
     KINDS,
     Kind,
@@ -27,6 +26,7 @@ from tests.datapipe.jpegs import (
     with_many_scans,
     with_size,
 )
+from tests.real_images import shared_data as shared_data
 
 NATIVE = Path(__file__).parents[2] / "native"
 CORPUS = sorted((Path(__file__).parent / "corpus").iterdir())

@@ -20,8 +20,9 @@ from local_head import LocalHead
 from datapipe.index import ShardIndex
 from datapipe.labels import Label, write_labels
 from datapipe.writer import RawImage, write_shards
-from tests.clusters import NUM_LABELS, ROOT, final, run, small_config, spoil
+from tests.clusters import ROOT
 from tests.datapipe.small_sets import encode, picture
+from tests.small_runs import NUM_LABELS, final, run, small_config, spoil
 from xdist import checkpoint
 from xdist.config import EvaluationConfig, TrainConfig
 from xdist.driver import Summary

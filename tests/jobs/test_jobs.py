@@ -26,8 +26,9 @@ from ray.util.state import list_actors
 
 from datapipe.index import ShardIndex
 from datapipe.writer import RawImage, write_shards
-from tests.clusters import ROOT, records, spoil, wait_until, write_run_data
+from tests.clusters import ROOT, wait_until
 from tests.datapipe.small_sets import encode, picture
+from tests.small_runs import records, spoil, write_run_data
 from xdist import command_line
 from xdist.config import MODEL_NAMES, TrainConfig
 

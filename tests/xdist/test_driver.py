@@ -24,7 +24,7 @@ from datapipe.index import ShardIndex
 from datapipe.order import SampleOrder
 from datapipe.plan import BatchPlan, lane_batches, leased_batches
 from datapipe.position import Position, Span
-from tests.clusters import (
+from tests.small_runs import (
     NUM_LABELS,
     NUM_TRAIN,
     Fault,

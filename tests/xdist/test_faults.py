@@ -22,19 +22,8 @@ from local_head import LocalHead
 
 from datapipe.batch import Batch
 from datapipe.position import Position
-from tests.clusters import (
-    ROOT,
-    Fault,
-    SecondNode,
-    causes,
-    faulty,
-    final,
-    records,
-    run,
-    small_config,
-    wait_until,
-    weights_of,
-)
+from tests.clusters import ROOT, SecondNode, wait_until
+from tests.small_runs import Fault, causes, faulty, final, records, run, small_config, weights_of
 from tests.strategies import ActsBefore, Wrapped
 from xdist.computation import BatchSums
 from xdist.config import ClusterConfig
@@ -199,7 +188,7 @@ DRIVER = """
 import pickle, sys
 from pathlib import Path
 import ray
-from tests.clusters import run
+from tests.small_runs import run
 ray.init(log_to_driver=False)
 run(pickle.loads(Path(sys.argv[1]).read_bytes()), Path(sys.argv[2]))
 """

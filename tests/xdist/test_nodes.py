@@ -11,7 +11,7 @@ import pytest
 
 from datapipe.order import SampleOrder
 from datapipe.position import Position
-from tests.clusters import run, small_config
+from tests.small_runs import run, small_config
 from xdist import checkpoint
 from xdist.errors import UserError
 from xdist.topologies import RunPlan, nodes

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from datapipe.position import Position
-from tests.clusters import (
+from tests.recorded import Planned, Recording, kills, kills_when, recorded_topology, stops
+from tests.small_runs import (
     NUM_LABELS,
     NUM_TRAIN,
     causes,
@@ -20,7 +21,6 @@ from tests.clusters import (
     small_config,
     weights_of,
 )
-from tests.recorded import Planned, Recording, kills, kills_when, recorded_topology, stops
 from xdist.compute_config import ComputeConfig
 from xdist.config import ClusterConfig, ModelConfig, TrainConfig
 

@@ -17,8 +17,8 @@ from datapipe.index import ShardIndex, index_shards
 from datapipe.labels import Label, write_labels
 from datapipe.position import Position
 from datapipe.writer import RawImage, write_shards
-from tests.clusters import NUM_LABELS, small_config, spoil
 from tests.datapipe.small_sets import encode, picture
+from tests.small_runs import NUM_LABELS, small_config, spoil
 from xdist import checkpoint
 from xdist.checkpoint import Checkpoint, Cut, Manifest
 from xdist.config import CheckpointConfig, EvaluationConfig, MeasureName, TrainConfig

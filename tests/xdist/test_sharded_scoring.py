@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from datapipe.position import Position
-from tests.clusters import NUM_EVALUATION, NUM_LABELS, small_config
+from tests.small_runs import NUM_EVALUATION, NUM_LABELS, small_config
 from xdist import checkpoint
 from xdist.checkpoint import Cut, Manifest
 from xdist.config import ClusterConfig, EvaluationConfig

@@ -14,8 +14,8 @@ from datapipe.mixing import TOTAL_SHARE, MixedOrder
 from datapipe.plan import leased_batches
 from datapipe.position import Span
 from datapipe.writer import RawImage, write_shards
-from tests.clusters import final, run, small_config
 from tests.datapipe.small_sets import encode, picture
+from tests.small_runs import final, run, small_config
 from xdist.config import TrainConfig
 from xdist.errors import RunDirectoryError, UserError
 from xdist.training_data import Sources

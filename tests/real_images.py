@@ -1,0 +1,19 @@
+"""Where the tests find real images."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.clusters import ROOT
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real images, where they are at hand: $XDIST_SHARED/data, or ../shared/data."""
+    directory = Path(os.environ.get("XDIST_SHARED", ROOT.parent / "shared")) / "data"
+    if not directory.is_dir():
+        pytest.skip(f"no real images in {directory}; set XDIST_SHARED to the directory above them")
+    return directory
