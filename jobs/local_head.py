@@ -1,43 +1,37 @@
 """A Ray head of one's own on this machine: loopback only, own directory, free ports, token
 required, no GPUs.
 
-It touches no other Ray on the machine, and none of it outlives its owner, even one that was killed.
-This file, run as a program, is the guard that sees to that: it runs the head as its child until its
-standard input ends, then ends all that came of it, and deletes the directory.
+It touches no other Ray on the machine, and none of it outlives its owner, even one that was killed:
+guard.py sees to that.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import secrets
 import shutil
-import signal
 import socket
-import subprocess
 import sys
 import tempfile
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from http.client import HTTPConnection, HTTPException
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import Self
 
+from guard import guarded
 from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_fixed
 
+LOOPBACK = "127.0.0.1"
 PREFIX = "xdist-ray-"
 LONGEST_DIRECTORY = 107 - len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.1")
 """Linux allows 107 bytes for the path of a Unix socket, and Ray puts its own so deep."""
 PORTS = range(20_000, 32_768)
 """Above the ports of Ray's workers (10002 to 19999), below those that Linux hands out by itself."""
 START_LIMIT_S = 60.0
-END_LIMIT_S = 10.0
 LOG_TAIL_BYTES = 2000
-PR_SET_CHILD_SUBREAPER = 36
-"""From linux/prctl.h: orphans among a process's descendants become its children."""
 
 
 class HeadFailed(Exception):
@@ -48,12 +42,25 @@ class LocalHead:
     """A context manager: the head runs inside the block. `environment` is what its clients need.
 
     Its only resources are `num_cpus` CPUs: neither it nor its jobs see a GPU. No Ray setting of
-    this process's environment reaches it; those in `variables` do. Raises `HeadFailed`.
+    this process's environment reaches it; those in `variables` do. `arguments` makes more arguments
+    of `ray start` from the head's address. Raises `HeadFailed`.
+
+    Nodes on other addresses can join a head that has a `node_ip` of its own and, among the
+    variables, `RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=1`, which undoes the binding to loopback.
     """
 
-    def __init__(self, *, num_cpus: int, variables: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        num_cpus: int,
+        variables: Mapping[str, str] | None = None,
+        node_ip: str = LOOPBACK,
+        arguments: Callable[[str], Sequence[str]] = lambda _: (),
+    ) -> None:
         self._num_cpus = num_cpus
         self._variables = variables or {}
+        self._node_ip = node_ip
+        self._arguments = arguments
 
     def __enter__(self) -> Self:
         self._port, self._dashboard_port, self._client_port = ports = free_ports(3)
@@ -78,22 +85,23 @@ class LocalHead:
     @property
     def address(self) -> str:
         """For `ray.init`."""
-        return f"127.0.0.1:{self._port}"
+        return f"{self._node_ip}:{self._port}"
 
     @property
     def jobs_address(self) -> str:
         """For `ray job submit --address`."""
-        return f"http://127.0.0.1:{self._dashboard_port}"
+        return f"http://{LOOPBACK}:{self._dashboard_port}"
 
     def _start(self) -> None:
         environment = self._environment()
         self.environment = {**environment, "RAY_ADDRESS": self.address}
         with ExitStack() as resources:
             try:
-                self.directory = Path(resources.enter_context(_short_directory()))
+                self.directory = Path(resources.enter_context(short_directory()))
                 self._log = resources.enter_context(tempfile.TemporaryFile())
-                guarded = _guarded(self.directory, self._command(), environment, self._log)
-                self._guard = resources.enter_context(guarded)
+                command = self._command()
+                guard = guarded(command, self.directory, environment, self._log)
+                self._guard = resources.enter_context(guard)
             except OSError as error:
                 raise HeadFailed(
                     f"the Ray head cannot be started: {error}; "
@@ -126,15 +134,16 @@ class LocalHead:
             "--head",
             "--block",
             "--disable-usage-stats",
-            "--node-ip-address=127.0.0.1",
+            f"--node-ip-address={self._node_ip}",
             f"--port={self._port}",
             f"--ray-client-server-port={self._client_port}",
-            "--dashboard-host=127.0.0.1",
+            f"--dashboard-host={LOOPBACK}",
             f"--dashboard-port={self._dashboard_port}",
             "--dashboard-agent-listen-port=0",
             f"--num-cpus={self._num_cpus}",
             "--num-gpus=0",
             f"--temp-dir={self.directory}",
+            *self._arguments(self.address),
         ]
 
     def _wait_until_ready(self) -> None:
@@ -152,7 +161,7 @@ class LocalHead:
         """Whether it is this head that answers: no other takes its token."""
         if self._guard.poll() is not None:
             raise self._failure(f"ended with code {self._guard.returncode}")
-        connection = HTTPConnection("127.0.0.1", self._dashboard_port, timeout=5)
+        connection = HTTPConnection(LOOPBACK, self._dashboard_port, timeout=5)
         token = self.environment["RAY_AUTH_TOKEN"]
         try:
             connection.request("GET", "/api/version", headers={"Authorization": f"Bearer {token}"})
@@ -193,7 +202,7 @@ def _is_free(port: int) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # Past connections don't count.
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind((LOOPBACK, port))
         except OSError:
             return False
         return True
@@ -202,100 +211,13 @@ def _is_free(port: int) -> bool:
 def _unproxied(environment: Mapping[str, str]) -> str:
     """The value of no_proxy: the user's hosts and this machine. A lone * means all hosts."""
     hosts = environment.get("no_proxy") or environment.get("NO_PROXY", "")
-    return hosts if hosts == "*" else ",".join(filter(None, (hosts, "127.0.0.1", "localhost")))
+    return hosts if hosts == "*" else ",".join(filter(None, (hosts, LOOPBACK, "localhost")))
 
 
-def _short_directory() -> tempfile.TemporaryDirectory[str]:
+def short_directory() -> tempfile.TemporaryDirectory[str]:
     """A temporary directory whose path leaves room for Ray's sockets: in /tmp if TMPDIR is long."""
     usual = tempfile.gettempdir()
     is_short = len(os.fsencode(f"{usual}/{PREFIX}12345678")) <= LONGEST_DIRECTORY
     return tempfile.TemporaryDirectory(
         prefix=PREFIX, dir=usual if is_short else "/tmp", ignore_cleanup_errors=True
     )
-
-
-@contextmanager
-def _guarded(
-    directory: Path, command: Sequence[str], environment: Mapping[str, str], log: IO[bytes]
-) -> Iterator[subprocess.Popen[bytes]]:
-    """The command, run by a guard, which ends it with the block or with this process.
-
-    A Ctrl-C that interrupts the end of the block interrupts the waiting alone.
-    """
-    guard = subprocess.Popen(
-        [sys.executable, __file__, str(directory), *command],
-        env=environment,
-        stdin=subprocess.PIPE,  # Closed by the kernel, whatever becomes of this process.
-        stdout=log,
-        start_new_session=True,  # Ctrl-C in the terminal reaches its owner alone.
-    )
-    try:
-        yield guard
-    finally:
-        guard.communicate(b".")  # A forked child of this process may hold the pipe open.
-
-
-def guard(directory: str, command: Sequence[str]) -> int:
-    """Run the command until it ends, or is not wanted any more; leave nothing of it.
-
-    Returns its exit code.
-    """
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    head = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT)
-    has_ended = threading.Event()
-    threading.Thread(target=_end_when_unwanted, args=(head.pid, has_ended), daemon=True).start()
-    ended = status = 0
-    while ended != head.pid:
-        ended, status = os.waitpid(-1, 0)
-    has_ended.set()
-    _kill_descendants()
-    shutil.rmtree(directory, ignore_errors=True)
-    return os.waitstatus_to_exitcode(status)
-
-
-def _end_when_unwanted(process_id: int, has_ended: threading.Event) -> None:
-    os.read(sys.stdin.fileno(), 1)
-    if not has_ended.is_set():
-        os.kill(process_id, signal.SIGTERM)
-    if not has_ended.wait(END_LIMIT_S):
-        os.kill(process_id, signal.SIGKILL)
-
-
-def _kill_descendants() -> None:
-    """Kill all that this process started, and say what is left after `END_LIMIT_S`."""
-    retrying = Retrying(
-        retry=retry_if_result(bool), wait=wait_fixed(0.05), stop=stop_after_delay(END_LIMIT_S)
-    )
-    try:
-        retrying(_kill_children)
-    except RetryError as error:
-        left = error.last_attempt.result()
-        print(f"warning: processes of the Ray head that do not end: {left}", file=sys.stderr)
-
-
-def _kill_children() -> list[int]:
-    """Kill the children of this process, whose children become its own; returns who they were."""
-    found = children(os.getpid())
-    for child in found:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, os.WNOHANG)
-    return found
-
-
-def children(process_id: int) -> list[int]:
-    """The processes whose parent is this one, those that ended and wait to be reaped too."""
-    everybody = [int(entry.name) for entry in Path("/proc").glob("[0-9]*")]
-    return [one for one in everybody if _parent(one) == process_id]
-
-
-def _parent(process_id: int) -> int | None:
-    """The parent of a process, None if there is no such process any more."""
-    try:
-        stat = Path(f"/proc/{process_id}/stat").read_text(errors="replace")
-    except OSError:
-        return None
-    return int(stat.rpartition(")")[2].split()[1])  # Its name, in parentheses, may hold anything.
-
-
-if __name__ == "__main__":
-    sys.exit(guard(sys.argv[1], sys.argv[2:]))

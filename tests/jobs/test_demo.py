@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from local_head import children
+from guard import descendants
 
 from datapipe.scenes.making import ScenesConfig, ensure_scenes
 from tests.clusters import ROOT, wait_until
@@ -71,13 +71,7 @@ class Demo:
 
     def descendants(self) -> dict[int, str]:
         """The processes that it started, and theirs, with their command lines."""
-        found = {}
-        unseen = children(self.process.pid)
-        while unseen:
-            one = unseen.pop()
-            found[one] = command_line(one)
-            unseen += children(one)
-        return found
+        return {one: command_line(one) for one in descendants(self.process.pid)}
 
 
 @contextmanager

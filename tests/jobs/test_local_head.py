@@ -1,14 +1,12 @@
-"""The Ray head of one's own, and the guard that ends it."""
+"""The Ray head of one's own."""
 
 from __future__ import annotations
 
 import socket
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-import local_head
 import pytest
 from local_head import PORTS, HeadFailed, LocalHead, free_ports, ray_script
 
@@ -23,43 +21,6 @@ def test_ports_are_free_and_not_those_of_ray_workers() -> None:
         assert taken.getsockname()[1] not in found
         assert not set(RAY_WORKER_PORTS) & set(found)
         assert len(set(free_ports(3))) == 3
-
-
-def start_guard(directory: Path, script: str) -> subprocess.Popen[bytes]:
-    """A guard of a shell script that writes process ids to its standard output."""
-    return subprocess.Popen(
-        [sys.executable, local_head.__file__, str(directory), "sh", "-c", script],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-
-
-def lines_of(guard: subprocess.Popen[bytes], count: int) -> list[str]:
-    assert guard.stdout is not None
-    return [guard.stdout.readline().decode().strip() for _ in range(count)]
-
-
-def test_nothing_outlives_the_owner_of_a_guard(tmp_path: Path) -> None:
-    directory = tmp_path / "head"
-    directory.mkdir()
-    orphan = "(setsid sleep 1000 & echo $!)"
-    stopped = "sleep 1000 & echo $!; kill -STOP $!"
-    with start_guard(directory, f"{orphan}; {stopped}; echo $$; wait") as guard:
-        process_ids = lines_of(guard, 3)
-        assert all(Path(f"/proc/{process_id}").exists() for process_id in process_ids)
-        guard.communicate()
-    assert not [one for one in process_ids if Path(f"/proc/{one}").exists()]
-    assert not directory.exists()
-
-
-def test_a_guard_ends_with_its_command(tmp_path: Path) -> None:
-    directory = tmp_path / "head"
-    directory.mkdir()
-    with start_guard(directory, "sleep 1000 & echo $!; exit 3") as guard:
-        [process_id] = lines_of(guard, 1)
-        assert guard.wait() == 3
-    assert not Path(f"/proc/{process_id}").exists()
-    assert not directory.exists()
 
 
 @pytest.mark.ray
