@@ -22,7 +22,7 @@ from local_head import LocalHead
 
 from datapipe.batch import Batch
 from datapipe.position import Position
-from tests.clusters import ROOT, SecondNode, wait_until
+from tests.clusters import ROOT, AddedNode, wait_until
 from tests.small_runs import Fault, causes, faulty, final, records, run, small_config, weights_of
 from tests.strategies import ActsBefore, Wrapped
 from xdist.computation import BatchSums
@@ -224,14 +224,13 @@ class Holder:
 
 
 def ends_node(
-    node: SecondNode, first_node: str, marker: Path, *arguments: Any, **named: Any
+    node: AddedNode, on_node: str, marker: Path, *arguments: Any, **named: Any
 ) -> Any:
-    """The worker on the second node, or if there are two the other one, ends that node."""
+    """The worker on one node ends the other one, or its own."""
     strategy = push_pull_strategy(*arguments, **named)
-    is_first = ray.get_runtime_context().get_node_id() == first_node
-    if is_first != node.ends_from_first:
+    if ray.get_runtime_context().get_node_id() != on_node:
         return strategy
-    return ActsBefore(strategy, 5, marker, partial(os.kill, node.process_id, signal.SIGTERM))
+    return ActsBefore(strategy, 5, marker, node.end)
 
 
 def on_first_node(first_node: str, make_strategy: MakeStrategy, plan: RunPlan) -> PushPullTopology:
@@ -239,7 +238,7 @@ def on_first_node(first_node: str, make_strategy: MakeStrategy, plan: RunPlan) -
 
 
 def run_with_a_node_that_ends(
-    tmp_path: Path, node: SecondNode, *, held: int, num_workers: int
+    tmp_path: Path, node: AddedNode, *, on_node: str, held: int, num_workers: int
 ) -> None:
     """Workers of 1.5 CPUs each: the first node has room for what `held` leaves of its 8."""
     actor_class: Any = ray.remote(Holder)
@@ -247,7 +246,7 @@ def run_with_a_node_that_ends(
     ray.get(holder.ready.remote())
     cluster = ClusterConfig(cpus_per_worker=1.5, wait_s=10)
     config = small_config(tmp_path, strategy="push_pull", cluster=cluster, num_workers=num_workers)
-    make_strategy = partial(ends_node, node, nodes.here(), tmp_path / "struck")
+    make_strategy = partial(ends_node, node, on_node, tmp_path / "struck")
     make = partial(on_first_node, nodes.here(), make_strategy)
     try:
         run(config, tmp_path / "run", topologies={"push_pull": make})
@@ -256,16 +255,17 @@ def run_with_a_node_that_ends(
 
 
 def test_the_others_finish_when_a_lost_node_leaves_no_room(
-    tmp_path: Path, second_node: SecondNode
+    tmp_path: Path, second_node: AddedNode
 ) -> None:
-    node = replace(second_node, ends_from_first=True)
-    run_with_a_node_that_ends(tmp_path, node, held=6, num_workers=2)
+    on_node = nodes.here()
+    run_with_a_node_that_ends(tmp_path, second_node, on_node=on_node, held=6, num_workers=2)
     assert len(causes(tmp_path / "run")) == 1
     assert final(tmp_path / "run").manifest.cut.position == DONE
 
 
 def test_when_nobody_is_left_and_there_is_no_room_the_run_says_so(
-    tmp_path: Path, second_node: SecondNode
+    tmp_path: Path, second_node: AddedNode
 ) -> None:
+    on_node = second_node.node_id
     with pytest.raises(NotEnoughResources, match=r"worker 0 lost, nobody is left, .* within 10 s"):
-        run_with_a_node_that_ends(tmp_path, second_node, held=7, num_workers=1)
+        run_with_a_node_that_ends(tmp_path, second_node, on_node=on_node, held=7, num_workers=1)
