@@ -1,7 +1,8 @@
 """Runs a command of which nothing outlives the process that wanted it, even one that was killed.
 
 This file, run as a program, is the guard: it runs the command as its child until its standard input
-ends, then ends all that came of it, orphans too, and deletes the command's directory.
+ends, then ends all that came of it, orphans too, and deletes the directory that it was given, where
+its temporary files go.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def guarded(
     """
     process = subprocess.Popen(
         [sys.executable, __file__, str(directory), *command],
-        env=environment,
+        env={**environment, "TMPDIR": str(directory)},
         stdin=subprocess.PIPE,  # Closed by the kernel, whatever becomes of this process.
         stdout=log,
         start_new_session=True,  # Ctrl-C in the terminal reaches its owner alone.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -43,4 +44,16 @@ def test_a_guard_ends_with_its_command(tmp_path: Path) -> None:
         [process_id] = lines_of(process, 1)
         assert process.wait() == 3
     assert not Path(f"/proc/{process_id}").exists()
+    assert not directory.exists()
+
+
+def test_temporary_files_of_a_command_go_with_it(tmp_path: Path) -> None:
+    directory = tmp_path / "head"
+    directory.mkdir()
+    with (
+        (tmp_path / "log").open("wb") as log,
+        guard.guarded(["mktemp"], directory, os.environ, log) as process,
+    ):
+        assert process.wait() == 0
+    assert Path((tmp_path / "log").read_text()).parent == directory
     assert not directory.exists()
