@@ -43,7 +43,7 @@ class LocalHead:
 
     Its only resources are `num_cpus` CPUs: neither it nor its jobs see a GPU. No Ray setting of
     this process's environment reaches it; those in `variables` do. `arguments` makes more arguments
-    of `ray start` from the head's address. Raises `HeadFailed`.
+    of `ray start`, given the head as far as it is: address and directory. Raises `HeadFailed`.
 
     Nodes on other addresses can join a head that has a `node_ip` of its own and, among the
     variables, `RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=1`, which undoes the binding to loopback.
@@ -55,7 +55,7 @@ class LocalHead:
         num_cpus: int,
         variables: Mapping[str, str] | None = None,
         node_ip: str = LOOPBACK,
-        arguments: Callable[[str], Sequence[str]] = lambda _: (),
+        arguments: Callable[[LocalHead], Sequence[str]] = lambda _: (),
     ) -> None:
         self._num_cpus = num_cpus
         self._variables = variables or {}
@@ -143,7 +143,7 @@ class LocalHead:
             f"--num-cpus={self._num_cpus}",
             "--num-gpus=0",
             f"--temp-dir={self.directory}",
-            *self._arguments(self.address),
+            *self._arguments(self),
         ]
 
     def _wait_until_ready(self) -> None:

@@ -30,9 +30,11 @@ from typing import IO, Any, TypeVar
 
 import pytest
 import ray
+import ray._private.state
 from guard import descendants, guarded
 from local_head import LOOPBACK, LocalHead
 from ray import _raylet
+from ray.actor import ActorHandle
 from ray.core.generated import autoscaler_pb2
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
@@ -149,7 +151,7 @@ def own_cluster(
     num_cpus: int,
     variables: Mapping[str, str],
     host: Host | None = None,
-    arguments: Callable[[str], Sequence[str]] = lambda _: (),
+    arguments: Callable[[LocalHead], Sequence[str]] = lambda _: (),
 ) -> Iterator[Cluster]:
     """A cluster for a test or a module: a head with some CPUs, to which nodes can be added.
 
@@ -226,6 +228,12 @@ def second_node(cluster: LocalHead) -> Iterator[AddedNode]:
 def is_alive(node_id: str) -> bool:
     """Whether the cluster that this process drives takes the node for alive."""
     return any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
+
+
+def process_id_of(actor: ActorHandle[Any]) -> int:
+    """Of the process in which an actor runs, busy or stopped: for `os.kill`."""
+    process_id: int = ray._private.state.actors(actor._actor_id.hex())["Pid"]
+    return process_id
 
 
 def wait_until(attempt: Callable[[], Result | None], *, limit_s: float = 60) -> Result:

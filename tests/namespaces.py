@@ -10,9 +10,10 @@ nobody's. The namespaces have no names: they last while this process holds them 
 in them, so that its end and theirs, however they come, leave nothing. It takes root.
 
 How processes find the interface: Ray is told the address (`LocalHead`, `node_process.py`; a driver
-takes that of its node). gloo looks up the machine's name, which stands for an address that no host
-here has, and falls back to loopback, where its peers cannot reach it; so `Host.variables` names the
-interface to gloo and NCCL, in the head, the nodes, and all that they start.
+takes that of the node beside it). gloo looks up the machine's name, gets an address that is not the
+host's, and falls back to loopback, where its peers do not reach it; so `Host.variables` names the
+interface to gloo and NCCL, in the head, the nodes, and all that they start. There is no route to
+anywhere else, so that what looks for it (name servers) fails at once, not after a time-out.
 """
 
 from __future__ import annotations
@@ -112,8 +113,6 @@ def _plug_in(host: Host) -> None:
     host.namespace.ip("link set lo up")
     host.namespace.ip(f"address add {host.ip}/24 dev eth0")
     host.namespace.ip("link set eth0 up")
-    # Programs that want to know their address ask for the route to anywhere.
-    host.namespace.ip("route add default dev eth0")
 
 
 @contextmanager
