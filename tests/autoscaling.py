@@ -4,7 +4,10 @@
         scaling.set_max_workers(2)
 
 Nodes come for what is asked for and fits nowhere: `ray.autoscaler.sdk.request_resources`, pending
-placement groups, actors and tasks. They are children of the head's monitor, and end with the head.
+placement groups, actors and tasks; in 2 to 6 s, also after the limit was raised. They are children
+of the head's monitor, and end with the head. There is one request in a cluster, whoever made it:
+the last one holds, beyond the end of its driver, until another, such as `bundles=[]`. While it
+holds, nodes stay, however idle.
 """
 
 from __future__ import annotations

@@ -8,10 +8,21 @@ All their processes end with the block or with the test's process, even a killed
 a network of their own see `tests.namespaces`, for a cluster that grows by itself
 `tests.autoscaling`.
 
-What Ray does when something is lost, as far as `test_clusters.py` and those beside it show it:
+What Ray (2.60) does then, with `QUICK_HEALTH_CHECKS` and, in brackets, with its own:
 
-- A pending call of an actor raises `ActorUnavailableError` a second after its process was killed
-  with its node, and `ActorDiedError` later
+- The process of an actor is killed: `ActorDiedError` in 10 ms. It is stopped: nothing, ever.
+  `ray.kill` of a stopped one fails its calls at once, but ends the process only 5 s later.
+- A node is killed whole: pending calls raise `ActorUnavailableError` in 1 to 2 s, for their
+  connections are closed; the node is dead, and `ActorDiedError` comes, in 3 s (15). It freezes, or
+  its link is down: nothing is heard before it is dead in 9 s (65). A raylet that was given up ends
+  when it hears of it; another can join from there.
+- Only when the node is dead do its bundles move: at once where there is room, or else when a node
+  joins. An actor that was made for such a bundle before dies with the node. One that is made after
+  waits for a place, as for a placement group that was never placed; its first call is pending.
+- A node drains: no new actor starts there, in a bundle that it holds neither: one made for that
+  waits, and dies with the node. Actors that run go on, past the deadline too, at which Ray does
+  nothing. The node leaves by itself when it has neither actor nor bundle. When it is lost,
+  `ActorDiedError.preempted` is true.
 """
 
 from __future__ import annotations
@@ -49,7 +60,7 @@ QUICK_HEALTH_CHECKS = {
     "RAY_health_check_failure_threshold": "3",
     "RAY_health_check_initial_delay_ms": "1000",
 }
-"""For `variables`: a node that does not answer is declared dead after some 5 s instead of 55."""
+"""For `variables`: a node that does not answer is declared dead in seconds, not in a minute."""
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ def test_a_node_killed_by_one_of_its_actors_is_gone_with_all_processes(node: Add
     assert {process_id_of(actor), process_id_of(other)} < set(process_ids)
     pending = other.wait.remote()
     actor.kill.remote(node)
-    wait_until(lambda: None if any(map(exists, process_ids)) else "gone", limit_s=5)
+    wait_until(lambda: None if any(map(exists, process_ids)) else "gone", limit_s=15)
     with pytest.raises((ActorUnavailableError, ActorDiedError)):
         ray.get(pending, timeout=30)
     wait_until(lambda: None if is_alive(node.node_id) else "lost", limit_s=30)
@@ -159,16 +159,24 @@ def test_a_stopped_process_is_killed_by_its_id_at_once_by_ray_later(node: AddedN
     by_id, by_ray = start_on(node), start_on(node)
     ray.get([by_id.node_id.remote(), by_ray.node_id.remote()])
     stopped = [process_id_of(by_id), process_id_of(by_ray)]
-    pending = [by_id.node_id.remote(), by_ray.node_id.remote()]
+    pending = [by_id.wait.remote(), by_ray.wait.remote()]
     for one in stopped:
         os.kill(one, signal.SIGSTOP)
     os.kill(stopped[0], signal.SIGKILL)
+    with pytest.raises(ActorDiedError):
+        ray.get(pending[0], timeout=30)
     ray.kill(by_ray)
-    for call in pending:
-        with pytest.raises(ActorDiedError):
-            ray.get(call, timeout=4)
+    with pytest.raises(ActorDiedError):
+        ray.get(pending[1], timeout=30)
     assert exists(stopped[1])
-    wait_until(lambda: None if exists(stopped[1]) else "gone", limit_s=20)
+    wait_until(lambda: None if exists(stopped[1]) else "gone", limit_s=30)
+
+
+def test_a_process_drives_one_cluster_and_then_again_the_one_before(own: Cluster) -> None:
+    with own_cluster(num_cpus=3, variables={}) as other, other.connected():
+        assert ray.cluster_resources()["CPU"] == 3
+    assert ray.get_runtime_context().gcs_address == own.head.address
+    assert ray.cluster_resources()["CPU"] == 1
 
 
 OWNER = """
@@ -198,4 +206,4 @@ def test_nothing_is_left_when_the_owner(what: str) -> None:
         process_ids = [int(word) for word in output.split()]
         assert len(process_ids) > 10
         wait_until(lambda: None if any(map(exists, process_ids)) else "gone", limit_s=30)
-        wait_until(lambda: None if os.listdir(directory) else "gone", limit_s=5)
+        wait_until(lambda: None if os.listdir(directory) else "gone", limit_s=15)
