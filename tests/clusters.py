@@ -15,7 +15,7 @@ What Ray (2.60) does then, with `QUICK_HEALTH_CHECKS` and, in brackets, with its
 - A node is killed whole: pending calls raise `ActorUnavailableError` in 1 to 2 s, for their
   connections are closed; the node is dead, and `ActorDiedError` comes, in 3 s (15). It freezes, or
   its link is down: nothing is heard before it is dead in 9 s (65). A raylet that was given up ends
-  when it hears of it; another can join from there.
+  when it hears of it; another can join from there. A node that is asked to leave is dead in 10 ms.
 - Only when the node is dead do its bundles move: at once where there is room, or else when a node
   joins. An actor that was made for such a bundle before dies with the node. One that is made after
   waits for a place, as for a placement group that was never placed; its first call is pending.

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from threading import Event
 
 from ray import NodeID
 from ray._private.node import Node
@@ -19,6 +20,9 @@ from tenacity import Retrying, retry_if_result, wait_fixed
 
 def main(address: str, ip: str, num_cpus: str, file: Path) -> None:
     """Run the node."""
+    is_to_end = Event()
+    # Ray's threads have the signal unblocked: waiting for it (sigwait) would not keep it from them.
+    signal.signal(signal.SIGTERM, lambda *_: is_to_end.set())
     parameters = RayParams(
         gcs_address=address,
         num_cpus=int(num_cpus),
@@ -34,7 +38,7 @@ def main(address: str, ip: str, num_cpus: str, file: Path) -> None:
     partial = file.with_suffix(".partial")
     partial.write_text(f"{node.node_id} {os.getpid()}")
     os.replace(partial, file)
-    signal.sigwait([signal.SIGTERM])
+    is_to_end.wait()
     node.kill_all_processes(check_alive=False, allow_graceful=True)
 
 

@@ -120,6 +120,8 @@ def test_a_lost_bundle_waits_for_a_node_and_with_it_its_actor(
     remove_placement_group(group)
     another.end()
     wait_until(lambda: None if is_alive(another.node_id) else "gone")
+    reasons = {one["NodeID"]: one["DeathReasonMessage"] for one in ray.nodes()}
+    assert reasons[another.node_id] == "received SIGTERM"
 
 
 @pytest.mark.parametrize("way", ["drain", "ray drain-node"])
