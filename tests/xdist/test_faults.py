@@ -223,9 +223,7 @@ class Holder:
         """Return when it holds them."""
 
 
-def ends_node(
-    node: AddedNode, on_node: str, marker: Path, *arguments: Any, **named: Any
-) -> Any:
+def ends_node(node: AddedNode, on_node: str, marker: Path, *arguments: Any, **named: Any) -> Any:
     """The worker on one node ends the other one, or its own."""
     strategy = push_pull_strategy(*arguments, **named)
     if ray.get_runtime_context().get_node_id() != on_node:
