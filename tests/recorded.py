@@ -19,7 +19,7 @@ from tests.clusters import wait_until
 from tests.strategies import Wrapped
 from xdist.computation import BatchSums
 from xdist.strategies.all_reduce import Membership
-from xdist.topologies import Outcome, RunPlan, Task
+from xdist.topologies import Outcome, RunPlan, Task, nodes
 from xdist.topologies.all_reduce import AllReduceTopology, all_reduce_strategy
 
 THROTTLE_S = 0.4
@@ -30,11 +30,13 @@ class Planned:
     """Something that happens once in a run, in the process of a worker."""
 
     name: str
-    worker: int
+    worker: int | None
+    """None: of any that is on the node."""
     step: int
     """Before it applies this update; `joining`: before it joins the group that makes it."""
     act: Callable[[], object]
     when: str = "update"
+    node_id: str | None = None
 
 
 def kills(worker: int, step: int, *, when: str = "update") -> Planned:
@@ -85,7 +87,11 @@ class Recorded(Wrapped):
         self._flat = strategy._flat
         self._number = number
         self._directory = directory
-        self._planned = [plan for plan in planned if plan.worker == number]
+        self._planned = [
+            plan
+            for plan in planned
+            if plan.worker in (None, number) and plan.node_id in (None, nodes.here())
+        ]
         self._full_size = full_size
         self._num_kills = num_kills
         self._path = directory / f"worker-{number}-{os.getpid()}.jsonl"

@@ -56,6 +56,8 @@ LOST = (
     WorkerCrashedError,
     OutOfMemoryError,
 )
+NEVER_RAN = "The actor never ran"
+"""From the text of an `ActorDiedError`: its process had not started when its node went."""
 GRACE_S = 5.0
 """After a fault: how long others may take to say what they know of it. The first to notice is
 seldom the culprit.
@@ -204,7 +206,8 @@ class Driver:
         except LOST as error:
             if isinstance(error, RayActorError) and error.actor_init_failed:
                 raise
-            return (Fault(task, _first_line(error), "lost"),)
+            kind: Any = "never_ran" if NEVER_RAN in str(error) else "lost"
+            return (Fault(task, _first_line(error), kind),)
 
     def _apply(self, outcome: Outcome) -> tuple[Fault, ...]:
         if outcome.corrupt:
@@ -324,23 +327,26 @@ class Driver:
         """
         if self._is_trained():
             return
-        for fault in [first] if first.kind == "link" else self._culprits(first):
-            if fault.kind == "lost" and not self._topology.is_current(fault.task):
+        for fault in self._culprits(first) if first.kind == "complaint" else [first]:
+            if fault.kind in ("lost", "never_ran") and not self._topology.is_current(fault.task):
                 continue
-            actor, cause = fault.task.actor, fault.cause
-            self._count_fault(actor, cause)
+            if is_new := fault.kind != "never_ran":
+                self._count_fault(fault.task.actor, fault.cause)
             replaced = Outcome() if fault.kind == "link" else self._topology.replace(fault.task)
-            self._record(
-                "recovery",
-                self._metrics.step,
-                self._metrics.num_samples,
-                cause=f"{actor} lost",
-                reason=cause,
-            )
             if replaced is None:
                 self._relaunch()
+            else:
+                self._handle(self._apply(replaced))
+            if is_new:
+                self._record(
+                    "recovery",
+                    self._metrics.step,
+                    self._metrics.num_samples,
+                    cause=f"{fault.task.actor} lost",
+                    reason=fault.cause,
+                )
+            if replaced is None:
                 break
-            self._handle(self._apply(replaced))
 
     def _culprits(self, first: Fault) -> list[Fault]:
         """The fault, and those that explain it, first: a healthy actor's complaint is followed by

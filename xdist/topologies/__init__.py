@@ -97,9 +97,10 @@ class Fault:
 
     task: Task
     cause: str
-    kind: Literal["lost", "complaint", "link"]
-    """lost: whoever had the task is gone, or is to be ended. complaint: it is healthy, and says
-    that another one is gone. link: nobody is gone, and they did not reach one another.
+    kind: Literal["lost", "never_ran", "complaint", "link"]
+    """lost: whoever had the task is gone, or is to be ended. never_ran: it was to start on a node
+    that had gone. complaint: it is healthy, and says that another one is gone. link: nobody is
+    gone, and they did not reach one another.
     """
 
 

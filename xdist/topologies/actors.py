@@ -39,35 +39,30 @@ as_actor: Any = ray.remote  # Its types do not know concurrency_groups.
 
 
 class Room:
-    """A placement group with a bundle for each worker, and for each server that reserves CPUs; and
-    one more for every worker that comes later.
+    """A placement group of one bundle for each worker, and for each server that reserves CPUs.
 
-    A bundle belongs to the number of its worker. When its node dies, Ray moves it to another one,
-    as soon as there is room, and asks the autoscaler for it. Raises `NotEnoughResources` when there
-    is none for all within `cluster.wait_s`.
+    All are found a place together, packed or spread, or none is: `NotEnoughResources` when there is
+    no room within `cluster.wait_s`. Each then has a group of its own there, so that a worker can
+    give its place back. A bundle belongs to the number of its worker: when its node dies, Ray moves
+    it to another one, as soon as there is room, and asks the autoscaler for it.
     """
 
     def __init__(self, config: TrainConfig, *, num_workers: int, num_servers: int = 0) -> None:
         cluster = config.cluster
-        self._num_workers = num_workers
         self._has_asked = False
-        self._cpus_per_server = cluster.cpus_per_server
         self._bundle = {"CPU": cluster.cpus_per_worker}
         if cluster.gpus_per_worker:
             self._bundle["GPU"] = float(cluster.gpus_per_worker)
-        bundles = [self._bundle] * num_workers
-        if self._cpus_per_server:
-            bundles += [{"CPU": self._cpus_per_server}] * num_servers
-        self._group: PlacementGroup = placement_group(bundles, strategy=cluster.placement)
-        self._more: dict[int, PlacementGroup] = {}
-        if not self._group.wait(cluster.wait_s):
-            free = ray.available_resources()
-            self.close()
-            raise NotEnoughResources(
-                f"no room for {num_workers} workers and {num_servers} servers within "
-                f"{cluster.wait_s:g} s (cluster.wait_s); free now: {free.get('CPU', 0):g} CPU and "
-                f"{free.get('GPU', 0):g} GPU; end what else runs, lower num_workers, or add nodes"
-            )
+        self._server_bundle = {"CPU": cluster.cpus_per_server}
+        if not cluster.cpus_per_server:
+            num_servers = 0
+        bundles = [self._bundle] * num_workers + [self._server_bundle] * num_servers
+        places = _places_for(bundles, config)
+        self._workers = {
+            number: _one(self._bundle, near=place)
+            for number, place in enumerate(places[:num_workers])
+        }
+        self._servers = [_one(self._server_bundle, near=place) for place in places[num_workers:]]
 
     def worker(self, number: int, config: TrainConfig, **arguments: Any) -> ActorHandle[Any]:
         """A worker actor in the bundle of this number; `arguments` are those of `Worker`. One that
@@ -89,31 +84,61 @@ class Room:
         request_resources(bundles=[self._bundle] * num_workers)
         self._has_asked = True
 
+    def give_back(self, number: int) -> None:
+        """The worker of this number leaves its place; the next one gets another."""
+        remove_placement_group(self._workers.pop(number))
+
     def server(self, number: int, plan: ServerPlan) -> ActorHandle[Any]:
         """A parameter server actor, in its bundle, or anywhere if it reserves nothing."""
-        where = self._at(self._num_workers + number) if self._cpus_per_server else None
-        return _server(plan, num_cpus=self._cpus_per_server, where=where)
+        where = _within(self._servers[number]) if self._servers else None
+        return _server(plan, num_cpus=self._server_bundle["CPU"], where=where)
 
-    @property
-    def is_placed(self) -> bool:
-        """Whether all bundles have a place; those of a lost node wait for another one."""
-        return bool(placement_group_table(self._group)["state"] == "CREATED")
+    def is_placed(self, num_workers: int) -> bool:
+        """Whether the first workers have a place; those of a lost node wait for another one."""
+        groups = [self._workers[number] for number in range(num_workers)]
+        return all(placement_group_table(group)["state"] == "CREATED" for group in groups)
 
     def _of_worker(self, number: int) -> PlacementGroupSchedulingStrategy:
-        if number < self._num_workers:
-            return self._at(number)
-        if number not in self._more:
-            self._more[number] = placement_group([self._bundle])
-        return PlacementGroupSchedulingStrategy(self._more[number], placement_group_bundle_index=0)
-
-    def _at(self, bundle: int) -> PlacementGroupSchedulingStrategy:
-        return PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle)
+        if number not in self._workers:
+            self._workers[number] = _one(self._bundle)
+        return _within(self._workers[number])
 
     def close(self) -> None:
         if self._has_asked:
             request_resources(bundles=[])
-        for group in (self._group, *self._more.values()):
+        for group in (*self._workers.values(), *self._servers):
             remove_placement_group(group)
+
+
+def _places_for(bundles: list[dict[str, float]], config: TrainConfig) -> list[str]:
+    """The nodes on which there is room for all bundles at once. Raises `NotEnoughResources`."""
+    wait_s = config.cluster.wait_s
+    group = placement_group(bundles, strategy=config.cluster.placement)
+    try:
+        if not group.wait(wait_s):
+            free = ray.available_resources()
+            num_servers = len(bundles) - bundles.count(bundles[0])
+            raise NotEnoughResources(
+                f"no room for {len(bundles) - num_servers} workers and {num_servers} servers "
+                f"within {wait_s:g} s (cluster.wait_s); free now: {free.get('CPU', 0):g} CPU and "
+                f"{free.get('GPU', 0):g} GPU; end what else runs, lower num_workers, or add nodes"
+            )
+        nodes: dict[int, str] = placement_group_table(group)["bundles_to_node_id"]
+        return [nodes[number] for number in range(len(bundles))]
+    finally:
+        remove_placement_group(group)
+
+
+def _one(bundle: dict[str, float], *, near: str | None = None) -> PlacementGroup:
+    """A group of one bundle, on that node if it can be."""
+    group: PlacementGroup = placement_group(
+        [bundle], strategy="STRICT_PACK", _soft_target_node_id=near
+    )
+    return group
+
+
+def _within(group: PlacementGroup) -> PlacementGroupSchedulingStrategy:
+    return PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
 
 
 def server_on(node: str, plan: ServerPlan) -> ActorHandle[Any]:

@@ -62,7 +62,7 @@ class AllReduceTopology:
         self._store = open_store(self._host)
         self._notes = NoteBoard(self._store)
         self._generation = 0
-        self._room: Room | None = None
+        self._has_room = False
         self._crew = self._new_crew()
 
     def launch(self, start: Checkpoint) -> Pending:
@@ -78,10 +78,11 @@ class AllReduceTopology:
         self._segments = segments(start.manifest.cut, self._dealing, self._rules)
         self._segment: Segment | None = next(self._segments, None)
         self._first_generation = self._generation + 1
-        self._room = room = Room(plan.config, num_workers=plan.num_workers)
+        self._room = Room(plan.config, num_workers=plan.num_workers)
+        self._has_room = True
         num_actors = plan.most_workers + cluster.num_spares
         if cluster.max_world_size is not None:
-            room.ask_for(num_actors)
+            self._room.ask_for(num_actors)
         self._crew = self._new_crew()
         pending: Pending = {}
         for number in range(num_actors):
@@ -100,7 +101,6 @@ class AllReduceTopology:
 
     def _actor(self, number: int, has_state: bool) -> ActorHandle[Any]:
         plan = self._plan
-        assert self._room is not None
         return self._room.worker(
             number,
             plan.config,
@@ -163,6 +163,7 @@ class AllReduceTopology:
         is_first = self._generation < self._first_generation
         if not is_first and all(other.step is None for other in self._crew if other is not hand):
             return None
+        self._crew.end(hand)
         pending = self._crew.start(lost.number, step=self._start_step if is_first else None)
         return self._advance(pending)
 
@@ -286,6 +287,8 @@ class AllReduceTopology:
         pending: Pending = {}
         for hand in self._leaving:
             logger.info("worker %d leaves its node, which is being drained", hand.number)
+            self._crew.end(hand)
+            self._room.give_back(hand.number)
             pending |= self._crew.start(hand.number, step=None)
         old_seats = self._seats
         seats = reseat(
@@ -340,9 +343,9 @@ class AllReduceTopology:
     @property
     def _lacks_room(self) -> bool:
         """Whether workers that are missing have waited for room for too long."""
-        assert self._room is not None
         waited_s = time.monotonic() - self._standing_since
-        return waited_s > self._plan.config.cluster.wait_s and not self._room.is_placed
+        is_long = waited_s > self._plan.config.cluster.wait_s
+        return is_long and not self._room.is_placed(self._plan.num_workers)
 
     def _check_waiting(self, num_workers: int) -> None:
         if self._lacks_room:
@@ -393,9 +396,9 @@ class AllReduceTopology:
 
     def close(self) -> None:
         self._crew.close()
-        if self._room is not None:
+        if self._has_room:
             self._room.close()
-            self._room = None
+        self._has_room = False
 
 
 def all_reduce_strategy(

@@ -8,6 +8,7 @@ says in what. Both are for their own deadline to notice: nothing else would tell
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,8 +17,9 @@ from typing import Any, Literal
 import ray
 from ray.actor import ActorHandle
 
-from xdist.topologies import Fault, Pending, Task
+from xdist.topologies import Fault, Pending, Task, nodes
 from xdist.topologies.actors import CONTROL, end
+from xdist.topologies.nodes import Process
 from xdist.worker import Pulse, Worker
 
 logger = logging.getLogger(__name__)
@@ -46,10 +48,14 @@ class Hand:
     """ready: started, and in no group yet; busy: joins or trains; idle: in the group, between."""
     step: int | None
     """Of the state that it has; None where it has none yet."""
-    node_id: str | None = None
+    process: Process | None = None
     pulse: Pulse | None = None
     pulse_reference: ray.ObjectRef[Any] | None = None
     pulse_sent: float = field(default_factory=time.monotonic)
+
+    @property
+    def node_id(self) -> str | None:
+        return None if self.process is None else self.process.node_id
 
     def task(self, action: Any) -> Task:
         return Task(f"worker {self.number}", action, self.number, life=self.life)
@@ -82,11 +88,9 @@ class Crew:
         return hand if hand is not None and hand.life == task.life else None
 
     def start(self, number: int, *, step: int | None) -> Pending:
-        """Start a worker, in place of another of this number if there was one. step: that of the
-        checkpoint that it reads its state from; None: a peer will send it.
+        """Start a worker. step: that of the checkpoint that it reads its state from; None: a peer
+        will send it.
         """
-        if number in self._hands:
-            end([self._hands[number].actor])
         self._num_lives += 1
         actor = self._make_actor(number, step is not None)
         hand = Hand(number, self._num_lives, actor, "starting", step)
@@ -94,9 +98,16 @@ class Crew:
         num_images = self._warm_up_images if step is None else 0
         return {actor.__ray_call__.remote(_start, num_images): hand.task("start")}
 
-    def started(self, hand: Hand, node_id: str) -> Pending:
-        """The worker is ready, on this node: it has a pulse from now on."""
-        hand.state, hand.node_id = "ready", node_id
+    def end(self, hand: Hand) -> None:
+        """End a worker that is lost, or not wanted any more: its process too, should it hang."""
+        end([hand.actor])
+        if hand.process is not None:
+            nodes.kill(hand.process)
+        del self._hands[hand.number]
+
+    def started(self, hand: Hand, process: Process) -> Pending:
+        """The worker is ready: it has a pulse from now on."""
+        hand.state, hand.process = "ready", process
         return self._feel(hand)
 
     def felt(self, hand: Hand, pulse: Pulse) -> Pending:
@@ -162,10 +173,9 @@ class Crew:
         self._hands = {}
 
 
-def _start(worker: Worker, num_images: int) -> str:
-    """In the worker's process: get ready; returns the id of the node."""
+def _start(worker: Worker, num_images: int) -> Process:
+    """In the worker's process: get ready; returns where that is."""
     worker.start()
     if num_images:
         worker.warm_up(num_images)
-    node_id: str = ray.get_runtime_context().get_node_id()
-    return node_id
+    return Process(nodes.here(), os.getpid())

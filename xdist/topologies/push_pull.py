@@ -157,7 +157,7 @@ class PushPullTopology:
         return Outcome()
 
     def lacks_room(self) -> bool:
-        return self._room is not None and not self._room.is_placed
+        return self._room is not None and not self._room.is_placed(self._plan.num_workers)
 
     def close(self) -> None:
         end([*self._workers.values(), *self._servers])
