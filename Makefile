@@ -7,7 +7,7 @@ NATIVE := $(wildcard native/*.[ch] native/*/*.[ch])
 CLANG ?= clang
 FUZZ_SECONDS ?= 1800
 
-.PHONY: demo test test-faults bench-datapipe bench-scale bench-sync fuzz lint clean
+.PHONY: demo test test-faults bench-datapipe bench-scale bench-sync soak fuzz lint clean
 
 demo: $(INSTALLED)  ## train on synthetic scenes, on a Ray cluster of its own; minutes
 	@$(BIN)/python jobs/demo.py
@@ -26,6 +26,9 @@ bench-scale: $(INSTALLED)  ## a resume at 300 million samples: time, memory, shu
 
 bench-sync: $(INSTALLED)  ## steps a second and a killed worker, against torchrun and Ray Train; 15 minutes
 	PYTHONPATH=jobs $(BIN)/python -m tests.benchmarks.sync
+
+soak: $(INSTALLED)  ## a run whose workers are killed every 20 seconds, for 20 minutes
+	PYTHONPATH=jobs $(BIN)/python -m tests.benchmarks.soak
 
 fuzz:  ## the native kernel under clang's libFuzzer and sanitizers, for FUZZ_SECONDS
 	@mkdir -p build/fuzz/corpus

@@ -37,7 +37,12 @@ class AutoscalingCluster:
 
     def set_max_workers(self, max_workers: int) -> None:
         """Let there be so many nodes beside the head, from now on."""
-        write(self.file, with_max_workers(json.loads(self.file.read_text()), max_workers))
+        raise_max_workers(self.file, max_workers)
+
+
+def raise_max_workers(file: Path, max_workers: int) -> None:
+    """The same, from any process that reaches the file."""
+    write(file, with_max_workers(json.loads(file.read_text()), max_workers))
 
 
 @contextmanager

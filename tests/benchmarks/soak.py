@@ -11,33 +11,20 @@ its workers, at the beginning and at the end.
 from __future__ import annotations
 
 import json
-import os
-import random
-import signal
-import statistics
+import subprocess
 import sys
-import tempfile
-import threading
-import time
-from dataclasses import dataclass, field, replace
-from functools import partial
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict, dataclass
 
-import ray
 import tyro
 from local_head import LocalHead
 from rich.console import Console
 from rich.table import Table
 
-from tests.recorded import Announcing, Recording, recorded_topology
-from tests.small_runs import NUM_TRAIN, records, run, small_config
-from xdist.config import CheckpointConfig, ClusterConfig
-from xdist.topologies import Outcome, RunPlan
+from tests.benchmarks.peers.data_sets import ROOT
 
-MIB = 1 << 20
 NUM_WORKERS = 2
 NUM_CPUS = 4
+"""By name: the machine needs not so many."""
 
 
 @dataclass(frozen=True)
@@ -52,125 +39,27 @@ class Arguments:
     """Of the moments, and of whom they strike."""
 
 
-class TimeIsUp(Exception):
-    """The run has lasted as long as it was to."""
-
-
-class Ending:
-    """A topology that ends its run after a while."""
-
-    def __init__(self, plan: RunPlan, *, make: Any, deadline: float) -> None:
-        self._topology: Announcing = make(plan)
-        self._deadline = deadline
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._topology, name)
-
-    def watch(self) -> Outcome:
-        if time.monotonic() > self._deadline:
-            raise TimeIsUp
-        outcome: Outcome = self._topology.watch()
-        return outcome
-
-
-@dataclass
-class Killer:
-    """Kills one of the workers now and then, and notes how much memory all have."""
-
-    directory: Path
-    arguments: Arguments
-    kills: int = 0
-    driver_mib: list[float] = field(default_factory=list)
-    worker_mib: list[float] = field(default_factory=list)
-    over: threading.Event = field(default_factory=threading.Event)
-
-    def work(self) -> None:
-        """Until `over`."""
-        draws = random.Random(self.arguments.seed)
-        while not self.over.wait(self.arguments.every_s * draws.uniform(0.5, 1.5)):
-            workers = [process for process in self.processes() if resident_mib(process) > 0]
-            self.driver_mib.append(resident_mib(os.getpid()))
-            if not workers:
-                continue
-            self.worker_mib.append(max(map(resident_mib, workers)))
-            os.kill(draws.choice(workers), signal.SIGKILL)
-            self.kills += 1
-
-    def processes(self) -> list[int]:
-        """All that ever trained."""
-        names = (path.stem for path in sorted(self.directory.glob("worker-*.jsonl")))
-        return [int(name.rsplit("-", 1)[1]) for name in names]
-
-
-def resident_mib(process: int) -> float:
-    """Resident memory of a process that is alive; 0 of one that is not."""
-    try:
-        pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
-    except (OSError, IndexError):
-        return 0.0
-    return pages * os.sysconf("SC_PAGE_SIZE") / MIB
-
-
 def main(arguments: Arguments) -> int:
-    """Train under fire; 1 when something was lost."""
-    variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
-    with (
-        tempfile.TemporaryDirectory(prefix="soak-") as name,
-        LocalHead(num_cpus=NUM_CPUS, variables=variables) as head,
-    ):
-        os.environ.update(head.environment)
-        ray.init(address=head.address, log_to_driver=False)
-        try:
-            figures = soak(arguments, Path(name))
-        finally:
-            ray.shutdown()
+    """Train under fire, on a cluster of its own; 1 when something was lost."""
+    variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'jobs'}"}
+    with LocalHead(num_cpus=NUM_CPUS, variables=variables) as head:
+        run = subprocess.run(
+            [sys.executable, "-m", "tests.benchmarks.soak_run", json.dumps(asdict(arguments))],
+            env=head.environment,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+    if run.returncode != 0:
+        sys.stderr.write("the run lost something, or failed: see above\n")
+        return 1
+    last = run.stdout.splitlines()[-1]
     table = Table(title=f"a kill every {arguments.every_s:g} s", show_header=False)
-    for key, value in figures.items():
+    for key, value in json.loads(last).items():
         table.add_row(key, f"{value:g}")
     Console().print(table)
-    sys.stdout.write(json.dumps(figures) + "\n")
+    sys.stdout.write(last + "\n")
     return 0
-
-
-def soak(arguments: Arguments, directory: Path) -> dict[str, float]:
-    """One run; raises `AssertionError` where anything was lost or came twice."""
-    config = replace(
-        small_config(directory, strategy="all_reduce", num_workers=NUM_WORKERS),
-        num_epochs=10**6,
-        checkpoint=CheckpointConfig(every_samples=20_000, keep=2, evaluate_every=0),
-        cluster=ClusterConfig(max_recoveries=10**6),
-        report_every_steps=20,
-    )
-    recording = directory / "recording"
-    make = recorded_topology(recording, full_size=NUM_WORKERS)["all_reduce"]
-    deadline = time.monotonic() + 60 * arguments.minutes
-    killer = Killer(recording, arguments)
-    thread = threading.Thread(target=killer.work, daemon=True)
-    thread.start()
-    try:
-        topologies = {"all_reduce": partial(Ending, make=make, deadline=deadline)}
-        run(config, directory / "run", topologies=topologies)
-    except TimeIsUp:
-        pass
-    finally:
-        killer.over.set()
-        thread.join()
-    found = Recording(recording)
-    found.check(num_samples=NUM_TRAIN)
-    pauses = [record["pause_s"] for record in records(directory / "run", "group")][1:]
-    return {
-        "steps": len(found.steps()),
-        "steps_lost": 0,
-        "kills": killer.kills,
-        "groups": len(pauses) + 1,
-        "pause_s_median": round(statistics.median(pauses), 3),
-        "pause_s_max": round(max(pauses), 3),
-        "driver_mib_first": round(killer.driver_mib[0], 1),
-        "driver_mib_last": round(killer.driver_mib[-1], 1),
-        "worker_mib_first": round(killer.worker_mib[0], 1),
-        "worker_mib_last": round(killer.worker_mib[-1], 1),
-        "worker_mib_max": round(max(killer.worker_mib), 1),
-    }
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datapipe.lanes import LanePlan, assign_lanes, even_part
+from datapipe.lanes import LanePlan, LaneWalk, assign_lanes, even_part, move_lanes
 from datapipe.position import Position, Span
 
 
@@ -126,3 +126,64 @@ def test_parts_of_a_whole() -> None:
     assert [even_part(10, num_parts=3, part=part) for part in range(3)] == [(0, 4), (4, 7), (7, 10)]
     with pytest.raises(ValueError, match="num_lanes is 0; allowed: at least 1"):
         LanePlan(Position(), 10, 0, 1)
+
+
+@given(plans())
+def test_the_places_of_a_step_are_those_of_its_lanes(plan: LanePlan) -> None:
+    for step in range(plan.num_steps + 1):
+        lanes = (plan.spans(step, lane) for lane in range(plan.num_lanes))
+        places = sum(span.num_samples for spans in lanes for span in spans)
+        assert plan.num_places(step) == places
+
+
+@given(plans(), st.integers(0, 60))
+def test_a_walk_is_at_the_position_of_its_steps(plan: LanePlan, num_steps: int) -> None:
+    numbers = {
+        "num_samples": plan.num_samples,
+        "num_lanes": plan.num_lanes,
+        "samples_per_lane": plan.samples_per_lane,
+    }
+    walk = LaneWalk(plan.position, **numbers)
+    num_seen = plan.position.num_seen(plan.num_samples)
+    for _ in range(num_steps):
+        again = LaneWalk(walk.position, **numbers)
+        places = walk.next_step()
+        assert again.next_step() == places
+        num_seen += places
+        assert walk.position.num_seen(plan.num_samples) == num_seen
+
+
+@st.composite
+def owned_lanes(draw: st.DrawFn) -> tuple[list[tuple[int, ...]], int]:
+    """What is left of an assignment when ranks were lost, and new ones have nothing yet."""
+    num_lanes = draw(st.integers(1, 30))
+    world_size = draw(st.integers(1, num_lanes))
+    lanes = assign_lanes(num_lanes, world_size)
+    kept = draw(st.lists(st.sampled_from(lanes), unique=True))
+    num_new = draw(st.integers(0 if kept else 1, max(1, num_lanes - len(kept))))
+    return [*kept, *[()] * num_new][:num_lanes], num_lanes
+
+
+@given(owned_lanes())
+def test_lanes_move_to_be_even_and_no_more_than_that(
+    owned: tuple[list[tuple[int, ...]], int],
+) -> None:
+    before, num_lanes = owned
+    after = move_lanes(before, num_lanes)
+    assert sorted(lane for own in after for lane in own) == list(range(num_lanes))
+    assert max(map(len, after)) - min(map(len, after)) <= 1
+    assert all(list(own) == sorted(own) for own in after)
+    for old, new in zip(before, after, strict=True):
+        kept = set(old) & set(new)
+        assert kept == set(old) or kept == set(new)  # It gives, or it takes.
+
+
+def test_lanes_stay_where_they_are_when_nobody_came_or_went() -> None:
+    lanes = assign_lanes(10, 3)
+    assert move_lanes(lanes, 10) == lanes
+
+
+@pytest.mark.parametrize("world_size", [0, 5])
+def test_lanes_cannot_move_to_nobody_or_to_too_many(world_size: int) -> None:
+    with pytest.raises(ValueError, match=f"world_size is {world_size}; allowed: 1 to num_lanes"):
+        move_lanes([()] * world_size, 4)

@@ -6,6 +6,7 @@ import pickle
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from ray.autoscaler.sdk import request_resources
 
 from datapipe.position import Position
-from tests.autoscaling import autoscaling_cluster
+from tests.autoscaling import autoscaling_cluster, raise_max_workers
 from tests.clusters import QUICK_HEALTH_CHECKS, Cluster, own_cluster, wait_until
 from tests.namespaces import network
 from tests.recorded import Planned, Recording, recorded_topology
@@ -58,22 +59,12 @@ def test_a_drained_node_is_left_at_the_end_of_a_step_and_then_leaves(
 ) -> None:
     node = own.add_node(num_cpus=1)
     config = config_of(tmp_path, num_workers=3)
-    planned = Planned("drain", None, 10, Drains(node), node_id=nodes.here())
+    planned = Planned("drain", None, 10, partial(node.drain, deadline_s=120), node_id=nodes.here())
     topologies = recorded_topology(tmp_path / "recording", [planned], full_size=3)
     run(config, tmp_path / "run", topologies=topologies)
     assert check(config, tmp_path).sizes() == [3, 2]
     assert causes(tmp_path / "run") == []
     wait_until(lambda: None if node.node_id in nodes.others() else "gone")
-
-
-class Drains:
-    """Has a node drained when it is called."""
-
-    def __init__(self, node: Any) -> None:
-        self._node = node
-
-    def __call__(self) -> None:
-        self._node.drain(deadline_s=120)
 
 
 def test_nodes_that_join_are_used_and_nobody_starts_again(tmp_path: Path) -> None:
@@ -83,7 +74,7 @@ def test_nodes_that_join_are_used_and_nobody_starts_again(tmp_path: Path) -> Non
     ):
         cluster = ClusterConfig(max_world_size=3)
         config = replace(config_of(tmp_path, cluster=cluster), num_workers="auto", num_epochs=20)
-        planned = Planned("raise", None, 20, Raises(scaling))
+        planned = Planned("raise", None, 20, partial(raise_max_workers, scaling.file, 2))
         topologies = recorded_topology(tmp_path / "recording", [planned], full_size=3)
         run(config, tmp_path / "run", topologies=topologies)
         recording = check(config, tmp_path)
@@ -94,16 +85,6 @@ def test_nodes_that_join_are_used_and_nobody_starts_again(tmp_path: Path) -> Non
         raised = (tmp_path / "recording" / "raise").stat().st_mtime
         assert groups[-1]["time"] - raised < 60
         request_resources(bundles=[])
-
-
-class Raises:
-    """Lets the autoscaler add a second node when it is called."""
-
-    def __init__(self, scaling: Any) -> None:
-        self._scaling = scaling
-
-    def __call__(self) -> None:
-        self._scaling.set_max_workers(2)
 
 
 def test_the_side_of_the_driver_goes_on_when_the_network_parts(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from xdist.errors import PeerLost
 
 NUM_GLOO_THREADS = 2
 POLL_S = 0.0002
-CONNECT_TIMEOUT = timedelta(seconds=60)
+CONNECT_TIMEOUT_S = 60.0
 GO, CANCELLED = "go", "cancelled"
 
 
@@ -56,12 +56,11 @@ def open_store(host: str) -> Store:
     )
 
 
-def reach_store(rendezvous: Rendezvous) -> Store:
+def reach_store(rendezvous: Rendezvous, *, timeout_s: float = CONNECT_TIMEOUT_S) -> Store:
     """The store that a driver opened. Raises `PeerLost`."""
+    timeout = timedelta(seconds=timeout_s)
     try:
-        return dist.TCPStore(
-            rendezvous.host, rendezvous.port, is_master=False, timeout=CONNECT_TIMEOUT
-        )
+        return dist.TCPStore(rendezvous.host, rendezvous.port, is_master=False, timeout=timeout)
     except RuntimeError as error:
         raise PeerLost(f"the driver's rendezvous is not reached: {error}") from error
 
