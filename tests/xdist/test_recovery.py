@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,10 @@ from tests.small_runs import (
     records,
     run,
     small_config,
+    spoil,
     weights_of,
 )
+from xdist import optim
 from xdist.compute_config import ComputeConfig
 from xdist.config import ClusterConfig, ModelConfig, TrainConfig
 
@@ -172,3 +175,42 @@ def test_a_worker_that_hangs_in_a_read_is_ended_and_replaced(tmp_path: Path) -> 
     assert recording.sizes()[:2] == [3, 2]
     [recovery] = records(tmp_path / "run", "recovery")
     assert "was in 'data' for" in recovery["reason"]
+
+
+def test_a_worker_whose_read_gives_up_is_lost_and_the_run_goes_on(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    with (
+        FileServer(Path(config.data.train)) as files,
+        FaultProxy(files.url, {30: "refuse"}) as proxy,
+    ):
+        data = replace(config.data, train=proxy.url, read_retries=0, prefetch_batches=1)
+        recording = run_with(replace(config, data=data), tmp_path, full_size=3)
+        assert proxy.served == ["refuse"]
+    assert recording.sizes()[:2] == [3, 2]
+    [recovery] = records(tmp_path / "run", "recovery")
+    assert "503" in recovery["reason"]
+
+
+def test_workers_that_keep_their_batch_make_smaller_steps_while_they_are_fewer(
+    tmp_path: Path,
+) -> None:
+    config = replace(config_of(tmp_path), on_resize="keep_worker_batch", report_every_steps=1)
+    assert run_with(config, tmp_path, kills(1, 10), full_size=3).sizes() == [3, 2, 3]
+    train = records(tmp_path / "run", "train")
+    sizes = [record["num_workers"] for record in train]
+    alone = [record for record in train if record["num_workers"] == 2]
+    assert sizes[0] == sizes[-1] == 3
+    assert alone[2]["samples"] - alone[1]["samples"] == 8
+    base = optim.learning_rate(config.optimizer, alone[1]["samples"])
+    assert alone[2]["learning_rate"] == pytest.approx(base * 8 / 12)
+
+
+def test_what_a_lost_worker_could_not_decode_is_listed(tmp_path: Path) -> None:
+    config = replace(config_of(tmp_path), num_epochs=1, report_every_steps=1000)
+    spoil(Path(config.data.train) / "train-00000.tar", num_samples=6)
+    planned = [kills(worker, 7) for worker in (0, 1)]
+    topologies = recorded_topology(tmp_path / "recording", planned)
+    run(config, tmp_path / "run", topologies=topologies)
+    lines = (tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()
+    keys = [json.loads(line)["key"] for line in lines]
+    assert sorted(keys) == [f"{number:06d}" for number in range(6)]

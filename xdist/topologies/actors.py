@@ -35,9 +35,6 @@ CONTROL = "control"
 NUM_CONTROL_THREADS = 2
 
 
-as_actor: Any = ray.remote  # Its types do not know concurrency_groups.
-
-
 class Room:
     """A placement group of one bundle for each worker, and for each server that reserves CPUs.
 
@@ -49,6 +46,8 @@ class Room:
 
     def __init__(self, config: TrainConfig, *, num_workers: int, num_servers: int = 0) -> None:
         cluster = config.cluster
+        remote: Any = ray.remote  # Its types do not know concurrency_groups.
+        self._worker_class = remote(concurrency_groups={CONTROL: NUM_CONTROL_THREADS})(Worker)
         self._has_asked = False
         self._bundle = {"CPU": cluster.cpus_per_worker}
         if cluster.gpus_per_worker:
@@ -68,9 +67,7 @@ class Room:
         """A worker actor in the bundle of this number; `arguments` are those of `Worker`. One that
         comes later starts when there is room.
         """
-        actor_class: Any = as_actor(concurrency_groups={CONTROL: NUM_CONTROL_THREADS})(
-            Worker
-        ).options(
+        actor_class: Any = self._worker_class.options(
             **NO_RETRIES,
             num_cpus=self._bundle["CPU"],
             num_gpus=self._bundle.get("GPU", 0),

@@ -164,8 +164,9 @@ class AllReduceTopology:
         if not is_first and all(other.step is None for other in self._crew if other is not hand):
             return None
         self._crew.end(hand)
-        pending = self._crew.start(lost.number, step=self._start_step if is_first else None)
-        return self._advance(pending)
+        outcome = self._advance()  # Before the replacement: the others are waiting.
+        started = self._crew.start(lost.number, step=self._start_step if is_first else None)
+        return replace(outcome, pending=outcome.pending | started)
 
     def watch(self) -> Outcome:
         faults = self._crew.silent(is_broken=self._is_broken)
