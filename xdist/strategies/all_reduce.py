@@ -30,6 +30,7 @@ from xdist.state import STATISTICS, WEIGHTS, RangeState, StatisticsState
 from xdist.strategies import Progress
 from xdist.strategies.buckets import GradientReduction
 from xdist.strategies.group import Group, NoteBoard, Rendezvous, Store, reach_store
+from xdist.strategies.summed import StopVotes, mean_statistics, scale
 
 
 @dataclass(frozen=True)
@@ -200,11 +201,10 @@ class AllReduce:
         num_places = self._walk.next_step()
         rate = self._learning_rate(before.num_samples)
         decay = optim.average_decay(config, num_samples=num_places, num_updates=before.step)
-        self._scale(sums, self.loss_divisor(batch))
+        factor = self.loss_divisor(batch) / sums.num_samples.clamp(min=1)
+        scale(self._flat.gradients, factor, clip_norm=config.clip_norm)
         self._state.apply(self._flat.gradients, learning_rate=rate, average_decay=decay)
-        running = self._statistics.running
-        mean = sums.statistics / sums.num_parts.clamp(min=1)
-        statistics = torch.where(sums.num_parts > 0, mean, running)
+        statistics = mean_statistics(sums, otherwise=self._statistics.running)
         self._statistics.apply(statistics, average_decay=decay)
         step = self._state_step = before.step + 1
         self._progress = Progress(step, step, before.num_samples + num_places, rate)
@@ -214,16 +214,6 @@ class AllReduce:
         for sample in batch.corrupt:
             assert self._store is not None
             NoteBoard(self._store).write(json.dumps(sample.args))
-
-    def _scale(self, sums: BatchSums, divisor: float) -> None:
-        """Make the summed gradient the mean over all samples, and clip its norm."""
-        gradients, limit = self._flat.gradients, self._config.optimizer.clip_norm
-        factor = divisor / sums.num_samples.clamp(min=1)
-        if limit is not None:
-            norm = torch.linalg.vector_norm(gradients) * factor
-            factor = factor * (limit / norm.clamp(min=limit))
-        if factor.device.type != "cpu" or factor != 1:
-            gradients.mul_(factor)
 
     def save(self) -> tuple[Part, ...]:
         """Write this rank's even share of the state; rank 0 writes the batch-norm statistics
@@ -252,29 +242,6 @@ class AllReduce:
         if self._group is not None:
             self._group.leave()
         self._group = None
-
-
-class StopVotes:
-    """Reads whether any rank wants to stop, alike on all ranks, and without waiting for a GPU:
-    there the votes of a step count after the next one.
-    """
-
-    def __init__(self) -> None:
-        self._copied: tuple[Tensor, torch.cuda.Event] | None = None
-
-    def read(self, votes: Tensor) -> bool:
-        if votes.device.type == "cpu":
-            return votes.item() > 0
-        before = self._copied
-        copy = torch.empty((), dtype=votes.dtype, pin_memory=True)
-        copy.copy_(votes, non_blocking=True)
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        event.record()
-        self._copied = (copy, event)
-        if before is None:
-            return False
-        before[1].synchronize()
-        return before[0].item() > 0
 
 
 def _like(weights: Tensor, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
