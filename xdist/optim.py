@@ -30,6 +30,11 @@ class Optimizer(Protocol):
     def step(self, weights: Tensor, gradients: Tensor, *, learning_rate: float) -> None:
         """Update `weights` (size,) in place; `gradients` (size,) hold scratch afterwards."""
 
+    def step_block(
+        self, block: slice, w: Tensor, g: Tensor, scratch: Tensor, learning_rate: float | Tensor
+    ) -> None:
+        """The same for one block of the slots; `w`, `g` and `scratch` are of its size."""
+
 
 class SGD:
     """SGD with momentum, as `torch.optim.SGD`, with L2 penalty.
@@ -44,12 +49,17 @@ class SGD:
 
     def step(self, weights: Tensor, gradients: Tensor, *, learning_rate: float) -> None:
         for block, scratch in _blocks(weights):
-            w, g, momentum = weights[block], gradients[block], self.slots["momentum"][block]
-            if self.l2_factors is not None:
-                g.add_(torch.mul(w, self.l2_factors[block], out=scratch))
-            momentum.mul_(self.momentum)
-            momentum.add_(g)
-            w.sub_(torch.mul(momentum, learning_rate, out=scratch))
+            self.step_block(block, weights[block], gradients[block], scratch, learning_rate)
+
+    def step_block(
+        self, block: slice, w: Tensor, g: Tensor, scratch: Tensor, learning_rate: float | Tensor
+    ) -> None:
+        momentum = self.slots["momentum"][block]
+        if self.l2_factors is not None:
+            g.add_(torch.mul(w, self.l2_factors[block], out=scratch))
+        momentum.mul_(self.momentum)
+        momentum.add_(g)
+        w.sub_(torch.mul(momentum, learning_rate, out=scratch))
 
 
 class RMSProp:
@@ -76,17 +86,21 @@ class RMSProp:
 
     def step(self, weights: Tensor, gradients: Tensor, *, learning_rate: float) -> None:
         for block, scratch in _blocks(weights):
-            w, g = weights[block], gradients[block]
-            momentum, mean_square = self.slots["momentum"][block], self.slots["mean_square"][block]
-            if self.l2_factors is not None:
-                g.add_(torch.mul(w, self.l2_factors[block], out=scratch))
-            torch.mul(g, g, out=scratch)
-            mean_square.add_(scratch.sub_(mean_square).mul_(1 - self.decay))
-            g.mul_(learning_rate)
-            g.mul_(torch.add(mean_square, self.epsilon, out=scratch).rsqrt_())
-            momentum.mul_(self.momentum)
-            momentum.add_(g)
-            w.sub_(momentum)
+            self.step_block(block, weights[block], gradients[block], scratch, learning_rate)
+
+    def step_block(
+        self, block: slice, w: Tensor, g: Tensor, scratch: Tensor, learning_rate: float | Tensor
+    ) -> None:
+        momentum, mean_square = self.slots["momentum"][block], self.slots["mean_square"][block]
+        if self.l2_factors is not None:
+            g.add_(torch.mul(w, self.l2_factors[block], out=scratch))
+        torch.mul(g, g, out=scratch)
+        mean_square.add_(scratch.sub_(mean_square).mul_(1 - self.decay))
+        g.mul_(learning_rate)
+        g.mul_(torch.add(mean_square, self.epsilon, out=scratch).rsqrt_())
+        momentum.mul_(self.momentum)
+        momentum.add_(g)
+        w.sub_(momentum)
 
 
 def make_optimizer(config: OptimizerConfig, *, size: int, l2_mask: Tensor) -> Optimizer:
@@ -138,8 +152,13 @@ def fold(average: Tensor, values: Tensor, *, share: float) -> None:
     The Polyak average takes share = 1 - decay; running batch-norm statistics take share = momentum.
     """
     for block, scratch in _blocks(average):
-        torch.sub(values[block], average[block], out=scratch)
-        average[block].add_(scratch.mul_(share))
+        fold_block(average[block], values[block], scratch, share)
+
+
+def fold_block(average: Tensor, values: Tensor, scratch: Tensor, share: float | Tensor) -> None:
+    """`fold` for one block; `scratch` is of its size."""
+    torch.sub(values, average, out=scratch)
+    average.add_(scratch.mul_(share))
 
 
 def _blocks(vector: Tensor) -> Iterator[tuple[slice, Tensor]]:

@@ -13,6 +13,7 @@ from typing import Literal
 from torch import Tensor
 
 from xdist.config import OptimizerConfig
+from xdist.fused_update import FusedUpdate
 from xdist.optim import Optimizer, fold, make_optimizer
 
 WEIGHTS = "weights"
@@ -34,6 +35,8 @@ class RangeState:
     weights: Tensor
     average: Tensor | None
     optimizer: Optimizer
+    fused_update: FusedUpdate | None = None
+    """Makes the updates, if there is one."""
 
     @classmethod
     def from_tensors(
@@ -44,9 +47,10 @@ class RangeState:
         start: int,
         stop: int,
         l2_mask: Tensor,
+        is_fused: bool = False,
     ) -> RangeState:
         """Take over `tensors` (as `tensors()` names them). What is not there starts anew: slots at
-        their initial values, the average at the weights.
+        their initial values, the average at the weights. is_fused: updates are one compiled pass.
         """
         weights = tensors[WEIGHTS]
         optimizer = make_optimizer(config, size=stop - start, l2_mask=l2_mask)
@@ -54,12 +58,16 @@ class RangeState:
             if name in tensors:
                 slot.copy_(tensors[name])
         average = tensors.get(AVERAGE, weights).clone() if averages(config) else None
-        return cls(start, stop, weights, average, optimizer)
+        fused_update = FusedUpdate(optimizer, weights, average) if is_fused else None
+        return cls(start, stop, weights, average, optimizer, fused_update)
 
     def apply(self, gradients: Tensor, *, learning_rate: float, average_decay: float) -> None:
         """One update, in place. gradients: (stop - start,) float32, the mean over the samples of
         the update; used up.
         """
+        if self.fused_update is not None:
+            self.fused_update(gradients, learning_rate=learning_rate, average_decay=average_decay)
+            return
         self.optimizer.step(self.weights, gradients, learning_rate=learning_rate)
         if self.average is not None:
             fold(self.average, self.weights, share=1 - average_decay)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from xdist.config import OptimizerConfig
 from xdist.flat import FlatModel, even_ranges
 from xdist.optim import CPU_BLOCK, Optimizer, average_decay, fold, learning_rate, make_optimizer
+from xdist.state import RangeState
 
 SIZE = CPU_BLOCK + 1003  # More than one block, and a tail that fills no vector register.
 SGD = OptimizerConfig(name="sgd", l2=1e-4)
@@ -249,3 +251,28 @@ def test_folding_ranges_equals_folding_the_whole_to_the_bit() -> None:
         part = normal(0)[start:stop].clone()
         fold(part, normal(1)[start:stop], share=0.3)
         assert torch.equal(part, whole[start:stop])
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("config", [SGD, RMSPROP], ids=["sgd", "rmsprop"])
+def test_a_fused_update_equals_the_plain_one_to_the_bit_on_a_cpu(config: OptimizerConfig) -> None:
+    config = replace(config, average_decay=0.9)
+    plain, fused = (
+        RangeState.from_tensors(
+            {"weights": normal(0)},
+            config=config,
+            start=0,
+            stop=SIZE,
+            l2_mask=mask(),
+            is_fused=is_fused,
+        )
+        for is_fused in (False, True)
+    )
+    for step in range(3):
+        for state in (plain, fused):
+            decay = average_decay(config, num_samples=8, num_updates=step)
+            state.apply(normal(1 + step), learning_rate=rate(step), average_decay=decay)
+    tensors = fused.tensors()
+    for name, tensor in plain.tensors().items():
+        assert torch.equal(tensor, tensors[name])

@@ -97,6 +97,7 @@ class AllReduce:
             start=0,
             stop=layout.num_weights,
             l2_mask=layout.l2_mask(config.l2_on).to(flat.weights),
+            is_fused=self._config.compute.fused_optimizer,
         )
         self._statistics = StatisticsState.from_tensors(
             _like(flat.weights, statistics), config=config, momentum=layout.statistics_momentum
