@@ -2,7 +2,8 @@
 
 A batch is computed in parts, one after the other: its lanes, where they are the groups of batch
 norm, else as many as `compute.accumulation_steps` says. As soon as the backward of the last part
-has a parameter's gradient, the listener is told: whoever sends it can do so meanwhile.
+has a parameter's gradient, the listener is told: whoever sends it can do so meanwhile. A compiled
+model has all gradients at the end of backward, and a CUDA graph at its own end.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datapipe.batch import Batch, normalize
-from xdist import losses
+from datapipe.batch import Batch
+from xdist import losses, step_phases
 from xdist.config import TrainConfig
+from xdist.cuda_graphs import CudaGraphs
+from xdist.errors import UserError
 from xdist.flat import FlatModel, even_ranges
+from xdist.part_loss import Loss, Part, PartLoss
+from xdist.step_phases import StepObserver
 
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 NUM_COUNTS = 4
 
 
@@ -63,14 +67,22 @@ class Nobody:
 class Computation:
     """Computes the gradients of one model."""
 
-    def __init__(self, config: TrainConfig, flat: FlatModel) -> None:
+    def __init__(
+        self, config: TrainConfig, flat: FlatModel, *, observer: StepObserver | None = None
+    ) -> None:
+        """Raises `UserError` for CUDA graphs without a GPU."""
         self._config = config
         self._flat = flat
-        self._loss = make_loss(config)
+        self._loss = PartLoss(config.compute, flat, loss=make_loss(config))
         self._sums = BatchSums(flat)
-        self._pixels: Tensor | None = None
         self._listener: GradientListener | None = None
+        self._observer = observer or step_phases.Nobody()
         self._is_first = True
+        self._begin_part = self._forward
+        if config.compute.cuda_graphs:
+            _check_has_gpu(flat)
+            self._graphs = CudaGraphs(self._forward_and_backward, accumulated=flat.gradients)
+            self._begin_part = self._replay
         views = [entry.view(flat.gradients) for entry in flat.layout.parameters]
         parameters: list[Any] = list(flat.model.parameters())
         for number, parameter in enumerate(parameters):
@@ -85,30 +97,60 @@ class Computation:
         seeds: of dropout; one for each lane with bn_group lane, else one for the batch. The sums
         that are returned are those that `listener.begin` got, and valid until the next call.
         """
-        rows = self._parts(batch)
+        rows = self._rows(batch)
         is_filled = [bool(batch.sample_weights[start:stop].any()) for start, stop in rows]
-        labels = [int(batch.label_offsets[start]) for start, _ in rows] + [len(batch.label_ids)]
-        batch = batch.to(self._flat.weights.device)
+        parts = self._parts(batch, rows)
         self._sums.vector.zero_()
-        for number, (start, stop) in enumerate(rows):
+        self._listener = None
+        for number, part in enumerate(parts):
             if number < len(seeds):
                 torch.manual_seed(seeds[number])
-            label_ids = batch.label_ids[labels[number] : labels[number + 1]]
-            label_offsets = batch.label_offsets[start : stop + 1] - labels[number]
-            per_sample = self._forward(batch.images[start:stop], label_ids, label_offsets)
-            loss = (per_sample * batch.sample_weights[start:stop]).sum()
-            self._sums.loss += loss.detach()
+            loss, finish = self._begin_part(part, divisor, is_first=number == 0)
+            self._sums.loss += loss
             if is_filled[number]:
                 self._sums.statistics += self._flat.statistics
                 self._sums.num_parts += 1
-            self._is_first = number == 0
             if number == len(rows) - 1:
                 self._sums.num_samples += batch.num_samples
                 self._listener = listener
                 listener.begin(self._sums)
-            torch.autograd.backward(loss / divisor)
-        self._listener = None
+            finish()
         return self._sums
+
+    def _forward(
+        self, part: Part, divisor: float, *, is_first: bool
+    ) -> tuple[Tensor, Callable[[], None]]:
+        """The loss of a part, and what is left to do for its gradient."""
+        self._observer.enter("forward")
+        loss = self._loss(part)
+
+        def backward() -> None:
+            self._observer.enter("backward")
+            self._is_first = is_first
+            torch.autograd.backward(loss / divisor)
+
+        return loss.detach(), backward
+
+    def _replay(
+        self, part: Part, divisor: float, *, is_first: bool
+    ) -> tuple[Tensor, Callable[[], None]]:
+        """The same as `_forward`, when all is done: nothing is left but to say so."""
+        self._observer.enter("replay")
+        by = self._sums.vector.new_full((), divisor)
+        return self._graphs(*part, by, is_first=is_first), self._tell_of_all
+
+    def _forward_and_backward(self, *part_and_divisor: Tensor, is_first: bool) -> Tensor:
+        """What a CUDA graph records."""
+        *part, divisor = part_and_divisor
+        loss = self._loss(Part(*part))
+        self._is_first = is_first
+        torch.autograd.backward(loss / divisor)
+        return loss.detach()
+
+    def _tell_of_all(self) -> None:
+        if self._listener is not None:
+            for number in reversed(range(len(self._flat.layout.parameters))):
+                self._listener.gradient_ready(number)
 
     def warm_up(self, num_images: int) -> None:
         """Compute the gradient of so many black images without labels."""
@@ -126,22 +168,27 @@ class Computation:
         )
         self.compute(batch, seeds=(), divisor=1.0, listener=Nobody())
 
-    def _forward(self, images: Tensor, label_ids: Tensor, label_offsets: Tensor) -> Tensor:
-        """The loss of each image: (N,)."""
-        if self._pixels is not None and len(self._pixels) != len(images):
-            self._pixels = None
-        self._pixels = normalize(images, out=self._pixels)
-        pixels = self._pixels.to(self._flat.weights.dtype)
-        logits = self._flat.model(pixels)
-        return self._loss(logits, label_ids, label_offsets)
-
-    def _parts(self, batch: Batch) -> list[tuple[int, int]]:
+    def _rows(self, batch: Batch) -> list[tuple[int, int]]:
         """Rows [start, stop) of each part."""
         if self._config.bn_group == "lane":
             stops = itertools.accumulate(batch.segment_sizes, initial=0)
             return list(itertools.pairwise(stops))
         num_parts = min(self._config.compute.accumulation_steps, len(batch.sample_weights))
         return list(even_ranges(len(batch.sample_weights), num_parts))
+
+    def _parts(self, batch: Batch, rows: Sequence[tuple[int, int]]) -> list[Part]:
+        """The parts of a batch, on the device, without waiting for it."""
+        labels = [int(batch.label_offsets[start]) for start, _ in rows] + [len(batch.label_ids)]
+        batch = batch.to(self._flat.weights.device)
+        return [
+            Part(
+                batch.images[start:stop],
+                batch.label_ids[first:last],
+                batch.label_offsets[start : stop + 1] - first,
+                batch.sample_weights[start:stop],
+            )
+            for (start, stop), (first, last) in zip(rows, itertools.pairwise(labels), strict=True)
+        ]
 
     def _collect(self, number: int, view: Tensor, parameter: Tensor) -> None:
         """Bring a gradient into the flat vector: copied for the first part, which spares setting
@@ -155,6 +202,14 @@ class Computation:
         parameter.grad = None
         if self._listener is not None:
             self._listener.gradient_ready(number)
+
+
+def _check_has_gpu(flat: FlatModel) -> None:
+    if flat.weights.device.type != "cuda":
+        raise UserError(
+            "compute.cuda_graphs is True; allowed: False for workers without a GPU; leave it out, "
+            "or set cluster.gpus_per_worker"
+        )
 
 
 def make_loss(config: TrainConfig) -> Loss:

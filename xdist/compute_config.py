@@ -20,18 +20,23 @@ class ComputeConfig:
     """
     accumulation_steps: int = 1
     """Parts that a worker's batch is computed in, one after the other; batch norm sees each part
-    for itself.
+    for itself (1 with bn_group lane, whose parts are the lanes).
     """
     channels_last: bool = False
-    """Activations and kernels in channels-last memory format."""
+    """GPUs: activations in channels-last memory format. On CPUs they always are."""
     compile: bool = False
-    """Forward and backward through torch.compile; another batch shape, as after a change of the
-    number of workers, is compiled anew (not with bn_group lane).
+    """Forward and backward through torch.compile. It takes minutes, and again for another batch
+    shape, as after a change of the number of workers, while the others wait: set
+    cluster.collective_timeout_s. Gradients are sent when backward is done.
     """
     cuda_graphs: bool = False
-    """Forward and backward replayed as one CUDA graph; the all-reduce then comes after them."""
+    """GPUs: forward and backward replayed as one CUDA graph, recorded anew for another batch shape.
+    Gradients are sent when backward is done.
+    """
     fused_optimizer: bool = False
-    """The update of the weights in one compiled pass."""
+    """all_reduce: the update of the weights and of their average in one compiled pass; equal within
+    rounding.
+    """
 
     def __post_init__(self) -> None:
         check_least(self, "compute.", accumulation_steps=1)

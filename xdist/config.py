@@ -277,6 +277,8 @@ class ClusterConfig:
 
 OF_ALL_REDUCE: Final = ("min_world_size", "max_world_size", "num_spares", "collective_timeout_s")
 """Fields of `ClusterConfig` that another strategy does not have."""
+PROFILED_STEPS: Final = 8
+"""Steps of a worker after which its profile is complete: three to warm up, five that count."""
 
 
 @dataclass(frozen=True)
@@ -343,12 +345,14 @@ class TrainConfig:
     seed: int = 0
     """Of weights, sample order, augmentation and dropout."""
     deterministic: bool = False
-    """Only operations that give the same bits each time; two undisturbed synchronous runs are then
-    equal to the bit, on GPUs too.
+    """Only operations that give the same bits each time; two synchronous runs on the same number of
+    equal machines are then equal to the bit, on GPUs too. Not so where one of them was disturbed: a
+    lost or added worker changes the order of sums. Nor with push_pull and several workers, whose
+    pushes come in any order.
     """
     profile: bool = False
-    """Write a trace of a few steps of the first worker, and a table of where their time goes, to
-    profile/ in the run directory.
+    """Write a trace of steps 4 to 8 of the first worker, and a table of where their time goes, to
+    profile/ in the run directory. Those steps are slower for it.
     """
     run_dir: str | None = None
     """Directory or URL of the run; None is ~/xdist-runs/<job>-<hash of this config>. The same
@@ -362,18 +366,36 @@ class TrainConfig:
         allowed = "0 with the sigmoid loss"
         is_smooth = self.loss == "softmax" or self.label_smoothing == 0
         check(is_smooth, "label_smoothing", self.label_smoothing, allowed)
+        self._check_compute()
         if self.strategy == "push_pull":
             self._check_push_pull()
         else:
             self._check_all_reduce()
 
+    def _check_compute(self) -> None:
+        compute = self.compute
+        has_gpus = self.cluster.gpus_per_worker != 0
+        allowed = "False with cluster.gpus_per_worker 0"
+        check(has_gpus or not compute.cuda_graphs, "compute.cuda_graphs", True, allowed)
+        is_exact = compute.precision == "float64"
+        allowed = "'none' with compute.precision float64"
+        sent_as = self.compress_gradients
+        check(not is_exact or sent_as == "none", "compress_gradients", sent_as, allowed)
+        is_long = self.max_steps is None or self.max_steps >= PROFILED_STEPS
+        allowed = f"False with max_steps below {PROFILED_STEPS}, before which no trace is complete"
+        check(is_long or not self.profile, "profile", self.profile, allowed)
+
     def _check_push_pull(self) -> None:
         allowed = "None with strategy push_pull, whose ledger leases samples instead"
         check(self.num_lanes is None, "num_lanes", self.num_lanes, allowed)
+        precision = self.compute.precision
+        allowed = "float32 or bfloat16 with strategy push_pull, whose servers keep float32"
+        check(precision != "float64", "compute.precision", precision, allowed)
         for part, prefix, names in (
             (self, "", ("bn_group", "on_resize", "compress_gradients")),
             (self.cluster, "cluster.", OF_ALL_REDUCE),
             (self.optimizer, "optimizer.", ("clip_norm",)),
+            (self.compute, "compute.", ("fused_optimizer",)),
         ):
             defaults = {option.name: option.default for option in fields(part)}
             for name in names:

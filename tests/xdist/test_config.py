@@ -11,6 +11,7 @@ from imagenet_sync import PRESETS as SYNC_PRESETS
 from jft_async import PRESETS as ASYNC_PRESETS
 
 from datapipe.config import DataConfig
+from xdist.compute_config import ComputeConfig
 from xdist.config import (
     CheckpointConfig,
     ClusterConfig,
@@ -50,6 +51,12 @@ CONFIG = TrainConfig(
         (CheckpointConfig, {"keep": 0}, "checkpoint.keep is 0; allowed: at least 1"),
         (ClusterConfig, {"cpus_per_worker": 0.0}, "cluster.cpus_per_worker is 0.0"),
         (ClusterConfig, {"gpus_per_worker": -1}, "cluster.gpus_per_worker is -1"),
+        (ComputeConfig, {"accumulation_steps": 0}, "accumulation_steps is 0; allowed: at least 1"),
+        (
+            ComputeConfig,
+            {"cuda_graphs": True, "compile": True},
+            "compute.cuda_graphs is True; allowed: False with compute.compile",
+        ),
     ],
 )
 def test_a_part_says_what_is_wrong(kind: type, values: dict[str, Any], message: str) -> None:
@@ -69,6 +76,38 @@ def test_a_part_says_what_is_wrong(kind: type, values: dict[str, Any], message: 
         ({"strategy": "push_pull", "num_lanes": 4}, "num_lanes is 4; allowed: None with strategy"),
         ({"label_smoothing": 1.0}, "label_smoothing is 1.0; allowed: at least 0, below 1"),
         ({"loss": "sigmoid", "label_smoothing": 0.1}, "label_smoothing is 0.1; allowed: 0 with"),
+        (
+            {"bn_group": "lane", "compute": ComputeConfig(accumulation_steps=2)},
+            "compute.accumulation_steps is 2; allowed: 1 with bn_group lane",
+        ),
+        (
+            {
+                "cluster": ClusterConfig(gpus_per_worker=0),
+                "compute": ComputeConfig(cuda_graphs=True),
+            },
+            "compute.cuda_graphs is True; allowed: False with cluster.gpus_per_worker 0",
+        ),
+        (
+            {"compress_gradients": "bfloat16", "compute": ComputeConfig(precision="float64")},
+            "compress_gradients is 'bfloat16'; allowed: 'none' with compute.precision float64",
+        ),
+        ({"profile": True, "max_steps": 7}, "profile is True; allowed: False with max_steps below"),
+        (
+            {"strategy": "push_pull", "compute": ComputeConfig(precision="float64")},
+            "compute.precision is 'float64'; allowed: float32 or bfloat16 with strategy push_pull",
+        ),
+        (
+            {"strategy": "push_pull", "compute": ComputeConfig(fused_optimizer=True)},
+            "compute.fused_optimizer is True; allowed: False with strategy push_pull",
+        ),
+        (
+            {"strategy": "push_pull", "compress_gradients": "bfloat16"},
+            "compress_gradients is 'bfloat16'; allowed: 'none' with strategy push_pull",
+        ),
+        (
+            {"strategy": "push_pull", "optimizer": OptimizerConfig(clip_norm=1.0)},
+            "optimizer.clip_norm is 1.0; allowed: None with strategy push_pull",
+        ),
     ],
 )
 def test_a_run_says_what_is_wrong(values: dict[str, Any], message: str) -> None:
