@@ -25,9 +25,12 @@ from datapipe.counters import ReadCounters
 from datapipe.errors import CorruptSample
 from xdist.computation import BatchSums, Computation, dropout_seed
 from xdist.config import TrainConfig
+from xdist.determinism import compute_deterministically
 from xdist.errors import PeerLost
 from xdist.flat import FlatModel
 from xdist.models import build_model
+from xdist.profiling import Profile, Profiler
+from xdist.step_phases import Nobody
 from xdist.strategies import Progress, UpdateStrategy
 
 if TYPE_CHECKING:
@@ -87,6 +90,8 @@ class WorkerReport:
     """Why it has parted from the others before its time, if it has: what it says of who is lost.
     Its state is that of its last update, and it may join again.
     """
+    profile: Profile | None = None
+    """Of some steps of this worker, in the report that follows them, if the run is profiled."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +162,7 @@ class Worker:
         self._make_strategy = make_strategy
         self._make_batches = make_batches
         self._strategy: UpdateStrategy | None = None
+        self._profiler: Profiler | None = None
         self._step_seconds: deque[float] = deque(maxlen=STEPS_REMEMBERED)
         self._never = threading.Event()
         self._enter("idle")
@@ -164,14 +170,20 @@ class Worker:
     def start(self) -> None:
         """Get ready to join; whatever is wrong with the data is raised here, as itself."""
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if self._config.deterministic:
+            compute_deterministically()
         if self._device.type == "cpu":
             torch.set_num_threads(max(1, int(self._config.cluster.cpus_per_worker)))
         model = initial_model(self._config, num_classes=self._num_classes)
         if self._config.compute.precision == "float64":
             model = model.double()
         self._flat = FlatModel(model.to(self._device).train())
-        self._computation = Computation(self._config, self._flat)
+        if self._config.profile and self._number == 0:
+            self._profiler = Profiler(self._device)
+        observer = self._observer = self._profiler or Nobody()
+        self._computation = Computation(self._config, self._flat, observer=observer)
         self._strategy = self._make_strategy(self._flat)
+        self._strategy.observe(observer)
         self._batches = self._make_batches()
 
     def warm_up(self, num_images: int) -> None:
@@ -215,6 +227,7 @@ class Worker:
             interrupted = str(error)
         if interrupted is not None:
             strategy.leave()  # Not before the error, which refers to what is left, is gone.
+        profile = self._take_profile()
         self._enter("idle")
         num_samples = segment.num_samples.item()
         return WorkerReport(
@@ -232,17 +245,27 @@ class Worker:
             parts=parts,
             is_final=is_final,
             interrupted=interrupted,
+            profile=profile,
         )
+
+    def _take_profile(self) -> Profile | None:
+        if self._profiler is None:
+            return None
+        self._enter("save")
+        return self._profiler.take()
 
     def _step(self, segment: _Segment) -> bool:
         """Make one update; False when there is no batch for it."""
-        strategy, started = self._joined_strategy, time.perf_counter()
+        strategy, observer = self._joined_strategy, self._observer
+        started = time.perf_counter()
         self._enter("data")
+        observer.enter("data")
         batch = self._batches.take()
         segment.data_wait_s += time.perf_counter() - started
         if batch is None:
             return False
         self._enter("compute")
+        observer.enter("other")
         step = strategy.progress.step
         seeds = [dropout_seed(self._config.seed, key, step) for key in strategy.dropout_keys]
         sums = self._computation.compute(
@@ -250,8 +273,10 @@ class Worker:
         )
         self._enter("update")
         staleness = strategy.update(batch, sums)
+        observer.enter("other")
         self._batches.applied()
         segment.add(batch, sums, staleness)
+        observer.end_step()
         self._step_seconds.append(time.perf_counter() - started)
         return True
 

@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+import os
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 
 from datapipe.batch import Batch, normalize
 from datapipe.config import DataConfig
 from datapipe.errors import CorruptSample
 from datapipe.position import Span
 from tests.strategies import collect_gradients
+from tests.xdist.test_all_reduce import membership_of, start_checkpoint
 from xdist import losses
 from xdist.computation import BatchSums
 from xdist.compute_config import ComputeConfig
 from xdist.config import ModelConfig, OptimizerConfig, TrainConfig
+from xdist.determinism import CUBLAS_WORKSPACES
 from xdist.errors import PeerLost
 from xdist.flat import FlatModel
+from xdist.segments import Dealing
+from xdist.step_phases import StepObserver
 from xdist.strategies import Progress
+from xdist.strategies.all_reduce import AllReduce, Membership
+from xdist.strategies.group import open_store
 from xdist.worker import JoinReport, Worker, initial_model
 
 CONFIG = TrainConfig(
@@ -100,6 +112,9 @@ class Descent:
 
     def wait_at_most(self, _timeout_s: float) -> None:
         pass
+
+    def observe(self, observer: StepObserver) -> None:
+        self.observer = observer
 
     def save(self) -> Any:
         return (f"parts after {self.progress.step}",)
@@ -274,6 +289,98 @@ def test_dropout_is_a_function_of_seed_and_step() -> None:
     other, [other_strategy] = make_worker(twice, replace(config, seed=1))
     other.train(1)
     assert not torch.equal(first_strategy.gradients[0], other_strategy.gradients[0])
+
+
+def test_a_run_that_is_not_profiled_reports_no_profile() -> None:
+    worker, _ = make_worker([make_batch(number) for number in range(9)])
+    assert worker.train(9).profile is None
+
+
+def profiled(directory: Path, *, number: int = 0) -> Worker:
+    """A worker that will be in a group of its own, with nine batches."""
+    config = replace(CONFIG, profile=True).resolved(100)
+    flat = FlatModel(initial_model(config, num_classes=3))
+    start = start_checkpoint(directory, flat)
+
+    def make_strategy(flat: FlatModel) -> AllReduce:
+        return AllReduce(
+            config, flat, checkpoint_url=start.url, run_dir=str(directory), own_address="127.0.0.1"
+        )
+
+    worker = Worker(
+        config,
+        number=number,
+        num_classes=3,
+        make_strategy=make_strategy,
+        make_batches=partial(Listed, [make_batch(number) for number in range(9)]),
+    )
+    worker.start()
+    return worker
+
+
+def alone(port: int) -> Membership:
+    dealing = Dealing(100, num_lanes=1, samples_per_lane=4)
+    return membership_of(0, port, world_size=1, dealing=dealing, timeout_s=30.0)
+
+
+def test_a_profile_says_where_the_time_of_a_step_goes(tmp_path: Path) -> None:
+    store, worker = open_store("127.0.0.1"), profiled(tmp_path)
+    assert worker.join(alone(store.port)) == JoinReport(0, None)
+    assert worker.train(7).profile is None  # Not complete before the eighth step.
+    profile = worker.train(8).profile
+    assert profile is not None
+    assert profile.times.num_steps == 5
+    milliseconds = profile.times.milliseconds()
+    names = ["data", "forward", "backward", "all_reduce", "optimizer", "other"]
+    assert list(milliseconds) == names
+    assert all(value > 0 for value in milliseconds.values())
+    table = profile.times.table().splitlines()
+    assert len(table) == len(names) + 2
+    assert float(table[-1].split()[1]) == pytest.approx(sum(milliseconds.values()), abs=0.01)
+    assert worker.train(9).profile is None  # It was taken.
+
+
+def test_the_trace_of_a_profile_has_five_steps_and_their_phases(tmp_path: Path) -> None:
+    store, worker = open_store("127.0.0.1"), profiled(tmp_path)
+    worker.join(alone(store.port))
+    profile = worker.train(9).profile
+    assert profile is not None
+    events = json.loads(gzip.decompress(profile.trace))["traceEvents"]
+    counts = Counter(event["name"] for event in events if event.get("cat") == "user_annotation")
+    phases = ("data", "forward", "backward", "all_reduce", "optimizer")
+    assert {name: counts[name] for name in phases} == dict.fromkeys(phases, 5)
+    assert any("conv" in event["name"] for event in events)
+
+
+def test_only_the_first_worker_is_profiled(tmp_path: Path) -> None:
+    store, worker = open_store("127.0.0.1"), profiled(tmp_path, number=1)
+    worker.join(alone(store.port))
+    assert worker.train(9).profile is None
+
+
+def start_deterministic(_rank: int, path: str) -> None:
+    worker, [strategy] = make_worker([make_batch(0)], replace(CONFIG, deterministic=True))
+    worker.train(1)
+    switches = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.backends.cudnn.deterministic,
+        torch.backends.cudnn.benchmark,
+        os.environ.get(CUBLAS_WORKSPACES),
+    )
+    torch.save((switches, strategy.gradients), path)
+
+
+def test_a_deterministic_worker_is_so_in_its_own_process(tmp_path: Path) -> None:
+    results = []
+    for name in ("first", "second"):
+        path = str(tmp_path / name)
+        spawn(start_deterministic, (path,))  # type: ignore[no-untyped-call]
+        results.append(torch.load(path))
+    (switches, first), (_, second) = results
+    assert switches == (True, True, False, ":4096:8")
+    assert torch.equal(first[0], second[0])
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert CUBLAS_WORKSPACES not in os.environ
 
 
 def test_the_step_needs_torch_and_numpy_alone() -> None:

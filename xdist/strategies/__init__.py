@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from datapipe.batch import Batch
 from xdist.computation import BatchSums
+from xdist.step_phases import StepObserver
 
 if TYPE_CHECKING:
     from xdist.checkpoint import Part  # Keeps the worker's step free of all but torch and numpy.
@@ -80,6 +81,9 @@ class UpdateStrategy(Protocol):
     @property
     def peer_wait_s(self) -> float:
         """Seconds waited for others in all updates so far."""
+
+    def observe(self, observer: StepObserver) -> None:
+        """Tell this one, from now on, where the time of an update goes."""
 
     def save(self) -> tuple[Part, ...]:
         """Write the parts of a checkpoint that this worker owns, as of now."""

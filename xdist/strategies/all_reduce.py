@@ -27,6 +27,7 @@ from xdist.config import TrainConfig
 from xdist.flat import FlatModel, even_ranges
 from xdist.segments import Dealing
 from xdist.state import STATISTICS, WEIGHTS, RangeState, StatisticsState
+from xdist.step_phases import Nobody, StepObserver
 from xdist.strategies import Progress
 from xdist.strategies.buckets import GradientReduction
 from xdist.strategies.group import Group, NoteBoard, Rendezvous, Store, reach_store
@@ -81,6 +82,7 @@ class AllReduce:
         self._stop_requested = threading.Event()
         self._wants_stop = False
         self._peer_wait_s = 0.0
+        self._observer: StepObserver = Nobody()
         self._progress = Progress(own_step=0, step=0, num_samples=0, learning_rate=0.0)
 
     def _load(self, source: Checkpoint | None) -> None:
@@ -193,10 +195,12 @@ class AllReduce:
         """Sum gradients and statistics over the ranks, and step."""
         assert self._group is not None
         self._note_corrupt(batch)
+        self._observer.enter("all_reduce")
         started = time.perf_counter()
         self._reduction.finish()
         self._group.wait(self._sums_work)
         self._peer_wait_s += time.perf_counter() - started
+        self._observer.enter("optimizer")
         self._wants_stop = self._votes.read(sums.stop_votes)
         before, config = self._progress, self._config.optimizer
         num_places = self._walk.next_step()
@@ -228,6 +232,9 @@ class AllReduce:
         if membership.rank != 0:
             return (part,)
         return (part, checkpoint.write_statistics(url, self._statistics.tensors()))
+
+    def observe(self, observer: StepObserver) -> None:
+        self._observer = observer
 
     def wait_at_most(self, timeout_s: float) -> None:
         if self._group is not None:

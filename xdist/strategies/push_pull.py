@@ -22,6 +22,7 @@ from xdist.computation import BatchSums
 from xdist.errors import PeerLost
 from xdist.flat import FlatModel
 from xdist.parameter_server import Commit, Push
+from xdist.step_phases import Nobody, StepObserver
 from xdist.strategies import Progress
 
 
@@ -43,6 +44,7 @@ class PushPull:
         self._flat = flat
         self._host_weights = flat.weights.to("cpu")  # On a CPU it is the same memory.
         self._progress = Progress(own_step=0, step=0, num_samples=0, learning_rate=0.0)
+        self._observer: StepObserver = Nobody()
 
     def join(self, membership: Servers) -> None:
         """Get this incarnation's fencing token, and the weights."""
@@ -86,6 +88,9 @@ class PushPull:
     def request_stop(self) -> None:
         """Workers that do not know each other need no common step."""
 
+    def observe(self, observer: StepObserver) -> None:
+        self._observer = observer
+
     def wait_at_most(self, timeout_s: float) -> None:
         """Servers are waited for until they are gone."""
 
@@ -97,12 +102,14 @@ class PushPull:
 
     def update(self, batch: Batch, sums: BatchSums) -> int:
         """Push the gradient and pull the weights that contain it. Returns the push's staleness."""
+        self._observer.enter("push")
         own_step = self._progress.own_step + 1
         self._stage(own_step)
         commit = self._commit(own_step, batch, sums)
         self._progress = Progress(
             own_step, commit.version, commit.num_samples, commit.learning_rate
         )
+        self._observer.enter("pull")
         self._pull(min_version=commit.version)
         return commit.staleness
 
