@@ -5,6 +5,7 @@
     quarantine.jsonl    the samples that could not be decoded
     log.txt             the driver's log
     curves.png          loss, score and throughput against samples
+    profile/            trace.json.gz, of torch's profiler, and steps.txt, if the run was profiled
     checkpoints/        see checkpoint.py
 
 A remote run directory has a local twin, which is uploaded whenever `sync` is called. A local one
@@ -27,10 +28,12 @@ from datapipe.storage import absolute, open_filesystem, read_bytes, write_bytes
 from xdist import charts
 from xdist.config import TrainConfig
 from xdist.errors import RunDirectoryError
+from xdist.profiling import Profile
 
 CONFIG, METRICS, QUARANTINE, LOG, CURVES = (
     "config.json", "metrics.jsonl", "quarantine.jsonl", "log.txt", "curves.png",
 )  # fmt: skip
+PROFILE = "profile"
 LOCK = ".lock"
 PLACE = ("shard", "key", "offset")
 OPERATION = (
@@ -39,6 +42,11 @@ OPERATION = (
     "num_servers",
     "report_every_steps",
     "run_dir",
+    "profile",
+    "compute.channels_last",
+    "compute.compile",
+    "compute.cuda_graphs",
+    "compute.fused_optimizer",
     "data.max_bad_samples",
     "data.read_threads",
     "data.read_ahead_mb",
@@ -49,13 +57,18 @@ OPERATION = (
     "data.decode_threads",
     "data.prefetch_batches",
 )
-"""Fields that say how a run is carried out, not which run it is."""
+"""Fields that say how a run is carried out, not which run it is. Those of `compute` among them
+change numbers within rounding, as the number of workers does.
+"""
 MAY_CHANGE = (
     *OPERATION,
     "strategy",
     "num_epochs",
     "max_steps",
     "num_lanes",
+    "compute",
+    "compress_gradients",
+    "deterministic",
     "checkpoint",
     "evaluation",
     "data.evaluation",
@@ -139,6 +152,14 @@ class RunDirectory:
         write_bytes(str(self.local / name), text)
         if self._is_remote:
             write_bytes(f"{self.url}/{name}", text)
+
+    def store_profile(self, profile: Profile) -> None:
+        """Write what was seen of some steps; another one, of a run that was resumed, replaces
+        it.
+        """
+        table = profile.times.table() + "\n"
+        write_bytes(f"{self.url}/{PROFILE}/trace.json.gz", profile.trace)
+        write_bytes(f"{self.url}/{PROFILE}/steps.txt", table.encode())
 
     def record(self, **values: Any) -> None:
         """Append a record to metrics.jsonl."""

@@ -11,10 +11,14 @@ import pytest
 
 from datapipe.config import DataConfig
 from datapipe.errors import CorruptSample
+from datapipe.storage import read_bytes
+from xdist.compute_config import ComputeConfig
 from xdist.config import CheckpointConfig, ClusterConfig, OptimizerConfig, TrainConfig
 from xdist.errors import RunDirectoryError
+from xdist.profiling import Profile
 from xdist.run_directory import CONFIG as CONFIG_NAME
 from xdist.run_directory import RunDirectory, identity
+from xdist.step_phases import StepTimes
 
 CONFIG = TrainConfig(
     data=DataConfig(train="somewhere"),
@@ -91,6 +95,56 @@ def test_what_does_not_change_the_training_may_change(tmp_path: Path) -> None:
         checkpoint=CheckpointConfig(keep=1),
     )
     RunDirectory(str(tmp_path), changed).close()
+
+
+def test_a_run_may_go_on_computing_in_another_way(tmp_path: Path) -> None:
+    begin(str(tmp_path))
+    compute = ComputeConfig(
+        precision="bfloat16", accumulation_steps=2, channels_last=True, compile=True
+    )
+    changed = replace(
+        CONFIG, compute=compute, compress_gradients="bfloat16", deterministic=True, profile=True
+    )
+    RunDirectory(str(tmp_path), changed).close()
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        ComputeConfig(channels_last=True, compile=True),
+        ComputeConfig(cuda_graphs=True, fused_optimizer=True),
+    ],
+)
+def test_what_changes_numbers_within_rounding_does_not_tell_runs_apart(
+    compute: ComputeConfig,
+) -> None:
+    assert identity(replace(CONFIG, compute=compute, profile=True)) == identity(CONFIG)
+
+
+def test_precision_and_parts_tell_runs_apart() -> None:
+    for changed in (
+        replace(CONFIG, compute=ComputeConfig(precision="bfloat16")),
+        replace(CONFIG, compute=ComputeConfig(accumulation_steps=2)),
+        replace(CONFIG, compress_gradients="bfloat16"),
+        replace(CONFIG, deterministic=True),
+    ):
+        assert identity(changed) != identity(CONFIG)
+
+
+@pytest.mark.parametrize("is_remote", [False, True])
+def test_a_profile_is_written_where_the_run_is(is_remote: bool, tmp_path: Path) -> None:
+    url = "memory://profiled/run" if is_remote else str(tmp_path / "run")
+    profile = Profile(StepTimes(2, {"backward": 0.3, "forward": 0.1}), b"trace")
+    with RunDirectory(url, CONFIG) as run:
+        run.store_profile(profile)
+        run.sync()
+    assert read_bytes(f"{url}/profile/trace.json.gz") == b"trace"
+    assert read_bytes(f"{url}/profile/steps.txt").decode().splitlines() == [
+        "mean of 2 steps                 ms       %",
+        "forward                      50.00    25.0",
+        "backward                    150.00    75.0",
+        "step                        200.00   100.0",
+    ]
 
 
 def test_resources_do_not_tell_runs_apart() -> None:
