@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -29,6 +30,8 @@ from xdist import charts
 from xdist.config import TrainConfig
 from xdist.errors import RunDirectoryError
 from xdist.profiling import Profile
+
+logger = logging.getLogger(__name__)
 
 CONFIG, METRICS, QUARANTINE, LOG, CURVES = (
     "config.json", "metrics.jsonl", "quarantine.jsonl", "log.txt", "curves.png",
@@ -160,6 +163,7 @@ class RunDirectory:
         table = profile.times.table() + "\n"
         write_bytes(f"{self.url}/{PROFILE}/trace.json.gz", profile.trace)
         write_bytes(f"{self.url}/{PROFILE}/steps.txt", table.encode())
+        logger.info("profile written url=%s/%s\n%s", self.url, PROFILE, table.rstrip())
 
     def record(self, **values: Any) -> None:
         """Append a record to metrics.jsonl."""
