@@ -181,11 +181,13 @@ class Computation:
         labels = [int(batch.label_offsets[start]) for start, _ in rows] + [len(batch.label_ids)]
         batch = batch.to(self._flat.weights.device)
         return [
-            Part(
-                batch.images[start:stop],
-                batch.label_ids[first:last],
-                batch.label_offsets[start : stop + 1] - first,
-                batch.sample_weights[start:stop],
+            self._loss.prepare(
+                Part(
+                    batch.images[start:stop],
+                    batch.label_ids[first:last],
+                    batch.label_offsets[start : stop + 1] - first,
+                    batch.sample_weights[start:stop],
+                )
             )
             for (start, stop), (first, last) in zip(rows, itertools.pairwise(labels), strict=True)
         ]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 NUM_WARM_UPS = 3  # What torch asks for: libraries choose their algorithms in the first calls.
-MOST_GRAPHS = 8  # Of one worker; beyond, all are forgotten: batches must have changed their shape.
+MOST_GRAPHS = 32  # Of one worker; beyond, all are forgotten: batches must have changed their shape.
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ class Part(NamedTuple):
 
 
 class PartLoss:
-    """Called with a part, it gives the sum of the losses of its samples: ()."""
+    """Called with a prepared part, it gives the sum of the losses of its samples: ()."""
 
     def __init__(self, compute: ComputeConfig, flat: FlatModel, *, loss: Loss) -> None:
         self._flat = flat
@@ -43,15 +43,25 @@ class PartLoss:
         self._is_on_cpu = flat.weights.device.type == "cpu"
         self._is_channels_last = compute.channels_last or self._is_on_cpu
         self._has_static_shapes = compute.compile or compute.cuda_graphs
+        self._most_labels = 0
         self._pixels: Tensor | None = None
         self._loss = partial(_without_spare_row, loss) if self._has_static_shapes else loss
         self._forward: Any = self._loss_of_pixels
         if compute.compile:
             self._forward = torch.compile(self._forward, dynamic=False)
 
+    def prepare(self, part: Part) -> Part:
+        """What to call this with for a part: the part, or one whose shapes hardly ever change, for
+        what is made anew for every shape.
+        """
+        if not self._has_static_shapes:
+            return part
+        part = with_spare_row(part, num_labels=self._most_labels)
+        self._most_labels = len(part.label_ids)
+        return part
+
     def __call__(self, part: Part) -> Tensor:
-        if self._has_static_shapes:
-            part = with_spare_row(part)
+        """The loss of a part that was prepared."""
         pixels = self._normalized(part.images).to(self._flat.weights.dtype)
         loss: Tensor = self._forward(pixels, *part[1:])
         return loss
@@ -78,13 +88,15 @@ class PartLoss:
         return nullcontext()
 
 
-def with_spare_row(part: Part) -> Part:
-    """The same part with labels of few different lengths: as many as images, or a power of two. An
-    image that does not exist has those that fill up.
+def with_spare_row(part: Part, *, num_labels: int) -> Part:
+    """The same part with at least so many labels: as many, as images, or a power of two. An image
+    that does not exist has those that fill up.
     """
-    num_images, num_labels = len(part.images), len(part.label_ids)
-    size = num_images if num_labels <= num_images else 1 << (num_labels - 1).bit_length()
-    label_ids = F.pad(part.label_ids, (0, size - num_labels))
+    has = len(part.label_ids)
+    size = max(num_labels, len(part.images))
+    if has > size:
+        size = 1 << (has - 1).bit_length()
+    label_ids = F.pad(part.label_ids, (0, size - has))
     label_offsets = F.pad(part.label_offsets, (0, 1), value=size)
     return part._replace(label_ids=label_ids, label_offsets=label_offsets)
 

@@ -17,7 +17,7 @@ from xdist.compute_config import ComputeConfig
 from xdist.config import TrainConfig
 from xdist.errors import UserError
 from xdist.flat import FlatModel
-from xdist.part_loss import Part, PartLoss, with_spare_row
+from xdist.part_loss import Part, PartLoss
 
 NUM_CLASSES = 5
 SIDE = 8
@@ -148,26 +148,26 @@ def test_labels_of_an_image_that_does_not_exist_change_nothing(
     batch = make_batch(counts)
     part = Part(batch.images, batch.label_ids, batch.label_offsets, batch.sample_weights)
     loss = make_loss(config)
-    # Batches of static shapes are for what this machine need not have: only the loss is theirs.
+    # Static shapes are for what this machine need not have; their loss is computed anywhere.
     plain, filled_up = (
         PartLoss(ComputeConfig(cuda_graphs=is_static), make_flat(), loss=loss)
         for is_static in (False, True)
     )
-    assert torch.equal(plain(part), filled_up(part))
+    assert torch.equal(plain(part), filled_up(filled_up.prepare(part)))
 
 
-def test_labels_are_filled_up_to_few_different_lengths() -> None:
-    sizes = set()
-    for count in range(NUM_CLASSES + 1):
-        for first in range(NUM_CLASSES + 1):
-            batch = make_batch([first, count, count])
-            part = with_spare_row(
-                Part(batch.images, batch.label_ids, batch.label_offsets, batch.sample_weights)
-            )
-            assert len(part.label_ids) == part.label_offsets[-1] >= len(batch.label_ids)
-            assert len(part.label_offsets) == 5
-            sizes.add(len(part.label_ids))
-    assert sizes == {3, 4, 8, 16}
+def test_labels_are_filled_up_to_few_different_lengths_that_never_shrink() -> None:
+    loss = PartLoss(ComputeConfig(compile=True), make_flat(), loss=make_loss(CONFIG))
+    sizes = []
+    for count in (0, 1, 3, 2, 5, 4, 0):
+        batch = make_batch([count, count, count])
+        part = Part(batch.images, batch.label_ids, batch.label_offsets, batch.sample_weights)
+        filled_up = loss.prepare(part)
+        assert torch.equal(filled_up.label_ids[: len(part.label_ids)], part.label_ids)
+        assert torch.equal(filled_up.label_offsets[:-1], part.label_offsets)
+        assert len(filled_up.label_ids) == filled_up.label_offsets[-1]
+        sizes.append(len(filled_up.label_ids))
+    assert sizes == [3, 3, 16, 16, 16, 16, 16]
 
 
 def test_it_tells_its_observer_of_each_part() -> None:
@@ -203,6 +203,20 @@ def test_a_compiled_model_has_the_same_gradients_and_tells_of_each() -> None:
         assert sorted(listener.parameters) == list(range(len(compiled.layout.parameters)))
         # Of this computation alone: each adds its hooks to the model.
         compiled, plain = make_flat(), make_flat()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_a_model_is_compiled_once_for_labels_of_any_number() -> None:
+    flat = make_flat()
+    computation = Computation(with_compute(compile=True), flat)
+    counters = torch._dynamo.utils.counters["stats"]
+    compute_once(computation, make_batch([5, 5, 5, 5]))
+    before = counters["unique_graphs"]
+    for counts in ([0, 0, 0, 0], [1, 2, 0, 3], [5, 4, 4, 4]):
+        compute_once(computation, make_batch(counts))
+    assert before > 0
+    assert counters["unique_graphs"] == before
 
 
 @pytest.mark.long

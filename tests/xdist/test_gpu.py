@@ -240,6 +240,14 @@ def test_a_step_does_not_wait_for_the_gpu(config: TrainConfig) -> None:
     assert report.num_steps == 8
 
 
+def test_cuda_graphs_are_not_recorded_anew_for_other_numbers_of_labels() -> None:
+    """Recording waits for the GPU."""
+    config = with_compute(replace(CONFIG, loss="sigmoid"), cuda_graphs=True)
+    batches = [make_batch(number, labels=4 - number % 4) for number in range(8)]
+    _, report = trained(config, batches, strict_from=1)
+    assert report.num_steps == 8
+
+
 def test_the_check_finds_a_step_that_waits() -> None:
     class Waits(Alone):
         def loss_divisor(self, _batch: Batch) -> float:
