@@ -344,8 +344,13 @@ def test_the_memory_format_is_that_of_the_pixels(is_channels_last: bool) -> None
     assert seen == [is_channels_last]
 
 
-def test_two_deterministic_runs_are_equal_to_the_bit() -> None:
-    config = replace(CONFIG, deterministic=True)
+@pytest.mark.parametrize(
+    "values",
+    [{}, {"channels_last": True}, {"precision": "bfloat16", "channels_last": True}],
+    ids=["plain", "channels_last", "bfloat16_last"],
+)
+def test_two_deterministic_runs_are_equal_to_the_bit(values: dict[str, Any]) -> None:
+    config = with_compute(replace(CONFIG, deterministic=True), **values)
     batches = [make_batch(number, labels=3) for number in range(5)]
     first, _ = trained(config, batches)
     second, _ = trained(config, batches)
