@@ -10,7 +10,8 @@ import sys
 
 from datapipe.config import DataConfig
 from xdist import command_line
-from xdist.config import CheckpointConfig, ModelConfig, OptimizerConfig, TrainConfig
+from xdist.config import CheckpointConfig, OptimizerConfig, TrainConfig
+from xdist.model_config import ModelConfig
 
 PAPER = TrainConfig(
     data=DataConfig(train="imagenet/train", evaluation="imagenet/validation"),

@@ -13,13 +13,8 @@ from built_in import SCENES, make_scenes, with_scenes
 
 from datapipe.config import DataConfig
 from xdist import command_line
-from xdist.config import (
-    CheckpointConfig,
-    ClusterConfig,
-    ModelConfig,
-    OptimizerConfig,
-    TrainConfig,
-)
+from xdist.config import CheckpointConfig, ClusterConfig, OptimizerConfig, TrainConfig
+from xdist.model_config import ModelConfig
 
 PAPER = TrainConfig(
     data=DataConfig(train="jft/train", evaluation="jft/fasteval14k"),

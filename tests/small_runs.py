@@ -20,8 +20,9 @@ from tests.datapipe.small_sets import encode, labels_of, picture
 from tests.strategies import ActsBefore
 from xdist import checkpoint, driver
 from xdist.checkpoint import Checkpoint
-from xdist.config import CheckpointConfig, ModelConfig, OptimizerConfig, TrainConfig
+from xdist.config import CheckpointConfig, OptimizerConfig, TrainConfig
 from xdist.driver import Summary
+from xdist.model_config import ModelConfig
 from xdist.run_directory import RunDirectory
 
 NUM_TRAIN, NUM_EVALUATION = 90, 30

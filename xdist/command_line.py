@@ -28,9 +28,10 @@ from rich.table import Table
 from datapipe.errors import DataError
 from datapipe.storage import absolute
 from xdist import driver
-from xdist.config import MODEL_NAMES, TrainConfig
+from xdist.config import TrainConfig
 from xdist.driver import Summary
 from xdist.errors import RunFailed, UserError
+from xdist.model_config import MODEL_NAMES
 from xdist.run_directory import RunDirectory, identity
 
 logger = logging.getLogger(__name__)

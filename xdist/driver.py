@@ -242,6 +242,9 @@ class Driver:
         corrupt = [sample for report in reports for sample in report.corrupt]
         if corrupt:
             self._quarantine(corrupt)
+        for report in reports:
+            if report.profile is not None:
+                self._run.store_profile(report.profile)
         if any(report.num_steps for report in reports):
             record = self._metrics.reports(reports)
             self._run.record(**record)

@@ -27,10 +27,10 @@ from torch import Tensor, nn
 
 from datapipe.storage import read_bytes, write_bytes
 from xdist import checkpoint
-from xdist.config import MODEL_NAMES, ModelConfig
 from xdist.errors import UserError
 from xdist.extras import require
 from xdist.keras_files import keras_payload, read_keras
+from xdist.model_config import MODEL_NAMES, ModelConfig
 from xdist.naming import KERAS, namings
 from xdist.state import AVERAGE, STATISTICS, STATISTICS_AVERAGE, WEIGHTS, WeightsName
 from xdist.stored_config import from_json

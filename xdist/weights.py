@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from xdist.config import ModelConfig
 from xdist.errors import UserError
+from xdist.model_config import ModelConfig
 from xdist.models import MODELS, Network, build_model
 from xdist.naming import Naming, namings
 

@@ -27,9 +27,10 @@ from datapipe.batch import Batch, normalize
 from datapipe.config import DataConfig
 from xdist.computation import Computation, Nobody, dropout_seed
 from xdist.compute_config import ComputeConfig
-from xdist.config import ModelConfig, OptimizerConfig, TrainConfig
+from xdist.config import OptimizerConfig, TrainConfig
 from xdist.determinism import compute_deterministically
 from xdist.flat import FlatModel
+from xdist.model_config import ModelConfig
 from xdist.state import STATISTICS, WEIGHTS, RangeState, StatisticsState
 from xdist.step_phases import Nobody as NoObserver
 from xdist.step_phases import StepClock, StepObserver

@@ -26,14 +26,9 @@ from tests.benchmarks.sync_workload import (
 from tests.strategies import Wrapped
 from xdist import driver
 from xdist.computation import BatchSums
-from xdist.config import (
-    CheckpointConfig,
-    ClusterConfig,
-    ModelConfig,
-    OptimizerConfig,
-    TrainConfig,
-)
+from xdist.config import CheckpointConfig, ClusterConfig, OptimizerConfig, TrainConfig
 from xdist.flat import FlatModel
+from xdist.model_config import ModelConfig
 from xdist.run_directory import RunDirectory
 from xdist.topologies import RunPlan
 from xdist.topologies.all_reduce import AllReduceTopology, all_reduce_strategy

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from datapipe.batch import normalize
 from tests.benchmarks.sync_log import StepLog
-from xdist.config import ModelConfig
+from xdist.model_config import ModelConfig
 from xdist.models import build_model
 
 IMAGE_SIZE = 71

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from datapipe.position import Position
 from xdist import checkpoint
 from xdist.checkpoint import Cut, Manifest
-from xdist.config import ModelConfig
 from xdist.flat import FlatModel
+from xdist.model_config import ModelConfig
 from xdist.models import build_model
 from xdist.models.inception_v3 import InceptionV3
 from xdist.models.xception import Xception

@@ -30,7 +30,8 @@ from tests.clusters import ROOT, wait_until
 from tests.datapipe.small_sets import encode, picture
 from tests.small_runs import records, spoil, write_run_data
 from xdist import command_line
-from xdist.config import MODEL_NAMES, TrainConfig
+from xdist.config import TrainConfig
+from xdist.model_config import MODEL_NAMES
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 

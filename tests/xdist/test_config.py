@@ -12,13 +12,8 @@ from jft_async import PRESETS as ASYNC_PRESETS
 
 from datapipe.config import DataConfig
 from xdist.compute_config import ComputeConfig
-from xdist.config import (
-    CheckpointConfig,
-    ClusterConfig,
-    ModelConfig,
-    OptimizerConfig,
-    TrainConfig,
-)
+from xdist.config import CheckpointConfig, ClusterConfig, OptimizerConfig, TrainConfig
+from xdist.model_config import ModelConfig
 
 CONFIG = TrainConfig(
     data=DataConfig(train="somewhere"),

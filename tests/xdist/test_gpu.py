@@ -19,8 +19,9 @@ from datapipe.batch import Batch
 from datapipe.config import DataConfig
 from xdist.computation import BatchSums
 from xdist.compute_config import ComputeConfig
-from xdist.config import ModelConfig, OptimizerConfig, TrainConfig
+from xdist.config import OptimizerConfig, TrainConfig
 from xdist.flat import FlatModel
+from xdist.model_config import ModelConfig
 from xdist.state import STATISTICS, WEIGHTS, RangeState, StatisticsState
 from xdist.step_phases import StepObserver
 from xdist.strategies import Progress
@@ -91,6 +92,9 @@ class Alone:
             device=self.flat.weights.device,
             timeout_s=60.0,
         )
+
+    def abort(self) -> None:
+        """There are no others."""
 
     def observe(self, observer: StepObserver) -> None:
         self.observer = observer

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from tests.strategies import collect_gradients
 from xdist import losses
-from xdist.config import MODEL_NAMES, MODEL_OPTIONS, ModelConfig
 from xdist.flat import FlatModel
+from xdist.model_config import MODEL_NAMES, MODEL_OPTIONS, ModelConfig
 from xdist.models import MODELS, Network, build_model
 
 SMALL: dict[str, dict[str, Any]] = {

@@ -27,7 +27,8 @@ from tests.small_runs import (
 )
 from xdist import optim
 from xdist.compute_config import ComputeConfig
-from xdist.config import ClusterConfig, ModelConfig, TrainConfig
+from xdist.config import ClusterConfig, TrainConfig
+from xdist.model_config import ModelConfig
 
 pytestmark = [
     pytest.mark.faults,

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from datapipe.position import Position
 from xdist import checkpoint
 from xdist.checkpoint import Checkpoint, Cut, Manifest
-from xdist.config import ModelConfig
 from xdist.errors import CheckpointDamaged, UserError
 from xdist.flat import FlatModel
+from xdist.model_config import ModelConfig
 from xdist.models import build_model
 from xdist.naming import KERAS, TIMM, XDIST, namings
 from xdist.weight_files import read_checkpoint, read_file, write

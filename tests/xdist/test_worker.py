@@ -27,10 +27,11 @@ from tests.xdist.test_all_reduce import membership_of, start_checkpoint
 from xdist import losses
 from xdist.computation import BatchSums
 from xdist.compute_config import ComputeConfig
-from xdist.config import ModelConfig, OptimizerConfig, TrainConfig
+from xdist.config import OptimizerConfig, TrainConfig
 from xdist.determinism import CUBLAS_WORKSPACES
 from xdist.errors import PeerLost
 from xdist.flat import FlatModel
+from xdist.model_config import ModelConfig
 from xdist.segments import Dealing
 from xdist.step_phases import StepObserver
 from xdist.strategies import Progress

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from xdist.config import ModelConfig
+from xdist.model_config import ModelConfig
 from xdist.models.inception_v3 import InceptionV3
 from xdist.models.resnet import ResNet, resnet50, resnet101, resnet152
 from xdist.models.vgg import VGG, vgg16
