@@ -18,6 +18,7 @@ from xdist.strategies.group import (
     Rendezvous,
     Store,
     cancel,
+    forget,
     open_store,
     reach_store,
 )
@@ -106,8 +107,22 @@ def test_notes_are_read_once_and_outlast_their_writer() -> None:
     writer.write("one")
     writer.write("two")
     del writer
+    num_keys = store.num_keys()
     assert board.read() == ["one", "two"]
     assert board.read() == []
+    assert store.num_keys() == num_keys - 2
+
+
+def test_a_generation_leaves_nothing_in_the_store() -> None:
+    store = open_store("127.0.0.1")
+    num_keys = store.num_keys()
+    with ThreadPoolExecutor(2) as executor:
+        groups = [executor.submit(join, store, rank, world_size=2) for rank in range(2)]
+        for group in groups:
+            group.result().leave()
+    assert store.num_keys() > num_keys
+    forget(store, Rendezvous("127.0.0.1", store.port, generation=1))
+    assert store.num_keys() == num_keys
 
 
 @pytest.mark.parametrize(("num_weights", "cuts"), [(1, 4), (5, 3), (10, 2), (100, 1)])

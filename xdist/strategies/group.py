@@ -177,6 +177,13 @@ def cancel(store: Store, rendezvous: Rendezvous) -> None:
     dist.PrefixStore(rendezvous.prefix, store).set(GO, CANCELLED)
 
 
+def forget(store: Store, rendezvous: Rendezvous) -> None:
+    """Nobody will join this generation any more: a store would grow with every one."""
+    for key in store.list_keys():
+        if key.startswith(f"{rendezvous.prefix}/"):
+            store.delete_key(key)
+
+
 class NoteBoard:
     """Notes in the rendezvous store, which the driver reads also when their writer is gone."""
 
@@ -194,7 +201,9 @@ class NoteBoard:
     def read(self) -> list[str]:
         """The notes that came since the last call."""
         first, self._num_read = self._num_read + 1, self._store.add("count", 0)
-        numbers = [str(number) for number in range(first, self._num_read + 1)]
-        return [
-            self._store.get(number).decode() for number in numbers if self._store.check([number])
-        ]
+        notes = []
+        for number in map(str, range(first, self._num_read + 1)):
+            if self._store.check([number]):  # Its writer may have ended in between.
+                notes.append(self._store.get(number).decode())
+                self._store.delete_key(number)
+        return notes

@@ -27,7 +27,7 @@ from xdist.flat import FlatModel
 from xdist.segments import Dealing, Segment, SegmentRules, cut_at, segments
 from xdist.strategies import UpdateStrategy
 from xdist.strategies.all_reduce import AllReduce, Membership
-from xdist.strategies.group import NoteBoard, Rendezvous, cancel, open_store
+from xdist.strategies.group import NoteBoard, Rendezvous, cancel, forget, open_store
 from xdist.topologies import Fault, Outcome, Pending, Resize, RunPlan, Saved, Task, nodes
 from xdist.topologies.actors import Room
 from xdist.topologies.batches import LaneBatches, open_stream
@@ -62,6 +62,7 @@ class AllReduceTopology:
         self._store = open_store(self._host)
         self._notes = NoteBoard(self._store)
         self._generation = 0
+        self._rendezvous = Rendezvous(self._host, self._store.port, self._generation)
         self._has_room = False
         self._crew = self._new_crew()
 
@@ -302,6 +303,7 @@ class AllReduceTopology:
             self._check_waiting(len(seats))
             return pending
         self._has_lost = self._is_broken = self._is_stopping = self._is_aborted = False
+        forget(self._store, self._rendezvous)
         self._generation += 1
         self._rendezvous = Rendezvous(self._host, self._store.port, self._generation)
         alive = {hand.life: hand for hand in self._crew}
