@@ -37,7 +37,17 @@ from xdist.progress import ProgressDisplay
 from xdist.publication import Publications
 from xdist.run_directory import CONFIG, RunDirectory
 from xdist.scoring import ScoringQueue, ScoringRequest
-from xdist.topologies import Fault, Outcome, Pending, Resize, RunPlan, Saved, Topology, nodes
+from xdist.topologies import (
+    Fault,
+    Outcome,
+    Pending,
+    Resize,
+    RunPlan,
+    Saved,
+    Task,
+    Topology,
+    nodes,
+)
 from xdist.topologies.all_reduce import AllReduceTopology
 from xdist.topologies.push_pull import PushPullTopology
 from xdist.worker import WorkerReport
@@ -200,14 +210,21 @@ class Driver:
         except RayTaskError as error:
             if isinstance(error.cause, (PeerLost, LeaseLost)):
                 return (Fault(task, str(error.cause), "complaint"),)
-            if isinstance(error.cause, UnreadableUrl) and task.action == "train":
-                return (Fault(task, str(error.cause), "lost"),)  # Another node may reach it.
+            if self._is_of_its_node(error.cause, task):
+                return (Fault(task, str(error.cause), "lost"),)
             self._raise_cause(error)
         except LOST as error:
             if isinstance(error, RayActorError) and error.actor_init_failed:
                 raise
             kind: Any = "never_ran" if NEVER_RAN in str(error) else "lost"
             return (Fault(task, _first_line(error), kind),)
+
+    @staticmethod
+    def _is_of_its_node(cause: Exception, task: Task) -> bool:
+        """Whether another node may do what this one could not."""
+        if task.is_alone:
+            return isinstance(cause, (DataError, UserError))
+        return isinstance(cause, UnreadableUrl) and task.action == "train"
 
     def _apply(self, outcome: Outcome) -> tuple[Fault, ...]:
         if outcome.corrupt:

@@ -91,8 +91,8 @@ class Group:
         self._group: Any = None
         with self._peers("the group did not come together"):
             meeting = dist.PrefixStore(rendezvous.prefix, store)
-            _wait_for_all(meeting, world_size, timeout_s)
-            timeout = timedelta(seconds=timeout_s)
+            _wait_for_all(meeting, world_size, min(timeout_s, CONNECT_TIMEOUT_S))
+            timeout = timedelta(seconds=min(timeout_s, CONNECT_TIMEOUT_S))
             if self._is_nccl:
                 options: Any = dist.ProcessGroupNCCL.Options()
                 options._timeout = timeout
@@ -104,6 +104,7 @@ class Group:
                 options._threads = NUM_GLOO_THREADS
                 options._devices = [gloo.create_device(hostname=own_address)]
                 self._group = gloo(meeting, rank, world_size, options)
+            self._group._set_default_timeout(timedelta(seconds=timeout_s))
 
     def all_reduce(self, tensor: Tensor) -> Any:
         """Begin to sum a tensor over the ranks, in place; `wait` for what this returns."""

@@ -70,6 +70,8 @@ class Task:
     """Which of the actors that had this number, one after the other."""
     cut: Cut | None = None
     """save: which one."""
+    is_alone: bool = False
+    """start: what its node lacks is its own fault; the run goes on without it."""
     submitted: float = field(default_factory=time.monotonic, compare=False)
 
     @property

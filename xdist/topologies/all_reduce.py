@@ -74,7 +74,8 @@ class AllReduceTopology:
         self._reports: list[WorkerReport] = []
         self._has_lost = self._is_broken = self._is_stopping = self._is_aborted = False
         self._draining: frozenset[str] = frozenset()
-        self._standing_since = self._watched = time.monotonic()
+        self._complaints: list[str] = []
+        self._standing_since = time.monotonic()
         self._dealing = self._dealing_for(plan.num_workers)
         self._segments = segments(start.manifest.cut, self._dealing, self._rules)
         self._segment: Segment | None = next(self._segments, None)
@@ -147,6 +148,7 @@ class AllReduceTopology:
                     hand.step = result.step
                 if result.interrupted is not None:
                     logger.info("%s left its group cause=%s", task.actor, result.interrupted)
+                    self._complaints.append(result.interrupted)
                     self._break()
                 return self._advance()
         return Outcome()
@@ -175,7 +177,11 @@ class AllReduceTopology:
         if faults:
             return Outcome(faults=tuple(faults))
         self._draining = nodes.draining()
-        return self._advance()
+        pending: Pending = {}
+        for hand in list(self._crew):
+            if hand.state == "ready" and hand.node_id in self._draining:
+                pending |= self._move(hand)
+        return self._advance(pending)
 
     def _break(self) -> None:
         """The group is to part: somebody is lost, or says so."""
@@ -197,8 +203,21 @@ class AllReduceTopology:
 
     @property
     def _leaving(self) -> list[Hand]:
-        """Those of the group whose nodes are about to go."""
-        return [hand for hand in self._seated if hand.node_id in self._draining]
+        """Those of the group whose nodes are about to go, and who can leave: somebody stays who has
+        the state, and enough of them.
+        """
+        leaving = [hand for hand in self._seated if hand.node_id in self._draining]
+        num_staying = len(self._seated) - len(leaving)
+        if num_staying == 0:
+            leaving = leaving[1:]
+        num_after = len(self._seated) - len(leaving) + len(self._joining)
+        return leaving if num_after >= self._plan.config.cluster.min_world_size else []
+
+    @property
+    def _most(self) -> int:
+        """Ranks that there may be; one more while the only one with the state is about to go."""
+        is_last = all(hand.node_id in self._draining for hand in self._seated)
+        return self._plan.most_workers + (bool(self._seats) and is_last)
 
     @property
     def _joining(self) -> list[Hand]:
@@ -215,7 +234,7 @@ class AllReduceTopology:
     @property
     def _wants_change(self) -> bool:
         num_staying = len(self._seated) - len(self._leaving)
-        can_grow = num_staying < self._plan.most_workers and bool(self._joining)
+        can_grow = num_staying < self._most and bool(self._joining)
         return can_grow or bool(self._leaving) or num_staying < len(self._seats)
 
     def _advance(self, pending: Pending | None = None) -> Outcome:
@@ -223,13 +242,10 @@ class AllReduceTopology:
         pending = pending or {}
         if any(hand.state == "busy" for hand in self._seated):
             return Outcome(pending=pending | self._interfere())
-        match self._round:
-            case "train":
-                outcome = self._end_training()
-            case "join" if not self._is_broken:
-                return self._begin_training(pending)
-            case _:
-                outcome = Outcome()
+        if self._round == "join" and not self._is_broken:
+            return self._begin_training(pending)
+        outcome = self._end_training() if self._round == "train" else Outcome()
+        outcome = replace(outcome, faults=self._broken_links())
         self._round = None
         if self._segment is not None:
             is_changed = (
@@ -274,12 +290,11 @@ class AllReduceTopology:
                 saved = (Saved(segment.cut, parts),)
             self._segment = next(self._segments, None)
         corrupt = tuple(CorruptSample(*json.loads(note)) for note in self._notes.read())
-        faults = self._broken_links(reports)
-        return Outcome(reports=reports, saved=saved, faults=faults, corrupt=corrupt)
+        return Outcome(reports=reports, saved=saved, corrupt=corrupt)
 
-    def _broken_links(self, reports: tuple[WorkerReport, ...]) -> tuple[Fault, ...]:
+    def _broken_links(self) -> tuple[Fault, ...]:
         """The fault of a group that parted though all of it is there."""
-        complaints = [report.interrupted for report in reports if report.interrupted is not None]
+        complaints, self._complaints = self._complaints, []
         if self._has_lost or not complaints:
             return ()
         return (Fault(Task("link", "train", 0), complaints[0], "link"),)
@@ -288,16 +303,13 @@ class AllReduceTopology:
         """The next generation, of those who are there; nothing, while they are too few."""
         pending: Pending = {}
         for hand in self._leaving:
-            logger.info("worker %d leaves its node, which is being drained", hand.number)
-            self._crew.end(hand)
-            self._room.give_back(hand.number)
-            pending |= self._crew.start(hand.number, step=None)
+            pending |= self._move(hand)
         old_seats = self._seats
         seats = reseat(
             old_seats,
             present={hand.life for hand in self._seated},
             joining=[hand.life for hand in self._joining],
-            most=self._plan.most_workers,
+            most=self._most,
         )
         if len(seats) < self._fewest:
             self._check_waiting(len(seats))
@@ -332,6 +344,13 @@ class AllReduceTopology:
             pending[member.actor.join.remote(membership)] = member.task("join")
         self._round = "join"
         return pending
+
+    def _move(self, hand: Hand) -> Pending:
+        """Have a worker that is not at work start anew on another node."""
+        logger.info("worker %d leaves its node, which is being drained", hand.number)
+        self._crew.end(hand)
+        self._room.give_back(hand.number)
+        return self._crew.start(hand.number, step=None)
 
     @property
     def _fewest(self) -> int:

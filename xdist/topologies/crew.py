@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import ray
@@ -96,7 +96,8 @@ class Crew:
         hand = Hand(number, self._num_lives, actor, "starting", step)
         self._hands[number] = hand
         num_images = self._warm_up_images if step is None else 0
-        return {actor.__ray_call__.remote(_start, num_images): hand.task("start")}
+        task = replace(hand.task("start"), is_alone=step is None)
+        return {actor.__ray_call__.remote(_start, num_images): task}
 
     def end(self, hand: Hand) -> None:
         """End a worker that is lost, or not wanted any more: its process too, should it hang."""
