@@ -14,22 +14,16 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, NoReturn
 
 import ray
-from ray.exceptions import (
-    NodeDiedError,
-    ObjectLostError,
-    OutOfMemoryError,
-    RayActorError,
-    RayTaskError,
-    WorkerCrashedError,
-)
+from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
-from datapipe.errors import CorruptSample, DataError, TooManyBadSamples, UnreadableUrl
+from datapipe.errors import CorruptSample, DataError, TooManyBadSamples
 from xdist import checkpoint, scoring
 from xdist.checkpoint import Checkpoint
 from xdist.config import TrainConfig
-from xdist.errors import LeaseLost, NotEnoughResources, PeerLost, UserError
+from xdist.errors import NotEnoughResources, UserError
+from xdist.failures import LOST, fault_of, first_line
 from xdist.fault_history import FaultHistory
 from xdist.metrics import Metrics
 from xdist.preparation import Preparation, prepare, starting_checkpoint
@@ -44,7 +38,6 @@ from xdist.topologies import (
     Resize,
     RunPlan,
     Saved,
-    Task,
     Topology,
     nodes,
 )
@@ -59,15 +52,6 @@ TOPOLOGIES: Mapping[str, MakeTopology] = {
     "all_reduce": AllReduceTopology,
     "push_pull": PushPullTopology,
 }
-LOST = (
-    RayActorError,
-    ObjectLostError,
-    NodeDiedError,
-    WorkerCrashedError,
-    OutOfMemoryError,
-)
-NEVER_RAN = "The actor never ran"
-"""From the text of an `ActorDiedError`: its process had not started when its node went."""
 GRACE_S = 5.0
 """After a fault: how long others may take to say what they know of it. The first to notice is
 seldom the culprit.
@@ -206,25 +190,13 @@ class Driver:
         """Deal with a finished task; returns what went wrong, with it or by what it says."""
         task = self._pending.pop(ready)
         try:
-            return self._apply(self._topology.receive(task, ray.get(ready)))
-        except RayTaskError as error:
-            if isinstance(error.cause, (PeerLost, LeaseLost)):
-                return (Fault(task, str(error.cause), "complaint"),)
-            if self._is_of_its_node(error.cause, task):
-                return (Fault(task, str(error.cause), "lost"),)
-            self._raise_cause(error)
-        except LOST as error:
-            if isinstance(error, RayActorError) and error.actor_init_failed:
-                raise
-            kind: Any = "never_ran" if NEVER_RAN in str(error) else "lost"
-            return (Fault(task, _first_line(error), kind),)
-
-    @staticmethod
-    def _is_of_its_node(cause: Exception, task: Task) -> bool:
-        """Whether another node may do what this one could not."""
-        if task.is_alone:
-            return isinstance(cause, (DataError, UserError))
-        return isinstance(cause, UnreadableUrl) and task.action == "train"
+            result = ray.get(ready)
+        except RayError as error:
+            fault = fault_of(task, error)
+            if fault is None:
+                self._raise_cause(error)
+            return (fault,)
+        return self._apply(self._topology.receive(task, result))
 
     def _apply(self, outcome: Outcome) -> tuple[Fault, ...]:
         if outcome.corrupt:
@@ -247,12 +219,13 @@ class Driver:
         )
         self._record("group", self._metrics.step, self._metrics.num_samples, **asdict(resize))
 
-    def _raise_cause(self, error: RayTaskError) -> NoReturn:
+    def _raise_cause(self, error: RayError) -> NoReturn:
         """Raise what the user can mend as itself, and a bug with its own traceback."""
-        if isinstance(error.cause, TooManyBadSamples):
-            self._run.quarantine(error.cause.samples)
-        if isinstance(error.cause, (DataError, UserError)):
-            raise error.cause from error
+        cause = getattr(error, "cause", error)
+        if isinstance(cause, TooManyBadSamples):
+            self._run.quarantine(cause.samples)
+        if isinstance(cause, (DataError, UserError)):
+            raise cause from error
         raise error
 
     def _observe(self, reports: tuple[WorkerReport, ...]) -> None:
@@ -320,7 +293,7 @@ class Driver:
         except RayTaskError as error:
             self._raise_cause(error)
         except LOST as error:
-            self._count_fault("scoring", _first_line(error))
+            self._count_fault("scoring", first_line(error))
         else:
             self._to_score.remove_first()
             if corrupt:
@@ -433,7 +406,3 @@ def train(
     topology = topologies[config.strategy](plan)
     preparation = replace(preparation, plan=plan)
     return Driver(preparation, run, topology, start=start, console=console).drive()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,53 @@
+"""What a failed task means: somebody is lost, or the run cannot go on."""
+
+from __future__ import annotations
+
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
+)
+
+from datapipe.errors import DataError, UnreadableUrl
+from xdist.errors import LeaseLost, PeerLost, UserError
+from xdist.topologies import Fault, Task
+
+LOST = (
+    RayActorError,
+    ObjectLostError,
+    NodeDiedError,
+    WorkerCrashedError,
+    OutOfMemoryError,
+)
+NEVER_RAN = "The actor never ran"
+"""From the text of an `ActorDiedError`: its process had not started when its node went."""
+
+
+def fault_of(task: Task, error: RayError) -> Fault | None:
+    """What the error of a task says of its actor, or of others; None where it is no fault, but a
+    bug, or something that the user can mend.
+    """
+    if isinstance(error, RayTaskError):
+        if isinstance(error.cause, (PeerLost, LeaseLost)):
+            return Fault(task, str(error.cause), "complaint")
+        return Fault(task, str(error.cause), "lost") if _is_of_its_node(error, task) else None
+    if not isinstance(error, LOST) or (
+        isinstance(error, RayActorError) and error.actor_init_failed
+    ):
+        return None
+    return Fault(task, first_line(error), "never_ran" if NEVER_RAN in str(error) else "lost")
+
+
+def _is_of_its_node(error: RayTaskError, task: Task) -> bool:
+    """Whether another node may do what this one could not."""
+    if task.is_alone:
+        return isinstance(error.cause, (DataError, UserError))
+    return isinstance(error.cause, UnreadableUrl) and task.action == "train"
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
