@@ -63,6 +63,7 @@ JFT = {
 AUGMENTATION = "augmentation, which the paper does not mention: that of GoogLeNet"
 INPUT = "how shards are read"
 LIFE = "saving, scoring, resources and the run's place"
+COMPUTE = "how a gradient is computed, not which"
 OTHER = "an option of another network, or at its neutral value"
 NOT_OF_THE_PAPER = {  # field: (values of ImageNet and JFT, why)
     "data.train": (("imagenet/train", "jft/train"), "the user's copy"),
@@ -89,8 +90,18 @@ NOT_OF_THE_PAPER = {  # field: (values of ImageNet and JFT, why)
         "evaluation.measures", "evaluation.class_weights", "evaluation.skip",
         "evaluation.batch_size", "cluster.cpus_per_worker", "cluster.gpus_per_worker",
         "cluster.cpus_per_server", "cluster.wait_s", "cluster.max_recoveries", "num_servers",
-        "num_lanes", "report_every_steps", "seed", "run_dir",
+        "num_lanes", "report_every_steps", "seed", "run_dir", "cluster.placement",
+        "cluster.min_world_size", "cluster.max_world_size", "cluster.num_spares",
+        "cluster.collective_timeout_s", "cluster.recovery_window_s", "deterministic", "profile",
     ), (None, LIFE)),
+    **{f"compute.{name}": (None, COMPUTE) for name in (
+        "precision", "accumulation_steps", "channels_last", "compile", "cuda_graphs",
+        "fused_optimizer",
+    )},
+    "bn_group": (("rank", "rank"), "a worker's batch, as without any synchronisation"),
+    "on_resize": (("keep_global_batch",) * 2, "60 workers, always"),
+    "compress_gradients": (("none", "none"), "not mentioned"),
+    "optimizer.clip_norm": ((None, None), "not mentioned"),
     **dict.fromkeys((
         "model.layout", "model.small_input", "model.pooled_size", "model.conv_bias",
         "optimizer.decay_unit", "optimizer.average_half_life_samples",
