@@ -36,15 +36,41 @@ class Optimizer(Protocol):
         """The same for one block of the slots; `w`, `g` and `scratch` are of its size."""
 
 
+class L2Penalty:
+    """Adds l2 * weight to gradients, where a mask (size,) of 0 and 1 says so.
+
+    On a CPU most blocks are covered whole: they take the number, and the mask is not read.
+    """
+
+    def __init__(self, mask: Tensor, l2: float) -> None:
+        self._factors = mask * l2 if l2 else None
+        self._numbers: dict[tuple[int, int], float] = {}
+        if l2 and mask.device.type == "cpu":
+            for block, _ in _blocks(mask):
+                share = mask[block].mean().item()
+                if share in (0, 1):
+                    self._numbers[block.start, block.stop] = share * l2
+
+    def add(self, block: slice, weights: Tensor, gradients: Tensor, scratch: Tensor) -> None:
+        """Of one block of the vector; all of its size. `gradients` change in place."""
+        if self._factors is None:
+            return
+        number = self._numbers.get((block.start, block.stop))
+        if number is None:
+            gradients.add_(torch.mul(weights, self._factors[block], out=scratch))
+        elif number:
+            gradients.add_(torch.mul(weights, number, out=scratch))
+
+
 class SGD:
     """SGD with momentum, as `torch.optim.SGD`, with L2 penalty.
 
-    g += w * l2_factors; momentum *= m; momentum += g; w -= momentum * lr
+    g += w * l2 where masked; momentum *= m; momentum += g; w -= momentum * lr
     """
 
     def __init__(self, *, momentum: float, l2: float, l2_mask: Tensor) -> None:
         self.momentum = momentum
-        self.l2_factors = l2_mask * l2 if l2 else None
+        self._penalty = L2Penalty(l2_mask, l2)
         self.slots = {"momentum": torch.zeros_like(l2_mask)}
 
     def step(self, weights: Tensor, gradients: Tensor, *, learning_rate: float) -> None:
@@ -55,8 +81,7 @@ class SGD:
         self, block: slice, w: Tensor, g: Tensor, scratch: Tensor, learning_rate: float | Tensor
     ) -> None:
         momentum = self.slots["momentum"][block]
-        if self.l2_factors is not None:
-            g.add_(torch.mul(w, self.l2_factors[block], out=scratch))
+        self._penalty.add(block, w, g, scratch)
         momentum.mul_(self.momentum)
         momentum.add_(g)
         w.sub_(torch.mul(momentum, learning_rate, out=scratch))
@@ -68,7 +93,7 @@ class RMSProp:
     Epsilon is inside the root, the mean square starts at 1, the learning rate inside the momentum
     (`tf.raw_ops.ResourceApplyRMSProp`).
 
-    g += w * l2_factors; mean_square += (g * g - mean_square) * (1 - decay);
+    g += w * l2 where masked; mean_square += (g * g - mean_square) * (1 - decay);
     momentum *= m; momentum += (g * lr) * (1 / sqrt(mean_square + epsilon)); w -= momentum
     """
 
@@ -78,7 +103,7 @@ class RMSProp:
         self.momentum = momentum
         self.decay = decay
         self.epsilon = epsilon
-        self.l2_factors = l2_mask * l2 if l2 else None
+        self._penalty = L2Penalty(l2_mask, l2)
         self.slots = {
             "momentum": torch.zeros_like(l2_mask),
             "mean_square": torch.ones_like(l2_mask),
@@ -92,8 +117,7 @@ class RMSProp:
         self, block: slice, w: Tensor, g: Tensor, scratch: Tensor, learning_rate: float | Tensor
     ) -> None:
         momentum, mean_square = self.slots["momentum"][block], self.slots["mean_square"][block]
-        if self.l2_factors is not None:
-            g.add_(torch.mul(w, self.l2_factors[block], out=scratch))
+        self._penalty.add(block, w, g, scratch)
         torch.mul(g, g, out=scratch)
         mean_square.add_(scratch.sub_(mean_square).mul_(1 - self.decay))
         g.mul_(learning_rate)
