@@ -8,10 +8,11 @@ import os
 import signal
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from datapipe.batch import Batch
@@ -33,7 +34,9 @@ class Planned:
     worker: int | None
     """None: of any that is on the node."""
     step: int
-    """Before it applies this update; `joining`: before it joins the group that makes it."""
+    """Before it applies this update; `joining`: before it joins the group that makes it; `save`:
+    before it saves this one or a later one; `every_join`: always.
+    """
     act: Callable[[], object]
     when: str = "update"
     node_id: str | None = None
@@ -82,6 +85,7 @@ class Recorded(Wrapped):
         planned: Sequence[Planned],
         full_size: int,
         num_kills: int,
+        num_slow_steps: int,
     ) -> None:
         super().__init__(strategy)
         self._flat = strategy._flat
@@ -94,10 +98,15 @@ class Recorded(Wrapped):
         ]
         self._full_size = full_size
         self._num_kills = num_kills
+        self._num_slow_steps = num_slow_steps
         self._path = directory / f"worker-{number}-{os.getpid()}.jsonl"
 
     def join(self, membership: Membership) -> None:
         self._act("joining", membership.step + 1)
+        for plan in self._planned:
+            if plan.when == "every_join":
+                (self._directory / plan.name).touch()
+                plan.act()
         self.strategy.join(membership)
         self._generation = membership.rendezvous.generation
         self._world_size = membership.world_size
@@ -108,11 +117,15 @@ class Recorded(Wrapped):
         self._write("tried", step, ids=batch.sample_ids.numpy()[rows].tolist())
         self._act("update", step)
         self._die_in_turn()
-        if self._world_size < self._full_size:
+        if self._world_size < self._full_size or step <= self._num_slow_steps:
             threading.Event().wait(THROTTLE_S)
         self.strategy.update(batch, sums)
         weights = self._flat.weights.numpy().tobytes()
         self._write("applied", step, weights=hashlib.sha256(weights).hexdigest())
+
+    def save(self) -> Any:
+        self._act("save", self.strategy.progress.step)
+        return self.strategy.save()
 
     def _die_in_turn(self) -> None:
         """Of the deaths of a row, the next one is this worker's, if its number says so: once in
@@ -129,7 +142,8 @@ class Recorded(Wrapped):
     def _act(self, when: str, step: int) -> None:
         for plan in self._planned:
             marker = self._directory / plan.name
-            if plan.when == when and plan.step == step and not marker.exists():
+            is_due = plan.step <= step if when == "save" else plan.step == step
+            if plan.when == when and is_due and not marker.exists():
                 marker.touch()
                 plan.act()
 
@@ -151,9 +165,13 @@ def recorded_strategy(
     planned: Sequence[Planned],
     full_size: int,
     num_kills: int,
+    num_slow_steps: int,
+    starts_after: Mapping[int, str],
     *arguments: Any,
     **named: Any,
 ) -> Any:
+    if (event := starts_after.get(named["number"])) is not None:
+        wait_until(lambda: (directory / event).exists() or None)
     strategy = all_reduce_strategy(*arguments, **named)
     return Recorded(
         strategy,
@@ -162,6 +180,7 @@ def recorded_strategy(
         planned=planned,
         full_size=full_size,
         num_kills=num_kills,
+        num_slow_steps=num_slow_steps,
     )
 
 
@@ -183,13 +202,28 @@ class Announcing:
 
 
 def recorded_topology(
-    directory: Path, planned: Sequence[Planned] = (), *, full_size: int = 0, num_kills: int = 0
+    directory: Path,
+    planned: Sequence[Planned] = (),
+    *,
+    full_size: int = 0,
+    num_kills: int = 0,
+    num_slow_steps: int = 0,
+    starts_after: Mapping[int, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """For `topologies=` of a run: records go to `directory`. num_kills: workers that die one after
-    the other, each as soon as it trains with others.
+    the other, each as soon as it trains with others. starts_after: a worker, and the file (as
+    `ready-1`) that it waits for before it is ready itself.
     """
     directory.mkdir(exist_ok=True)
-    make_strategy = partial(recorded_strategy, directory, planned, full_size, num_kills)
+    make_strategy = partial(
+        recorded_strategy,
+        directory,
+        planned,
+        full_size,
+        num_kills,
+        num_slow_steps,
+        dict(starts_after),
+    )
     make = partial(Announcing, directory=directory, make_strategy=make_strategy)
     return {"all_reduce": make}
 

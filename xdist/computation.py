@@ -152,8 +152,9 @@ class Computation:
             for number in reversed(range(len(self._flat.layout.parameters))):
                 self._listener.gradient_ready(number)
 
-    def warm_up(self, num_images: int) -> None:
-        """Compute the gradient of so many black images without labels."""
+    def warm_up(self, part_sizes: Sequence[int]) -> None:
+        """Compute the gradient of black images without labels, so many in each lane."""
+        num_images = sum(part_sizes)
         side = self._config.data.image_size
         batch = Batch(
             images=torch.zeros(num_images, side, side, 3, dtype=torch.uint8),
@@ -162,7 +163,7 @@ class Computation:
             sample_weights=torch.ones(num_images),
             sample_ids=torch.zeros(num_images, dtype=torch.int64),
             spans=(),
-            segment_sizes=(num_images,),
+            segment_sizes=tuple(part_sizes),
             num_samples=num_images,
             corrupt=(),
         )

@@ -150,7 +150,7 @@ class ClusterConfig:
     """all_reduce: workers below which training waits for replacements, up to wait_s."""
     max_world_size: int | None = None
     """all_reduce: workers that the run grows to when nodes join; None: num_workers, as it is at the
-    start. With num_workers auto, the autoscaler is asked for so many.
+    start. If set, the autoscaler is asked for so many, and for the spares.
     """
     num_spares: int = 0
     """all_reduce: workers that wait, warm, to take the place of a lost one."""
@@ -168,8 +168,7 @@ class ClusterConfig:
         check_least(self, "cluster.", gpus_per_worker=0, cpus_per_server=0, wait_s=0)
         check_least(self, "cluster.", max_recoveries=0, min_world_size=1, num_spares=0)
         check_positive(self, "cluster.", "recovery_window_s")
-        if self.collective_timeout_s is not None:
-            check_positive(self, "cluster.", "collective_timeout_s")
+        check_least(self, "cluster.", collective_timeout_s=1)
         if self.max_world_size is not None:
             allowed = f"at least min_world_size, which is {self.min_world_size}"
             is_order = self.max_world_size >= self.min_world_size
@@ -224,11 +223,11 @@ class TrainConfig:
     """
     num_lanes: int | None = None
     """all_reduce: parts that an epoch is dealt in; divides batch_size. None: about 4 for each of
-    the most workers there may be.
+    the most workers there may be. A step has the same samples where this number is the same.
     """
     bn_group: Literal["rank", "lane"] = "rank"
     """all_reduce: whose samples batch norm takes its statistics of. rank: a worker's, so that
-    numbers depend on the number of workers; lane: each lane's, so that they do not.
+    numbers depend on the number of workers; lane: each lane's, so that they depend on num_lanes.
     """
     on_resize: Literal["keep_global_batch", "keep_worker_batch"] = "keep_global_batch"
     """all_reduce: what stays when workers come or go. keep_global_batch: the samples of every step;

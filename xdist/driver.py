@@ -160,7 +160,7 @@ class Driver:
             self._receive_scores()
         elif ready:
             self._handle(self._receive(ready[0]))
-        if time.monotonic() - self._watched > WATCH_EVERY_S:
+        if self._pending and time.monotonic() - self._watched > WATCH_EVERY_S:
             self._check_room()
             self._handle(self._apply(self._topology.watch()))
             self._watched = time.monotonic()
@@ -207,6 +207,8 @@ class Driver:
         if outcome.resize is not None:
             self._note_resize(outcome.resize)
         self._pending |= outcome.pending
+        if outcome.is_lost:
+            self._relaunch()
         return outcome.faults
 
     def _note_resize(self, resize: Resize) -> None:
@@ -398,6 +400,20 @@ def train(
     `on_other_nodes` is called once on each of them before anything else.
     """
     nodes.on_others(on_other_nodes)
+    try:
+        return _train(config, run, console=console, topologies=topologies)
+    finally:
+        if config.cluster.max_world_size is not None:
+            nodes.withdraw_request()
+
+
+def _train(
+    config: TrainConfig,
+    run: RunDirectory,
+    *,
+    console: Console,
+    topologies: Mapping[str, MakeTopology],
+) -> Summary:
     preparation = prepare(config, run, nodes.resources_for(config))
     plan = nodes.placed(preparation.plan)
     run.store(CONFIG, preparation.config.to_json())

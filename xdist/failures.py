@@ -23,7 +23,7 @@ LOST = (
     WorkerCrashedError,
     OutOfMemoryError,
 )
-NEVER_RAN = "The actor never ran"
+NEVER_RAN = ("The actor never ran", "node has died")
 """From the text of an `ActorDiedError`: its process had not started when its node went."""
 
 
@@ -39,14 +39,15 @@ def fault_of(task: Task, error: RayError) -> Fault | None:
         isinstance(error, RayActorError) and error.actor_init_failed
     ):
         return None
-    return Fault(task, first_line(error), "never_ran" if NEVER_RAN in str(error) else "lost")
+    never_ran = all(words in str(error) for words in NEVER_RAN)
+    return Fault(task, first_line(error), "never_ran" if never_ran else "lost")
 
 
 def _is_of_its_node(error: RayTaskError, task: Task) -> bool:
     """Whether another node may do what this one could not."""
     if task.is_alone:
         return isinstance(error.cause, (DataError, UserError))
-    return isinstance(error.cause, UnreadableUrl) and task.action == "train"
+    return isinstance(error.cause, UnreadableUrl) and task.action in ("join", "train")
 
 
 def first_line(error: BaseException) -> str:

@@ -61,8 +61,9 @@ def num_lanes(config: TrainConfig, *, num_workers: int) -> int:
     ]
     if not divisors:
         raise UserError(
-            f"batch_size is {config.batch_size}; allowed: multiples of {num_workers} workers, with "
-            "on_resize keep_worker_batch; at least so many samples, else"
+            f"batch_size is {config.batch_size}; allowed: "
+            + (f"multiples of {num_workers} workers" if keeps else f"at least {num_workers}")
+            + ", the most that there may be (num_workers, cluster.max_world_size)"
         )
     return next((lanes for lanes in divisors if lanes >= wanted), divisors[-1])
 

@@ -38,7 +38,7 @@ class Straggler:
 
 def own_seconds(report: WorkerReport) -> float:
     """Seconds of a step that a worker needs for its own part."""
-    return (report.seconds - report.peer_wait_s) / max(1, report.num_steps)
+    return (report.step_s - report.peer_wait_s) / max(1, report.num_steps)
 
 
 def find_straggler(reports: Sequence[WorkerReport]) -> Straggler | None:

@@ -13,7 +13,7 @@ import math
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -36,7 +36,7 @@ from xdist.strategies import Progress, UpdateStrategy
 if TYPE_CHECKING:
     from xdist.checkpoint import Part  # Keeps this module free of all but torch and numpy.
 
-Phase = Literal["idle", "joining", "data", "compute", "update", "save"]
+Phase = Literal["idle", "starting", "joining", "data", "compute", "update", "save"]
 """What a worker does; in `update` it may wait for others, in all else they may wait for it."""
 STEPS_REMEMBERED = 100
 
@@ -72,6 +72,8 @@ class WorkerReport:
     loss: float
     """Mean over those samples; NaN without samples."""
     seconds: float
+    step_s: float
+    """Seconds of these within steps: neither saving nor what is between."""
     data_wait_s: float
     """Seconds of these that the worker waited for batches."""
     peer_wait_s: float
@@ -123,6 +125,7 @@ class _Segment:
     device: torch.device
     started: float = field(default_factory=time.perf_counter)
     num_steps: int = 0
+    step_s: float = 0.0
     data_wait_s: float = 0.0
     read: ReadCounters = field(default_factory=ReadCounters)
     staleness: Counter[int] = field(default_factory=Counter)
@@ -169,6 +172,7 @@ class Worker:
 
     def start(self) -> None:
         """Get ready to join; whatever is wrong with the data is raised here, as itself."""
+        self._enter("starting")
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if self._config.deterministic:
             compute_deterministically()
@@ -186,9 +190,11 @@ class Worker:
         self._strategy.observe(observer)
         self._batches = self._make_batches()
 
-    def warm_up(self, num_images: int) -> None:
-        """Compute a gradient of nothing, so that the first step takes no longer than others."""
-        self._computation.warm_up(num_images)
+    def warm_up(self, part_sizes: Sequence[int]) -> None:
+        """Compute a gradient of nothing, of a batch with so many images in each lane, so that the
+        first step takes no longer than others.
+        """
+        self._computation.warm_up(part_sizes)
 
     def join(self, membership: Any) -> JoinReport:
         """Take part in the run, for the first time or again, where the membership says."""
@@ -237,6 +243,7 @@ class Worker:
             num_samples=round(num_samples),
             loss=segment.loss.item() / num_samples if num_samples else math.nan,
             seconds=time.perf_counter() - segment.started,
+            step_s=segment.step_s,
             data_wait_s=segment.data_wait_s,
             peer_wait_s=strategy.peer_wait_s - peer_wait_s,
             read=segment.read,
@@ -277,7 +284,9 @@ class Worker:
         self._batches.applied()
         segment.add(batch, sums, staleness)
         observer.end_step()
-        self._step_seconds.append(time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        segment.step_s += seconds
+        self._step_seconds.append(seconds)
         return True
 
     def pulse(self, wait_s: float, patience_s: float | None = None) -> Pulse:

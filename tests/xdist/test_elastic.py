@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray.autoscaler.sdk import request_resources
 
 from datapipe.position import Position
 from tests.autoscaling import autoscaling_cluster, raise_max_workers
@@ -84,7 +83,6 @@ def test_nodes_that_join_are_used_and_nobody_starts_again(tmp_path: Path) -> Non
         groups = records(tmp_path / "run", "group")
         raised = (tmp_path / "recording" / "raise").stat().st_mtime
         assert groups[-1]["time"] - raised < 60
-        request_resources(bundles=[])
 
 
 def test_the_side_of_the_driver_goes_on_when_the_network_parts(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ def make_report(worker: int, *, step: int, loss: float, num_samples: int) -> Wor
         num_samples=num_samples,
         loss=loss,
         seconds=0.5,
+        step_s=0.5,
         data_wait_s=0.1,
         peer_wait_s=0.0,
         read=ReadCounters(bytes_read=500, num_reads=2, num_retries=1, num_cache_hits=3),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from tests.small_runs import (
 from xdist import optim
 from xdist.compute_config import ComputeConfig
 from xdist.config import ClusterConfig, TrainConfig
+from xdist.errors import PeerLost
 from xdist.model_config import ModelConfig
 
 pytestmark = [
@@ -49,10 +51,15 @@ def run_with(
     *planned: Planned,
     full_size: int = 0,
     num_kills: int = 0,
+    num_slow_steps: int = 0,
 ) -> Recording:
     """Run to the end, and check that nothing was lost and nothing came twice."""
     topologies = recorded_topology(
-        directory / "recording", planned, full_size=full_size, num_kills=num_kills
+        directory / "recording",
+        planned,
+        full_size=full_size,
+        num_kills=num_kills,
+        num_slow_steps=num_slow_steps,
     )
     run(config, directory / "run", topologies=topologies)
     for plan in planned:
@@ -215,3 +222,40 @@ def test_what_a_lost_worker_could_not_decode_is_listed(tmp_path: Path) -> None:
     lines = (tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()
     keys = [json.loads(line)["key"] for line in lines]
     assert sorted(keys) == [f"{number:06d}" for number in range(6)]
+
+
+def test_a_spare_that_is_ready_first_waits_for_who_has_the_state(tmp_path: Path) -> None:
+    config = replace(config_of(tmp_path, cluster=ClusterConfig(num_spares=1)), num_workers=1)
+    (tmp_path / "recording").mkdir()
+    topologies = recorded_topology(tmp_path / "recording", starts_after={0: "ready-1"})
+    run(config, tmp_path / "run", topologies=topologies)
+    recording = Recording(tmp_path / "recording")
+    recording.check(num_samples=NUM_TRAIN, num_epochs=config.num_epochs)
+    assert recording.sizes() == [1]
+
+
+def test_a_worker_that_hangs_while_it_saves_is_ended_and_the_step_saved(tmp_path: Path) -> None:
+    config = config_of(tmp_path, cluster=ClusterConfig(collective_timeout_s=2))
+    hang = Planned("hang", 1, 5, wait_for_ever, when="save")
+    run_with(config, tmp_path, hang)
+    [recovery] = records(tmp_path / "run", "recovery")
+    assert "was in 'save' for" in recovery["reason"]
+    saved = [record["step"] for record in records(tmp_path / "run", "checkpoint")]
+    assert saved == sorted(set(saved))
+
+
+def wait_for_ever() -> None:
+    threading.Event().wait()
+
+
+def test_a_newcomer_whom_the_others_do_not_reach_does_not_hold_them_up(tmp_path: Path) -> None:
+    cluster = ClusterConfig(max_world_size=3, collective_timeout_s=2)
+    config = replace(config_of(tmp_path, cluster=cluster), num_workers=2, num_epochs=30)
+    unreached = Planned("unreached", 2, 0, lose_peer, when="every_join")
+    recording = run_with(config, tmp_path, unreached, full_size=0, num_slow_steps=150)
+    assert set(recording.sizes()) == {2}
+    assert set(causes(tmp_path / "run")) == {"worker 2 lost"}
+
+
+def lose_peer() -> None:
+    raise PeerLost("nobody is reached from here")

@@ -7,6 +7,7 @@ then those of whoever noticed and left. A peer that hangs keeps its connections:
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
@@ -24,8 +25,10 @@ from xdist.errors import PeerLost
 
 NUM_GLOO_THREADS = 2
 POLL_S = 0.0002
-CONNECT_TIMEOUT_S = 60.0
+NCCL_WATCHDOG = ("TORCH_NCCL_ASYNC_ERROR_HANDLING", "TORCH_NCCL_ENABLE_MONITORING")
+CONNECT_TIMEOUT_S = 30.0
 GO, CANCELLED = "go", "cancelled"
+NOTES = "notes"
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,8 @@ class Group:
             _wait_for_all(meeting, world_size, min(timeout_s, CONNECT_TIMEOUT_S))
             timeout = timedelta(seconds=min(timeout_s, CONNECT_TIMEOUT_S))
             if self._is_nccl:
+                for name in NCCL_WATCHDOG:  # It would end the process for a peer that is lost.
+                    os.environ.setdefault(name, "0")
                 options: Any = dist.ProcessGroupNCCL.Options()
                 options._timeout = timeout
                 self._group = dist.ProcessGroupNCCL(meeting, rank, world_size, options)
@@ -118,7 +123,7 @@ class Group:
         """Until a collective has ended. On a GPU too it is the host that waits: an update must not
         be queued behind a sum that may never come.
         """
-        with self._peers("an all-reduce failed"):
+        with self._peers("a collective failed"):
             if self._is_nccl:
                 self._wait_for_gpu(work)
             work.wait()
@@ -139,12 +144,14 @@ class Group:
 
     def send(self, tensor: Tensor, *, to: int) -> None:
         with self._peers(f"sending to rank {to} failed"):
-            self._group.send([tensor], to, 0).wait()
+            work = self._group.send([tensor], to, 0)
+        self.wait(work)
 
     def receive(self, tensor: Tensor, *, sender: int) -> None:
         """Fill the tensor."""
         with self._peers(f"receiving from rank {sender} failed"):
-            self._group.recv([tensor], sender, 0).wait()
+            work = self._group.recv([tensor], sender, 0)
+        self.wait(work)
 
     def leave(self) -> None:
         """End the connections, so that what peers wait for fails. With gloo they end when nobody
@@ -168,7 +175,7 @@ def _wait_for_all(meeting: dist.Store, world_size: int, timeout_s: float) -> Non
     """
     meeting.set_timeout(timedelta(seconds=timeout_s))
     if meeting.add("num_ranks", 1) == world_size:
-        meeting.set(GO, GO)
+        meeting.compare_set(GO, "", GO)  # Not over a cancellation.
     if meeting.get(GO) != GO.encode():
         raise RuntimeError("the rendezvous was cancelled")
 
@@ -189,22 +196,16 @@ class NoteBoard:
     """Notes in the rendezvous store, which the driver reads also when their writer is gone."""
 
     def __init__(self, store: Store) -> None:
-        self._store = dist.PrefixStore("notes", store)
-        self._num_read = 0
+        self._store = store
 
     def write(self, note: str) -> None:
         """Leave a note."""
         try:
-            self._store.set(str(self._store.add("count", 1)), note)
+            self._store.queue_push(NOTES, note)
         except RuntimeError as error:
             raise PeerLost(f"the driver's rendezvous is not reached: {error}") from error
 
     def read(self) -> list[str]:
         """The notes that came since the last call."""
-        first, self._num_read = self._num_read + 1, self._store.add("count", 0)
-        notes = []
-        for number in map(str, range(first, self._num_read + 1)):
-            if self._store.check([number]):  # Its writer may have ended in between.
-                notes.append(self._store.get(number).decode())
-                self._store.delete_key(number)
-        return notes
+        num_notes = self._store.queue_len(NOTES)
+        return [self._store.queue_pop(NOTES).decode() for _ in range(num_notes)]

@@ -45,6 +45,7 @@ class PushPull:
         self._host_weights = flat.weights.to("cpu")  # On a CPU it is the same memory.
         self._progress = Progress(own_step=0, step=0, num_samples=0, learning_rate=0.0)
         self._observer: StepObserver = Nobody()
+        self._base_version: int | None = None
 
     def join(self, membership: Servers) -> None:
         """Get this incarnation's fencing token, and the weights."""
@@ -60,7 +61,7 @@ class PushPull:
         return self._progress
 
     @property
-    def state_step(self) -> int:
+    def state_step(self) -> int | None:
         return self._base_version
 
     @property
@@ -123,6 +124,7 @@ class PushPull:
         )
 
     def _commit(self, sequence: int, batch: Batch, sums: BatchSums) -> Commit:
+        assert self._base_version is not None
         push = Push(
             self._worker, self._token, sequence, batch.spans, batch.corrupt, self._base_version
         )
@@ -137,7 +139,7 @@ class PushPull:
             np.copyto(self._host_weights[start:stop].numpy(), weights)
         if self._flat.weights.device.type != "cpu":
             self._flat.weights.copy_(self._host_weights)
-        self._base_version: int = min(version for version, _ in pulled)
+        self._base_version = min(version for version, _ in pulled)
 
     def _call(self, references: list[ray.ObjectRef[Any]]) -> list[Any]:
         try:

@@ -127,6 +127,8 @@ class Outcome:
     corrupt: tuple[CorruptSample, ...] = ()
     """Samples that could not be decoded; also of those who cannot report any more."""
     resize: Resize | None = None
+    is_lost: bool = False
+    """Nobody has any state any more: only a new launch helps."""
 
 
 class Topology(Protocol):

@@ -7,7 +7,6 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.autoscaler.sdk import request_resources
 from ray.util.placement_group import (
     PlacementGroup,
     placement_group,
@@ -19,7 +18,7 @@ from ray.util.scheduling_strategies import (
     PlacementGroupSchedulingStrategy,
 )
 
-from xdist.config import TrainConfig
+from xdist.config import ClusterConfig, TrainConfig
 from xdist.errors import NotEnoughResources
 from xdist.parameter_server import ParameterServer, ServerPlan
 from xdist.worker import Worker
@@ -35,6 +34,14 @@ CONTROL = "control"
 NUM_CONTROL_THREADS = 2
 
 
+def worker_bundle(cluster: ClusterConfig) -> dict[str, float]:
+    """What a worker reserves."""
+    bundle = {"CPU": cluster.cpus_per_worker}
+    if isinstance(cluster.gpus_per_worker, int) and cluster.gpus_per_worker:
+        bundle["GPU"] = float(cluster.gpus_per_worker)
+    return bundle
+
+
 class Room:
     """A placement group of one bundle for each worker, and for each server that reserves CPUs.
 
@@ -48,10 +55,7 @@ class Room:
         cluster = config.cluster
         remote: Any = ray.remote  # Its types do not know concurrency_groups.
         self._worker_class = remote(concurrency_groups={CONTROL: NUM_CONTROL_THREADS})(Worker)
-        self._has_asked = False
-        self._bundle = {"CPU": cluster.cpus_per_worker}
-        if cluster.gpus_per_worker:
-            self._bundle["GPU"] = float(cluster.gpus_per_worker)
+        self._bundle = worker_bundle(cluster)
         self._server_bundle = {"CPU": cluster.cpus_per_server}
         if not cluster.cpus_per_server:
             num_servers = 0
@@ -76,11 +80,6 @@ class Room:
         actor: ActorHandle[Any] = actor_class.remote(config, number=number, **arguments)
         return actor
 
-    def ask_for(self, num_workers: int) -> None:
-        """Have the autoscaler make room for so many workers, until `close`."""
-        request_resources(bundles=[self._bundle] * num_workers)
-        self._has_asked = True
-
     def give_back(self, number: int) -> None:
         """The worker of this number leaves its place; the next one gets another."""
         remove_placement_group(self._workers.pop(number))
@@ -101,8 +100,6 @@ class Room:
         return _within(self._workers[number])
 
     def close(self) -> None:
-        if self._has_asked:
-            request_resources(bundles=[])
         for group in (*self._workers.values(), *self._servers):
             remove_placement_group(group)
 

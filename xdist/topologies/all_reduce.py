@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -32,6 +32,7 @@ from xdist.topologies import Fault, Outcome, Pending, Resize, RunPlan, Saved, Ta
 from xdist.topologies.actors import Room
 from xdist.topologies.batches import LaneBatches, open_stream
 from xdist.topologies.crew import Crew, Hand
+from xdist.topologies.restarts import Restarts
 from xdist.topologies.seats import Seat, reseat, senders, with_lanes
 from xdist.worker import WorkerReport
 
@@ -64,7 +65,12 @@ class AllReduceTopology:
         self._generation = 0
         self._rendezvous = Rendezvous(self._host, self._store.port, self._generation)
         self._has_room = False
-        self._crew = self._new_crew()
+        lanes_of_one = -(-self._num_lanes // plan.most_workers)
+        self._crew = Crew(
+            self._actor,
+            patience_s=config.cluster.collective_timeout_s,
+            warm_up_images=[self._samples_per_lane] * lanes_of_one,
+        )
 
     def launch(self, start: Checkpoint) -> Pending:
         plan, cluster = self._plan, self._plan.config.cluster
@@ -75,6 +81,8 @@ class AllReduceTopology:
         self._has_lost = self._is_broken = self._is_stopping = self._is_aborted = False
         self._draining: frozenset[str] = frozenset()
         self._complaints: list[str] = []
+        self._newcomers: set[int] = set()
+        self._starts = Restarts()
         self._standing_since = time.monotonic()
         self._dealing = self._dealing_for(plan.num_workers)
         self._segments = segments(start.manifest.cut, self._dealing, self._rules)
@@ -84,22 +92,12 @@ class AllReduceTopology:
         self._has_room = True
         num_actors = plan.most_workers + cluster.num_spares
         if cluster.max_world_size is not None:
-            self._room.ask_for(num_actors)
-        self._crew = self._new_crew()
+            nodes.ask_for_workers(plan.config, num_actors)
         pending: Pending = {}
         for number in range(num_actors):
             starts_together = number < plan.num_workers
             pending |= self._crew.start(number, step=self._start_step if starts_together else None)
         return pending
-
-    def _new_crew(self) -> Crew:
-        plan = self._plan
-        lanes_of_one = -(-self._num_lanes // plan.most_workers)
-        return Crew(
-            self._actor,
-            patience_s=plan.config.cluster.collective_timeout_s,
-            warm_up_images=self._samples_per_lane * lanes_of_one,
-        )
 
     def _actor(self, number: int, has_state: bool) -> ActorHandle[Any]:
         plan = self._plan
@@ -137,8 +135,8 @@ class AllReduceTopology:
             case "pulse":
                 return Outcome(pending=self._crew.felt(hand, result))
             case "start":
-                pending = self._crew.started(hand, result)
-                return self._advance(pending)
+                self._crew.started(hand, result)
+                return self._advance()
             case "join" | "train":
                 hand.state = "idle"
                 if isinstance(result, WorkerReport):
@@ -164,20 +162,28 @@ class AllReduceTopology:
             self._has_lost = True
             self._break()
         is_first = self._generation < self._first_generation
-        if not is_first and all(other.step is None for other in self._crew if other is not hand):
-            return None
         self._crew.end(hand)
+        if not is_first and not self._may_have_state(self._crew):
+            return None
         outcome = self._advance()  # Before the replacement: the others are waiting.
-        started = self._crew.start(lost.number, step=self._start_step if is_first else None)
-        return replace(outcome, pending=outcome.pending | started)
+        self._starts.add(lost.number, has_trained=hand.has_trained)
+        return replace(outcome, pending=outcome.pending | self._start_due())
+
+    def _start_due(self) -> Pending:
+        """Start the replacements whose time has come."""
+        is_first = self._generation < self._first_generation
+        pending: Pending = {}
+        for number in self._starts.due():
+            pending |= self._crew.start(number, step=self._start_step if is_first else None)
+        return pending
 
     def watch(self) -> Outcome:
         faults = self._crew.silent(is_broken=self._is_broken)
-        faults += self._crew.stuck(is_broken=self._is_broken)
+        faults += self._crew.stuck(self._seated, is_broken=self._is_broken)
         if faults:
             return Outcome(faults=tuple(faults))
         self._draining = nodes.draining()
-        pending: Pending = {}
+        pending = self._start_due()
         for hand in list(self._crew):
             if hand.state == "ready" and hand.node_id in self._draining:
                 pending |= self._move(hand)
@@ -207,9 +213,9 @@ class AllReduceTopology:
         the state, and enough of them.
         """
         leaving = [hand for hand in self._seated if hand.node_id in self._draining]
-        num_staying = len(self._seated) - len(leaving)
-        if num_staying == 0:
-            leaving = leaving[1:]
+        if not any(hand.step is not None for hand in self._seated if hand not in leaving):
+            last = next((hand for hand in leaving if hand.step is not None), None)
+            leaving = [hand for hand in leaving if hand is not last]
         num_after = len(self._seated) - len(leaving) + len(self._joining)
         return leaving if num_after >= self._plan.config.cluster.min_world_size else []
 
@@ -221,15 +227,13 @@ class AllReduceTopology:
 
     @property
     def _joining(self) -> list[Hand]:
-        """Those who could join a group, in the order of their numbers."""
-        return sorted(
-            (
-                hand
-                for hand in self._crew
-                if hand.state == "ready" and hand.node_id not in self._draining
-            ),
-            key=lambda hand: hand.number,
-        )
+        """Those who could join a group: first who has a state, then in the order of numbers."""
+        ready = [
+            hand
+            for hand in self._crew
+            if hand.state == "ready" and hand.node_id not in self._draining
+        ]
+        return sorted(ready, key=lambda hand: (hand.step is None, hand.number))
 
     @property
     def _wants_change(self) -> bool:
@@ -245,8 +249,10 @@ class AllReduceTopology:
         if self._round == "join" and not self._is_broken:
             return self._begin_training(pending)
         outcome = self._end_training() if self._round == "train" else Outcome()
-        outcome = replace(outcome, faults=self._broken_links())
+        outcome = replace(outcome, faults=self._unexplained())
         self._round = None
+        if self._seats and not self._may_have_state(self._seated):
+            return replace(outcome, pending=pending, is_lost=True)
         if self._segment is not None:
             is_changed = (
                 self._is_broken or self._is_stopping or self._wants_change or not self._seats
@@ -292,11 +298,21 @@ class AllReduceTopology:
         corrupt = tuple(CorruptSample(*json.loads(note)) for note in self._notes.read())
         return Outcome(reports=reports, saved=saved, corrupt=corrupt)
 
-    def _broken_links(self) -> tuple[Fault, ...]:
-        """The fault of a group that parted though all of it is there."""
+    @staticmethod
+    def _may_have_state(hands: Iterable[Hand]) -> bool:
+        """Whether any of them has a state, or is about to tell of one."""
+        return any(hand.step is not None or hand.state == "busy" for hand in hands)
+
+    def _unexplained(self) -> tuple[Fault, ...]:
+        """The faults of a group that parted, or did not come together, though all of it is there:
+        of those who were new in it, if it did well before them.
+        """
         complaints, self._complaints = self._complaints, []
         if self._has_lost or not complaints:
             return ()
+        new = [hand for hand in self._seated if hand.life in self._newcomers]
+        if self._round == "join" and 0 < len(new) < len(self._seated):
+            return tuple(Fault(hand.task("join"), complaints[0], "lost") for hand in new)
         return (Fault(Task("link", "train", 0), complaints[0], "link"),)
 
     def _form_group(self) -> Pending:
@@ -311,16 +327,21 @@ class AllReduceTopology:
             joining=[hand.life for hand in self._joining],
             most=self._most,
         )
-        if len(seats) < self._fewest:
+        alive = {hand.life: hand for hand in self._crew}
+        hands = [alive[seat.life] for seat in seats]
+        steps = [hand.step for hand in hands if hand.step is not None]
+        if len(seats) < self._fewest or not steps:
             self._check_waiting(len(seats))
             return pending
+        for hand in self._crew:
+            if hand not in hands:
+                hand.step = None  # Of a state that the others leave behind.
         self._has_lost = self._is_broken = self._is_stopping = self._is_aborted = False
         forget(self._store, self._rendezvous)
         self._generation += 1
         self._rendezvous = Rendezvous(self._host, self._store.port, self._generation)
-        alive = {hand.life: hand for hand in self._crew}
-        hands = [alive[seat.life] for seat in seats]
-        newest = max(member.step for member in hands if member.step is not None)
+        newest = max(steps)
+        self._newcomers = {seat.life for seat in seats} - {seat.life for seat in old_seats}
         cut, is_dealt_anew = self._deal(newest, num_workers=len(seats))
         self._seats = with_lanes(
             seats,
@@ -406,7 +427,8 @@ class AllReduceTopology:
         self._round = "train"
         pending: Pending = {}
         for hand in self._seated:
-            hand.state = "busy"
+            hand.state, hand.has_trained = "busy", True
+            self._starts.forget(hand.number)
             train: Any = hand.actor.train
             reference = train.remote(segment.until_step, save=segment.cut is not None)
             pending[reference] = hand.task("train")
@@ -417,7 +439,7 @@ class AllReduceTopology:
         return False
 
     def close(self) -> None:
-        self._crew.close()
+        self._crew.clear()
         if self._has_room:
             self._room.close()
         self._has_room = False

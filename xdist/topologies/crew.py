@@ -7,10 +7,11 @@ says in what. Both are for their own deadline to notice: nothing else would tell
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -32,6 +33,8 @@ PATIENCE_BEFORE_STEPS_S = 600.0
 """As long as no step was made: a first one may compile, or read cold data."""
 GRACE_S = 5.0
 """For a pulse, once somebody has said that a peer is lost."""
+START_PATIENCE_S = 60.0
+"""For a pulse of a worker that starts: it may import what lets no other thread run."""
 
 MakeActor = Callable[[int, bool], ActorHandle[Any]]
 """From a worker's number, and whether it takes its state from the checkpoint."""
@@ -48,8 +51,10 @@ class Hand:
     """ready: started, and in no group yet; busy: joins or trains; idle: in the group, between."""
     step: int | None
     """Of the state that it has; None where it has none yet."""
+    has_trained: bool = False
     process: Process | None = None
     pulse: Pulse | None = None
+    """The last one; before the first, its process may not be there yet."""
     pulse_reference: ray.ObjectRef[Any] | None = None
     pulse_sent: float = field(default_factory=time.monotonic)
 
@@ -65,14 +70,17 @@ class Crew:
     """The actors, by the numbers of the workers."""
 
     def __init__(
-        self, make_actor: MakeActor, *, patience_s: float | None, warm_up_images: int
+        self, make_actor: MakeActor, *, patience_s: float | None, warm_up_images: Sequence[int]
     ) -> None:
-        """patience_s: before a worker counts as lost; None: by the time of its steps."""
+        """patience_s: before a worker counts as lost; None: by the time of its steps.
+        warm_up_images: how many there are in each part of the batch that a late worker computes
+        before it joins.
+        """
         self._make_actor = make_actor
         self._configured_patience_s = patience_s
         self._warm_up_images = warm_up_images
         self._hands: dict[int, Hand] = {}
-        self._num_lives = 0
+        self._lives = itertools.count(1)
         self.longest_step_s = 0.0
 
     def __iter__(self) -> Iterator[Hand]:
@@ -91,13 +99,13 @@ class Crew:
         """Start a worker. step: that of the checkpoint that it reads its state from; None: a peer
         will send it.
         """
-        self._num_lives += 1
         actor = self._make_actor(number, step is not None)
-        hand = Hand(number, self._num_lives, actor, "starting", step)
+        hand = Hand(number, next(self._lives), actor, "starting", step)
         self._hands[number] = hand
-        num_images = self._warm_up_images if step is None else 0
+        warm_up_images = self._warm_up_images if step is None else ()
         task = replace(hand.task("start"), is_alone=step is None)
-        return {actor.__ray_call__.remote(_start, num_images): task}
+        started: ray.ObjectRef[Any] = actor.__ray_call__.remote(_start, warm_up_images)
+        return {started: task, **self._feel(hand)}
 
     def end(self, hand: Hand) -> None:
         """End a worker that is lost, or not wanted any more: its process too, should it hang."""
@@ -106,10 +114,9 @@ class Crew:
             nodes.kill(hand.process)
         del self._hands[hand.number]
 
-    def started(self, hand: Hand, process: Process) -> Pending:
-        """The worker is ready: it has a pulse from now on."""
+    def started(self, hand: Hand, process: Process) -> None:
+        """The worker is ready."""
         hand.state, hand.process = "ready", process
-        return self._feel(hand)
 
     def felt(self, hand: Hand, pulse: Pulse) -> Pending:
         """A pulse came back; send the next one."""
@@ -136,47 +143,58 @@ class Crew:
 
     def silent(self, *, is_broken: bool) -> list[Fault]:
         """Workers whose process does not answer. is_broken: somebody has said that one is lost."""
-        patience_s = GRACE_S if is_broken else min(self.patience_s, LEAST_PATIENCE_S)
-        limit_s = PULSE_S + patience_s
+        usual_s = GRACE_S if is_broken else min(self.patience_s, LEAST_PATIENCE_S)
         now = time.monotonic()
-        return [
-            Fault(hand.task("pulse"), f"gave no answer for {limit_s:g} s", "lost")
-            for hand in self
-            if hand.pulse_reference is not None
-            and now - hand.pulse_sent > limit_s
-            and not ray.wait([hand.pulse_reference], timeout=0)[0]
-        ]
+        faults = []
+        for hand in self:
+            limit_s = PULSE_S + (START_PATIENCE_S if hand.state == "starting" else usual_s)
+            if hand.pulse is None or now - hand.pulse_sent <= limit_s:
+                continue
+            if not ray.wait([hand.pulse_reference], timeout=0)[0]:
+                cause = f"gave no answer for {limit_s:g} s"
+                faults.append(Fault(hand.task("pulse"), cause, "lost"))
+        return faults
 
-    def stuck(self, *, is_broken: bool) -> list[Fault]:
-        """Workers that others wait for, and who are at one thing for too long."""
-        busy = [(hand, hand.pulse) for hand in self if hand.state == "busy" and hand.pulse]
-        if not is_broken and not any(pulse.phase == "update" for _, pulse in busy):
-            return []
-        return [
-            Fault(
-                hand.task("pulse"),
-                f"was in {pulse.phase!r} for {pulse.phase_s:.1f} s, while others waited for it",
-                "lost",
-            )
-            for hand, pulse in busy
-            if (is_broken or pulse.phase in ("data", "compute", "save"))
-            and pulse.phase_s > self.patience_s + (GRACE_S if is_broken else 0)
-        ]
+    def stuck(self, seated: Sequence[Hand], *, is_broken: bool) -> list[Fault]:
+        """Workers of a group that others wait for, and who are at one thing for too long; and those
+        that do not come to their start's end.
+        """
+        limit_s = self.patience_s + (GRACE_S if is_broken else 0)
+        faults = []
+        for hand in self:
+            if hand.pulse is None:
+                continue
+            if hand.state == "starting":
+                is_stuck = hand.pulse.phase_s > PATIENCE_BEFORE_STEPS_S
+            else:
+                others = [other for other in seated if other is not hand]
+                is_waited_for = hand.state == "busy" and any(map(_waits, others))
+                may_wait = hand.pulse.phase == "update" and not is_broken
+                is_stuck = is_waited_for and not may_wait and hand.pulse.phase_s > limit_s
+            if is_stuck:
+                cause = f"was in {hand.pulse.phase!r} for {hand.pulse.phase_s:.1f} s"
+                faults.append(Fault(hand.task("pulse"), f"{cause}, while others waited", "lost"))
+        return faults
 
     def tell(self, hand: Hand, method: Literal["request_stop", "abort"]) -> Pending:
         """Call a method of a busy worker, which returns at once."""
         call: Any = getattr(hand.actor, method).options(concurrency_group=CONTROL)
         return {call.remote(): hand.task("tell")}
 
-    def close(self) -> None:
+    def clear(self) -> None:
         """End all of them."""
         end(hand.actor for hand in self)
         self._hands = {}
 
 
-def _start(worker: Worker, num_images: int) -> Process:
+def _waits(hand: Hand) -> bool:
+    """Whether a member of a group has done its part, and waits for others."""
+    return hand.state == "idle" or (hand.pulse is not None and hand.pulse.phase == "update")
+
+
+def _start(worker: Worker, warm_up_images: Sequence[int]) -> Process:
     """In the worker's process: get ready; returns where that is."""
     worker.start()
-    if num_images:
-        worker.warm_up(num_images)
+    if warm_up_images:
+        worker.warm_up(warm_up_images)
     return Process(nodes.here(), os.getpid())

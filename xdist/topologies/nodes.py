@@ -26,6 +26,7 @@ from xdist.checks import AUTO
 from xdist.config import TrainConfig
 from xdist.errors import UserError
 from xdist.topologies import RunPlan
+from xdist.topologies.actors import worker_bundle
 
 logger = logging.getLogger(__name__)
 
@@ -62,10 +63,7 @@ def resources_for(config: TrainConfig) -> list[dict[str, float]]:
     cluster = config.cluster
     if cluster.max_world_size is None or config.num_workers != AUTO:
         return resources()
-    worker = {"CPU": cluster.cpus_per_worker}
-    if isinstance(cluster.gpus_per_worker, int) and cluster.gpus_per_worker:
-        worker["GPU"] = float(cluster.gpus_per_worker)
-    request_resources(bundles=[worker] * cluster.max_world_size)
+    ask_for_workers(config, cluster.max_world_size)
     retrying = Retrying(
         retry=retry_if_result(lambda found: not sizing.fits(config, found, cluster.min_world_size)),
         wait=wait_fixed(1.0),
@@ -74,6 +72,18 @@ def resources_for(config: TrainConfig) -> list[dict[str, float]]:
     )
     found: list[dict[str, float]] = retrying(resources)
     return found
+
+
+def ask_for_workers(config: TrainConfig, num_workers: int) -> None:
+    """Have the autoscaler make room for so many workers, until `withdraw_request`. There is one
+    such request in a cluster: the last one counts.
+    """
+    request_resources(bundles=[worker_bundle(config.cluster)] * num_workers)
+
+
+def withdraw_request() -> None:
+    """Ask the autoscaler for nothing any more."""
+    request_resources(bundles=[])
 
 
 def on_others(function: Callable[[], Result]) -> dict[str, Result]:

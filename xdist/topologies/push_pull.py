@@ -108,6 +108,8 @@ class PushPullTopology:
                 return Outcome(pending=self._start_workers())
             case "start":
                 return Outcome(pending=self._join(task.number))
+            case "join" if result.interrupted is not None:
+                return Outcome(faults=(Fault(task, result.interrupted, "complaint"),))
             case "join":
                 until_step = self._plan.config.report_every_steps
                 return Outcome(pending=self._train(task.number, until_step=until_step))

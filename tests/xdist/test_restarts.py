@@ -1,0 +1,58 @@
+"""When a lost worker starts again, and when that is one fault too many."""
+
+from __future__ import annotations
+
+import pytest
+
+from xdist.errors import RunFailed
+from xdist.fault_history import FaultHistory
+from xdist.topologies.restarts import LONGEST_WAIT_S, Restarts
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_who_has_trained_starts_again_at_once() -> None:
+    restarts = Restarts(Clock())
+    for _ in range(3):
+        restarts.add(1, has_trained=True)
+        assert restarts.due() == [1]
+        assert restarts.due() == []
+
+
+def test_who_has_not_waits_twice_as_long_each_time_until_it_does() -> None:
+    clock = Clock()
+    restarts = Restarts(clock)
+    waits = []
+    for _ in range(12):
+        restarts.add(1, has_trained=False)
+        began = clock.now
+        while not restarts.due():
+            clock.now += 1
+        waits.append(clock.now - began)
+    assert waits[:5] == [0, 1, 3, 7, 15]
+    assert waits[-1] == LONGEST_WAIT_S
+    restarts.forget(1)
+    restarts.add(1, has_trained=False)
+    assert restarts.due() == [1]
+
+
+def test_all_workers_of_a_node_are_one_fault() -> None:
+    history = FaultHistory(1, window_s=600)
+    for number in range(8):
+        history.add(f"worker {number}", "its node is gone")
+
+
+def test_faults_that_follow_one_another_slowly_are_counted() -> None:
+    clock = Clock()
+    history = FaultHistory(2, window_s=60, clock=clock)
+    for now in (0, 10, 70, 80):  # The first is forgotten by then.
+        clock.now = now
+        history.add("worker 0", "killed")
+    clock.now = 90
+    with pytest.raises(RunFailed, match=r"(?s)3 faults within 60 s .*20 s ago, worker 0: killed"):
+        history.add("worker 0", "killed")
