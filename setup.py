@@ -16,6 +16,19 @@ setup(
     ext_modules=[
         Extension("datapipe_tar_walk", ["native/tar_walk.c"], optional=True),
         Extension(
+            "xdist_update",
+            sources=["native/update.c"],
+            libraries=["m"],
+            extra_compile_args=[
+                "-O3",
+                "-std=gnu11",
+                "-ffp-contract=off",
+                "-fno-math-errno",
+                "-fno-trapping-math",
+            ],
+            optional=True,
+        ),
+        Extension(
             "datapipe_native",
             sources=sorted(glob("native/jpeg/*.c")),
             depends=sorted(glob("native/jpeg/*.h")),

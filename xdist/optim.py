@@ -1,11 +1,11 @@
 """Optimizers over flat float32 vectors, learning-rate schedule, Polyak average.
 
 All arithmetic is elementwise, so a range of the vector may live anywhere: stepping K ranges equals
-stepping the whole, to the bit. For that, and so that a compiled pass can agree to the bit, a step
-is a fixed sequence of single operations that a CPU rounds as IEEE 754 says. That excludes
-`add(alpha=)`, `addcmul` and `lerp`, which may or may not be fused, and `sqrt`, which MKL rounds in
-its own way; `rsqrt` is a root and a division. Constants are computed in double precision and
-rounded to float32 once.
+stepping the whole, to the bit. For that, and so that the compiled pass (`native_update`) agrees to
+the bit, a step is a fixed sequence of single operations that a CPU rounds as IEEE 754 says. That
+excludes `add(alpha=)`, `addcmul` and `lerp`, which may or may not be fused, and `sqrt`, which MKL
+rounds in its own way; `rsqrt` is a root and a division. Constants are computed in double precision
+and rounded to float32 once.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from xdist import native_update
 from xdist.config import OptimizerConfig
 
 CPU_BLOCK = 1 << 17  # Elements: few enough for the caches, enough to hide the cost of torch's calls
@@ -36,44 +37,29 @@ class Optimizer(Protocol):
         """The same for one block of the slots; `w`, `g` and `scratch` are of its size."""
 
 
-class L2Penalty:
-    """Adds l2 * weight to gradients, where a mask (size,) of 0 and 1 says so.
-
-    On a CPU most blocks are covered whole: they take the number, and the mask is not read.
-    """
-
-    def __init__(self, mask: Tensor, l2: float) -> None:
-        self._factors = mask * l2 if l2 else None
-        self._numbers: dict[tuple[int, int], float] = {}
-        if l2 and mask.device.type == "cpu":
-            for block, _ in _blocks(mask):
-                share = mask[block].mean().item()
-                if share in (0, 1):
-                    self._numbers[block.start, block.stop] = share * l2
-
-    def add(self, block: slice, weights: Tensor, gradients: Tensor, scratch: Tensor) -> None:
-        """Of one block of the vector; all of its size. `gradients` change in place."""
-        if self._factors is None:
-            return
-        number = self._numbers.get((block.start, block.stop))
-        if number is None:
-            gradients.add_(torch.mul(weights, self._factors[block], out=scratch))
-        elif number:
-            gradients.add_(torch.mul(weights, number, out=scratch))
-
-
 class SGD:
     """SGD with momentum, as `torch.optim.SGD`, with L2 penalty.
 
-    g += w * l2 where masked; momentum *= m; momentum += g; w -= momentum * lr
+    g += w * l2_factors; momentum *= m; momentum += g; w -= momentum * lr
     """
 
     def __init__(self, *, momentum: float, l2: float, l2_mask: Tensor) -> None:
         self.momentum = momentum
-        self._penalty = L2Penalty(l2_mask, l2)
+        self.l2_factors = l2_mask * l2 if l2 else None
         self.slots = {"momentum": torch.zeros_like(l2_mask)}
 
     def step(self, weights: Tensor, gradients: Tensor, *, learning_rate: float) -> None:
+        momentum = self.slots["momentum"]
+        if native_update.suits(weights, gradients, momentum, self.l2_factors):
+            native_update.sgd(
+                weights,
+                gradients,
+                momentum,
+                self.l2_factors,
+                learning_rate=learning_rate,
+                momentum_decay=self.momentum,
+            )
+            return
         for block, scratch in _blocks(weights):
             self.step_block(block, weights[block], gradients[block], scratch, learning_rate)
 
@@ -81,7 +67,8 @@ class SGD:
         self, block: slice, w: Tensor, g: Tensor, scratch: Tensor, learning_rate: float | Tensor
     ) -> None:
         momentum = self.slots["momentum"][block]
-        self._penalty.add(block, w, g, scratch)
+        if self.l2_factors is not None:
+            g.add_(torch.mul(w, self.l2_factors[block], out=scratch))
         momentum.mul_(self.momentum)
         momentum.add_(g)
         w.sub_(torch.mul(momentum, learning_rate, out=scratch))
@@ -93,7 +80,7 @@ class RMSProp:
     Epsilon is inside the root, the mean square starts at 1, the learning rate inside the momentum
     (`tf.raw_ops.ResourceApplyRMSProp`).
 
-    g += w * l2 where masked; mean_square += (g * g - mean_square) * (1 - decay);
+    g += w * l2_factors; mean_square += (g * g - mean_square) * (1 - decay);
     momentum *= m; momentum += (g * lr) * (1 / sqrt(mean_square + epsilon)); w -= momentum
     """
 
@@ -103,13 +90,27 @@ class RMSProp:
         self.momentum = momentum
         self.decay = decay
         self.epsilon = epsilon
-        self._penalty = L2Penalty(l2_mask, l2)
+        self.l2_factors = l2_mask * l2 if l2 else None
         self.slots = {
             "momentum": torch.zeros_like(l2_mask),
             "mean_square": torch.ones_like(l2_mask),
         }
 
     def step(self, weights: Tensor, gradients: Tensor, *, learning_rate: float) -> None:
+        momentum, mean_square = self.slots["momentum"], self.slots["mean_square"]
+        if native_update.suits(weights, gradients, momentum, mean_square, self.l2_factors):
+            native_update.rmsprop(
+                weights,
+                gradients,
+                momentum,
+                mean_square,
+                self.l2_factors,
+                learning_rate=learning_rate,
+                momentum_decay=self.momentum,
+                mean_square_share=1 - self.decay,
+                epsilon=self.epsilon,
+            )
+            return
         for block, scratch in _blocks(weights):
             self.step_block(block, weights[block], gradients[block], scratch, learning_rate)
 
@@ -117,7 +118,8 @@ class RMSProp:
         self, block: slice, w: Tensor, g: Tensor, scratch: Tensor, learning_rate: float | Tensor
     ) -> None:
         momentum, mean_square = self.slots["momentum"][block], self.slots["mean_square"][block]
-        self._penalty.add(block, w, g, scratch)
+        if self.l2_factors is not None:
+            g.add_(torch.mul(w, self.l2_factors[block], out=scratch))
         torch.mul(g, g, out=scratch)
         mean_square.add_(scratch.sub_(mean_square).mul_(1 - self.decay))
         g.mul_(learning_rate)
@@ -175,6 +177,9 @@ def fold(average: Tensor, values: Tensor, *, share: float) -> None:
 
     The Polyak average takes share = 1 - decay; running batch-norm statistics take share = momentum.
     """
+    if native_update.suits(average, values):
+        native_update.fold(average, values, share=share)
+        return
     for block, scratch in _blocks(average):
         fold_block(average[block], values[block], scratch, share)
 

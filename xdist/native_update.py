@@ -1,0 +1,113 @@
+"""Updates of float32 vectors on a CPU, each in one pass: `native/update.c` by ctypes.
+
+It is installed beside the packages, where a compiler was present. `xdist.optim` does the same
+operations one after the other where it is missing, and for all other vectors: to the same bits.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MODULE = "xdist_update"
+ABI_VERSION = 1
+LEAST_PART = 1 << 18
+"""Elements, below which another thread does not pay."""
+
+
+def is_available() -> bool:
+    return _library() is not None
+
+
+def suits(*vectors: Tensor | None) -> bool:
+    """Whether the compiled code is there, and takes these."""
+    return is_available() and all(
+        vector.device.type == "cpu" and vector.dtype == torch.float32 and vector.is_contiguous()
+        for vector in vectors
+        if vector is not None
+    )
+
+
+def sgd(
+    weights: Tensor,
+    gradients: Tensor,
+    momentum: Tensor,
+    l2_factors: Tensor | None,
+    *,
+    learning_rate: float,
+    momentum_decay: float,
+) -> None:
+    """As `optim.SGD.step`."""
+    numbers = (ctypes.c_float(learning_rate), ctypes.c_float(momentum_decay))
+    _run("update_sgd", (weights, gradients, momentum, l2_factors), numbers)
+
+
+def rmsprop(
+    weights: Tensor,
+    gradients: Tensor,
+    momentum: Tensor,
+    mean_square: Tensor,
+    l2_factors: Tensor | None,
+    *,
+    learning_rate: float,
+    momentum_decay: float,
+    mean_square_share: float,
+    epsilon: float,
+) -> None:
+    """As `optim.RMSProp.step`; mean_square_share is 1 - decay."""
+    values = (learning_rate, momentum_decay, mean_square_share, epsilon)
+    vectors = (weights, gradients, momentum, mean_square, l2_factors)
+    _run("update_rmsprop", vectors, tuple(map(ctypes.c_float, values)))
+
+
+def fold(average: Tensor, values: Tensor, *, share: float) -> None:
+    """As `optim.fold`."""
+    _run("update_fold", (average, values), (ctypes.c_float(share),))
+
+
+def _run(
+    name: str, vectors: tuple[Tensor | None, ...], numbers: tuple[ctypes.c_float, ...]
+) -> None:
+    """Call a function on all of the vectors, in as many threads as torch has."""
+    function: Callable[..., None] = getattr(_library(), name)
+    size = max(vector.numel() for vector in vectors if vector is not None)
+    num_parts = max(1, min(torch.get_num_threads(), size // LEAST_PART))
+    bounds = [size * part // num_parts for part in range(num_parts + 1)]
+
+    def run_part(part: int) -> None:
+        start, stop = bounds[part], bounds[part + 1]
+        pointers = [
+            None if vector is None else ctypes.c_void_p(vector.data_ptr() + 4 * start)
+            for vector in vectors
+        ]
+        function(*pointers, ctypes.c_size_t(stop - start), *numbers)
+
+    if num_parts == 1:
+        run_part(0)
+    else:
+        list(_executor(num_parts).map(run_part, range(num_parts)))
+
+
+@cache
+def _executor(num_threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(num_threads, thread_name_prefix="update")
+
+
+@cache
+def _library() -> Any:
+    """The C functions, None where they are not built for this release."""
+    spec = find_spec(MODULE)
+    if spec is None or spec.origin is None:
+        return None
+    try:
+        library = ctypes.CDLL(spec.origin)
+        return library if library.update_abi() == ABI_VERSION else None
+    except (OSError, AttributeError):
+        return None
