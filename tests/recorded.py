@@ -34,8 +34,9 @@ class Planned:
     worker: int | None
     """None: of any that is on the node."""
     step: int
-    """Before it applies this update; `joining`: before it joins the group that makes it; `save`:
-    before it saves this one or a later one; `every_join`: always.
+    """Before it applies this update; `joining`: before it joins a group that makes this one (the
+    dead may have sent all of it) or a later one; `save`: before it saves such a one; `every_join`:
+    always.
     """
     act: Callable[[], object]
     when: str = "update"
@@ -142,7 +143,7 @@ class Recorded(Wrapped):
     def _act(self, when: str, step: int) -> None:
         for plan in self._planned:
             marker = self._directory / plan.name
-            is_due = plan.step <= step if when == "save" else plan.step == step
+            is_due = plan.step == step if when == "update" else plan.step <= step
             if plan.when == when and is_due and not marker.exists():
                 marker.touch()
                 plan.act()

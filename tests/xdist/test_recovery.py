@@ -252,7 +252,7 @@ def test_a_newcomer_whom_the_others_do_not_reach_does_not_hold_them_up(tmp_path:
     cluster = ClusterConfig(max_world_size=3, collective_timeout_s=2)
     config = replace(config_of(tmp_path, cluster=cluster), num_workers=2, num_epochs=30)
     unreached = Planned("unreached", 2, 0, lose_peer, when="every_join")
-    recording = run_with(config, tmp_path, unreached, full_size=0, num_slow_steps=150)
+    recording = run_with(config, tmp_path, unreached, full_size=0, num_slow_steps=60)
     assert set(recording.sizes()) == {2}
     assert set(causes(tmp_path / "run")) == {"worker 2 lost"}
 
