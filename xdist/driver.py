@@ -269,7 +269,7 @@ class Driver:
         self._plan_scoring(published.checkpoint, is_last=cut.is_final)
         newest = self._latest.manifest.cut.step
         self._publications.prune(newest=newest, scoring=self._to_score.checkpoint_urls)
-        self._run.sync()
+        self._run.sync(is_last=False)
 
     def _plan_scoring(self, wanted: Checkpoint, *, is_last: bool) -> None:
         if self._scoring is not None:

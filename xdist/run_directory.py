@@ -17,8 +17,10 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+import math
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
@@ -38,6 +40,7 @@ CONFIG, METRICS, QUARANTINE, LOG, CURVES = (
 )  # fmt: skip
 PROFILE = "profile"
 LOCK = ".lock"
+CURVES_EVERY_S = 30.0
 PLACE = ("shard", "key", "offset")
 OPERATION = (
     "cluster",
@@ -92,6 +95,7 @@ class RunDirectory:
 
     def __init__(self, url: str, config: TrainConfig) -> None:
         self.url = absolute(url)
+        self._drawn = -math.inf
         self._is_remote = "://" in self.url
         try:
             self.local = (
@@ -193,9 +197,14 @@ class RunDirectory:
                     file.write(json.dumps(entry) + "\n")
         return tuple(listed.values())
 
-    def sync(self) -> None:
-        """Draw the curves anew, and upload everything when the directory is remote."""
-        charts.draw_curves(self.records(), self.local / CURVES)
+    def sync(self, *, is_last: bool = True) -> None:
+        """Draw the curves anew, and upload everything when the directory is remote. Before the last
+        time they are drawn only now and then, as that takes a core for a second.
+        """
+        now = time.monotonic()
+        if is_last or now - self._drawn > CURVES_EVERY_S:
+            charts.draw_curves(self.records(), self.local / CURVES)
+            self._drawn = time.monotonic()
         if self._is_remote:
             filesystem, path = open_filesystem(self.url)
             for file in self.local.iterdir():

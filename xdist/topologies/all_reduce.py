@@ -227,11 +227,16 @@ class AllReduceTopology:
 
     @property
     def _joining(self) -> list[Hand]:
-        """Those who could join a group: first who has a state, then in the order of numbers."""
+        """Those who could join a group, in the order of their numbers: the first one is of those
+        who start together, unless there is no room for them any more.
+        """
+        is_first = self._generation < self._first_generation and not self._lacks_room
         ready = [
             hand
             for hand in self._crew
-            if hand.state == "ready" and hand.node_id not in self._draining
+            if hand.state == "ready"
+            and hand.node_id not in self._draining
+            and (hand.step is not None or not is_first)
         ]
         return sorted(ready, key=lambda hand: (hand.step is None, hand.number))
 
