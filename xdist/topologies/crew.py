@@ -121,9 +121,8 @@ class Crew:
     def felt(self, hand: Hand, pulse: Pulse) -> Pending:
         """A pulse came back; send the next one."""
         hand.pulse = pulse
-        self.longest_step_s = max(
-            (other.pulse.longest_step_s for other in self if other.pulse), default=0.0
-        )
+        longest = max(other.pulse.longest_step_s for other in self if other.pulse)
+        self.longest_step_s = longest or self.longest_step_s  # Those who are new know of none.
         return self._feel(hand)
 
     def _feel(self, hand: Hand) -> Pending:
@@ -169,8 +168,11 @@ class Crew:
             else:
                 others = [other for other in seated if other is not hand]
                 is_waited_for = hand.state == "busy" and any(map(_waits, others))
-                may_wait = hand.pulse.phase == "update" and not is_broken
-                is_stuck = is_waited_for and not may_wait and hand.pulse.phase_s > limit_s
+                # One that is idle has not heard yet of what it is to do.
+                is_at_work = hand.pulse.phase != "idle" and (
+                    is_broken or hand.pulse.phase != "update"
+                )
+                is_stuck = is_waited_for and is_at_work and hand.pulse.phase_s > limit_s
             if is_stuck:
                 cause = f"was in {hand.pulse.phase!r} for {hand.pulse.phase_s:.1f} s"
                 faults.append(Fault(hand.task("pulse"), f"{cause}, while others waited", "lost"))
