@@ -86,3 +86,61 @@ def cut_at(step: int, segment: Segment) -> Cut:
     for _ in range(step - segment.start.step):
         num_seen += walk.next_step()
     return Cut(step, num_seen, walk.position, is_final=False)
+
+
+@dataclass(frozen=True)
+class Dealer:
+    """Deals the steps of a run to workers that come and go."""
+
+    num_samples: int
+    """Of an epoch."""
+    num_lanes: int
+    """For the most workers that there may be."""
+    samples_per_lane: int
+    most_workers: int
+    keeps_worker_batch: bool
+    """Whether a worker's samples of a step stay, not those of all."""
+
+    def dealing(self, num_workers: int) -> Dealing:
+        """How steps are dealt to so many workers."""
+        num_lanes = self.num_lanes
+        if self.keeps_worker_batch:
+            num_lanes = num_lanes // self.most_workers * num_workers
+        return Dealing(self.num_samples, num_lanes, self.samples_per_lane)
+
+
+class Course:
+    """The way of a run from `start` to its end, also when workers come and go on it."""
+
+    def __init__(
+        self, start: Cut, dealer: Dealer, rules: SegmentRules, *, num_workers: int
+    ) -> None:
+        self._dealer = dealer
+        self._rules = rules
+        self.dealing = dealer.dealing(num_workers)
+        self._rest = segments(start, self.dealing, rules)
+        self.segment: Segment | None = next(self._rest, None)
+        """The one that is under way; None when the run is over."""
+
+    def complete_segment(self) -> None:
+        """On to the next one."""
+        self.segment = next(self._rest, None)
+
+    def regroup(self, step: int, *, num_workers: int) -> tuple[Cut, bool]:
+        """So many workers go on after this step of the segment. Returns what is done by then, and
+        whether what follows is dealt in another way than before.
+
+        A segment whose last step this is stays: it is still to be reported, and saved.
+        """
+        segment = self.segment
+        assert segment is not None
+        assert segment.start.step <= step <= segment.until_step
+        cut = cut_at(step, segment)
+        dealing = self._dealer.dealing(num_workers)
+        if dealing == self.dealing:
+            return cut, False
+        self.dealing = dealing
+        self._rest = segments(cut, dealing, self._rules)
+        if step < segment.until_step:
+            self.complete_segment()
+        return cut, True

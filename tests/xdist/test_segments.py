@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 
 from datapipe.position import Position
 from xdist.checkpoint import Cut
-from xdist.segments import Dealing, Segment, SegmentRules, cut_at, segments
+from xdist.segments import (
+    Course,
+    Dealer,
+    Dealing,
+    Segment,
+    SegmentRules,
+    cut_at,
+    segments,
+)
 
 START = Cut(0, 0, Position(), is_final=False)
 
@@ -73,3 +81,46 @@ def test_resuming_at_any_cut_walks_the_rest(
     cut = data.draw(st.sampled_from(cuts))
     rest = walk(cut, **changes)
     assert rest == [segment for segment in whole if segment.until_step > cut.step]
+
+
+RULES = SegmentRules(num_epochs=2, max_steps=None, report_every_steps=5, save_every_samples=20)
+
+
+def make_course(*, keeps_worker_batch: bool) -> Course:
+    dealer = Dealer(50, 4, 2, most_workers=2, keeps_worker_batch=keeps_worker_batch)
+    return Course(START, dealer, RULES, num_workers=2)
+
+
+def test_a_course_is_the_same_for_other_workers() -> None:
+    course = make_course(keeps_worker_batch=False)
+    expected = walk()
+    for segment in expected:
+        assert course.segment == segment
+        cut, is_dealt_anew = course.regroup(segment.start.step + 1, num_workers=1)
+        assert (cut.step, is_dealt_anew) == (segment.start.step + 1, False)
+        course.complete_segment()
+    assert course.segment is None
+
+
+def test_workers_that_keep_their_batch_make_smaller_steps_from_where_they_are() -> None:
+    course = make_course(keeps_worker_batch=True)
+    assert course.dealing.batch_size == 8
+    cut, is_dealt_anew = course.regroup(2, num_workers=1)
+    assert (cut.num_samples, is_dealt_anew, course.dealing.batch_size) == (16, True, 4)
+    assert course.segment is not None
+    assert course.segment.start == cut
+    assert course.segment.until_step == 3
+    assert course.segment.cut is not None
+    assert course.segment.cut.num_samples == 20
+
+
+def test_a_segment_whose_last_step_was_made_is_still_saved_before_the_rest_is_dealt_anew() -> None:
+    course = make_course(keeps_worker_batch=True)
+    segment = course.segment
+    assert segment is not None
+    cut, is_dealt_anew = course.regroup(segment.until_step, num_workers=1)
+    assert (cut.step, is_dealt_anew, course.segment) == (segment.until_step, True, segment)
+    course.complete_segment()
+    assert course.segment is not None
+    assert course.segment.start == cut
+    assert course.segment.dealing.batch_size == 4

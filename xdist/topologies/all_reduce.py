@@ -21,10 +21,10 @@ from ray.actor import ActorHandle
 
 from datapipe.errors import CorruptSample
 from xdist import sizing
-from xdist.checkpoint import Checkpoint, Cut
+from xdist.checkpoint import Checkpoint
 from xdist.errors import NotEnoughResources
 from xdist.flat import FlatModel
-from xdist.segments import Dealing, Segment, SegmentRules, cut_at, segments
+from xdist.segments import Course, Dealer, SegmentRules
 from xdist.strategies import UpdateStrategy
 from xdist.strategies.all_reduce import AllReduce, Membership
 from xdist.strategies.group import NoteBoard, Rendezvous, cancel, forget, open_store
@@ -51,11 +51,16 @@ class AllReduceTopology:
         self._plan = plan
         self._make_strategy = make_strategy or all_reduce_strategy
         config = plan.config
-        self._num_lanes = sizing.num_lanes(config, num_workers=plan.most_workers)
-        most_on_one = -(-self._num_lanes // plan.num_workers)
-        efficiency = self._num_lanes / (plan.num_workers * most_on_one)
-        logger.info("lanes dealt lanes=%d efficiency=%.2f", self._num_lanes, efficiency)
-        self._samples_per_lane = config.batch_size // self._num_lanes
+        num_lanes = sizing.num_lanes(config, num_workers=plan.most_workers)
+        efficiency = num_lanes / (plan.num_workers * -(-num_lanes // plan.num_workers))
+        logger.info("lanes dealt lanes=%d efficiency=%.2f", num_lanes, efficiency)
+        self._dealer = Dealer(
+            num_samples=plan.order.num_samples,
+            num_lanes=num_lanes,
+            samples_per_lane=config.batch_size // num_lanes,
+            most_workers=plan.most_workers,
+            keeps_worker_batch=config.on_resize == "keep_worker_batch",
+        )
         self._rules = SegmentRules(
             config.num_epochs, config.max_steps, config.report_every_steps, plan.save_every_samples
         )
@@ -65,11 +70,11 @@ class AllReduceTopology:
         self._generation = 0
         self._rendezvous = Rendezvous(self._host, self._store.port, self._generation)
         self._has_room = False
-        lanes_of_one = -(-self._num_lanes // plan.most_workers)
+        lanes_of_one = -(-num_lanes // plan.most_workers)
         self._crew = Crew(
             self._actor,
             patience_s=config.cluster.collective_timeout_s,
-            warm_up_images=[self._samples_per_lane] * lanes_of_one,
+            warm_up_images=[self._dealer.samples_per_lane] * lanes_of_one,
         )
 
     def launch(self, start: Checkpoint) -> Pending:
@@ -84,9 +89,9 @@ class AllReduceTopology:
         self._newcomers: set[int] = set()
         self._starts = Restarts()
         self._standing_since = time.monotonic()
-        self._dealing = self._dealing_for(plan.num_workers)
-        self._segments = segments(start.manifest.cut, self._dealing, self._rules)
-        self._segment: Segment | None = next(self._segments, None)
+        self._course = Course(
+            start.manifest.cut, self._dealer, self._rules, num_workers=plan.num_workers
+        )
         self._first_generation = self._generation + 1
         self._room = Room(plan.config, num_workers=plan.num_workers)
         self._has_room = True
@@ -119,13 +124,6 @@ class AllReduceTopology:
     @property
     def _start_step(self) -> int:
         return self._start.manifest.cut.step
-
-    def _dealing_for(self, num_workers: int) -> Dealing:
-        """How steps are dealt to so many workers."""
-        num_lanes = self._num_lanes
-        if self._plan.config.on_resize == "keep_worker_batch":
-            num_lanes = num_lanes // self._plan.most_workers * num_workers
-        return Dealing(self._plan.order.num_samples, num_lanes, self._samples_per_lane)
 
     def receive(self, task: Task, result: Any) -> Outcome:
         hand = self._crew.find(task)
@@ -258,7 +256,7 @@ class AllReduceTopology:
         self._round = None
         if self._seats and not self._may_have_state(self._seated):
             return replace(outcome, pending=pending, is_lost=True)
-        if self._segment is not None:
+        if self._course.segment is not None:
             is_changed = (
                 self._is_broken or self._is_stopping or self._wants_change or not self._seats
             )
@@ -284,7 +282,7 @@ class AllReduceTopology:
 
     def _end_training(self) -> Outcome:
         """What the ranks' reports come to; then on to the next segment, if this one is complete."""
-        segment = self._segment
+        segment = self._course.segment
         assert segment is not None
         reports = tuple(sorted(self._reports, key=lambda report: report.worker))
         self._reports = []
@@ -299,7 +297,7 @@ class AllReduceTopology:
             if segment.cut is not None:
                 parts = tuple(part for report in reports for part in report.parts)
                 saved = (Saved(segment.cut, parts),)
-            self._segment = next(self._segments, None)
+            self._course.complete_segment()
         corrupt = tuple(CorruptSample(*json.loads(note)) for note in self._notes.read())
         return Outcome(reports=reports, saved=saved, corrupt=corrupt)
 
@@ -347,10 +345,10 @@ class AllReduceTopology:
         self._rendezvous = Rendezvous(self._host, self._store.port, self._generation)
         newest = max(steps)
         self._newcomers = {seat.life for seat in seats} - {seat.life for seat in old_seats}
-        cut, is_dealt_anew = self._deal(newest, num_workers=len(seats))
+        cut, is_dealt_anew = self._course.regroup(newest, num_workers=len(seats))
         self._seats = with_lanes(
             seats,
-            num_lanes=self._dealing.num_lanes,
+            num_lanes=self._course.dealing.num_lanes,
             dealt_anew=is_dealt_anew or not old_seats,
         )
         to_whom = senders([member.step for member in hands], newest=newest)
@@ -359,7 +357,7 @@ class AllReduceTopology:
                 self._rendezvous,
                 rank=rank,
                 world_size=len(hands),
-                dealing=self._dealing,
+                dealing=self._course.dealing,
                 lanes=seat.lanes,
                 step=newest,
                 position=cut.position,
@@ -405,29 +403,13 @@ class AllReduceTopology:
                 "the same command resumes from the last checkpoint"
             )
 
-    def _deal(self, step: int, *, num_workers: int) -> tuple[Cut, bool]:
-        """What is done after this step of the segment; and whether what follows is dealt in another
-        way than before.
-        """
-        segment = self._segment
-        assert segment is not None
-        cut = cut_at(step, segment)
-        dealing = self._dealing_for(num_workers)
-        if dealing == self._dealing:
-            return cut, False
-        self._dealing = dealing
-        self._segments = segments(cut, dealing, self._rules)
-        if step < segment.until_step:
-            self._segment = next(self._segments)
-        return cut, True
-
     def _begin_training(self, pending: Pending) -> Outcome:
         pause_s = time.monotonic() - self._standing_since
         resize = Resize(len(self._seats), self._generation, pause_s)
         return Outcome(pending=pending | self._train(), resize=resize)
 
     def _train(self) -> Pending:
-        segment = self._segment
+        segment = self._course.segment
         assert segment is not None
         self._round = "train"
         pending: Pending = {}
