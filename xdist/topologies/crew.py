@@ -57,6 +57,8 @@ class Hand:
     """The last one; before the first, its process may not be there yet."""
     pulse_reference: ray.ObjectRef[Any] | None = None
     pulse_sent: float = field(default_factory=time.monotonic)
+    started: float = 0.0
+    """When it was ready; its first pulse may have been sent long before."""
 
     @property
     def node_id(self) -> str | None:
@@ -116,7 +118,7 @@ class Crew:
 
     def started(self, hand: Hand, process: Process) -> None:
         """The worker is ready."""
-        hand.state, hand.process = "ready", process
+        hand.state, hand.process, hand.started = "ready", process, time.monotonic()
 
     def felt(self, hand: Hand, pulse: Pulse) -> Pending:
         """A pulse came back; send the next one."""
@@ -147,7 +149,8 @@ class Crew:
         faults = []
         for hand in self:
             limit_s = PULSE_S + (START_PATIENCE_S if hand.state == "starting" else usual_s)
-            if hand.pulse is None or now - hand.pulse_sent <= limit_s:
+            is_there = hand.state != "starting" or hand.pulse is not None
+            if not is_there or now - max(hand.pulse_sent, hand.started) <= limit_s:
                 continue
             if not ray.wait([hand.pulse_reference], timeout=0)[0]:
                 cause = f"gave no answer for {limit_s:g} s"
