@@ -9,11 +9,12 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from datapipe.native_library import load_library
 
 MODULE = "datapipe_tar_walk"
 ABI_VERSION = 1
@@ -112,16 +113,10 @@ def _as_tuples(
 @cache
 def _library() -> Any:
     """The C function `tar_walk`, None where it is not built for this release."""
-    spec = find_spec(MODULE)
-    if spec is None or spec.origin is None:
+    library = load_library(MODULE, abi_function="tar_walk_abi", abi_version=ABI_VERSION)
+    if library is None:
         return None
-    try:
-        library = ctypes.CDLL(spec.origin)
-        if library.tar_walk_abi() != ABI_VERSION:
-            return None
-        walk = library.tar_walk
-    except (OSError, AttributeError):
-        return None
+    walk = library.tar_walk
     pointer, number = ctypes.c_void_p, ctypes.c_int32
     walk.argtypes = [ctypes.c_int, ctypes.c_int64, pointer, pointer, number]
     walk.argtypes += [pointer, pointer, number, pointer, number]

@@ -22,7 +22,7 @@ from datapipe.errors import CorruptSample, DataError, TooManyBadSamples
 from xdist import checkpoint, scoring
 from xdist.checkpoint import Checkpoint
 from xdist.config import TrainConfig
-from xdist.errors import NotEnoughResources, UserError
+from xdist.errors import UserError
 from xdist.failures import LOST, fault_of, first_line
 from xdist.fault_history import FaultHistory
 from xdist.metrics import Metrics
@@ -161,30 +161,12 @@ class Driver:
         elif ready:
             self._handle(self._receive(ready[0]))
         if self._pending and time.monotonic() - self._watched > WATCH_EVERY_S:
-            self._check_room()
             self._handle(self._apply(self._topology.watch()))
             self._watched = time.monotonic()
 
     def _handle(self, faults: Iterable[Fault]) -> None:
         for fault in faults:
             self._recover(fault)
-
-    def _check_room(self) -> None:
-        """Raise `NotEnoughResources` when nobody is left, and a replacement has waited for too
-        long.
-        """
-        actions = [task.action for task in self._pending.values()]
-        starting = [task for task in self._pending.values() if task.action == "start"]
-        wait_s = self._plan.config.cluster.wait_s
-        waited = max((time.monotonic() - task.submitted for task in starting), default=0.0)
-        if "train" in actions or waited < wait_s or not self._topology.lacks_room():
-            return
-        lost = ", ".join(task.actor for task in starting)
-        raise NotEnoughResources(
-            f"{lost} lost, nobody is left, and there was no room for a replacement within "
-            f"{wait_s:g} s (cluster.wait_s); add nodes, or end what else runs; "
-            "the same command resumes from the last checkpoint"
-        )
 
     def _receive(self, ready: ray.ObjectRef[Any]) -> tuple[Fault, ...]:
         """Deal with a finished task; returns what went wrong, with it or by what it says."""

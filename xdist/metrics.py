@@ -207,7 +207,7 @@ class Metrics:
             for counter, value in self._read:
                 counter.inc(value(report.read))
             for _ in range(report.num_steps):
-                self._step_seconds.observe(report.seconds / report.num_steps)
+                self._step_seconds.observe(report.step_s / report.num_steps)
             for staleness, count in report.staleness.items():
                 for _ in range(count):
                     self._staleness.observe(staleness)

@@ -10,11 +10,11 @@ import ctypes
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from importlib.util import find_spec
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from datapipe.native_library import load_library
 
 MODULE = "xdist_update"
 ABI_VERSION = 1
@@ -101,13 +101,6 @@ def _executor(num_threads: int) -> ThreadPoolExecutor:
 
 
 @cache
-def _library() -> Any:
+def _library() -> ctypes.CDLL | None:
     """The C functions, None where they are not built for this release."""
-    spec = find_spec(MODULE)
-    if spec is None or spec.origin is None:
-        return None
-    try:
-        library = ctypes.CDLL(spec.origin)
-        return library if library.update_abi() == ABI_VERSION else None
-    except (OSError, AttributeError):
-        return None
+    return load_library(MODULE, abi_function="update_abi", abi_version=ABI_VERSION)

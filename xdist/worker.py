@@ -71,9 +71,8 @@ class WorkerReport:
     """Samples that counted in them; with all_reduce, those of all ranks."""
     loss: float
     """Mean over those samples; NaN without samples."""
-    seconds: float
     step_s: float
-    """Seconds of these within steps: neither saving nor what is between."""
+    """Seconds within these steps: without saving, and what is between."""
     data_wait_s: float
     """Seconds of these that the worker waited for batches."""
     peer_wait_s: float
@@ -110,7 +109,6 @@ class JoinReport:
 class Pulse:
     """What a worker is at, at this moment."""
 
-    step: int
     phase: Phase
     phase_s: float
     """Seconds since that began."""
@@ -123,7 +121,6 @@ class _Segment:
     """Sums over one call of `train`."""
 
     device: torch.device
-    started: float = field(default_factory=time.perf_counter)
     num_steps: int = 0
     step_s: float = 0.0
     data_wait_s: float = 0.0
@@ -242,7 +239,6 @@ class Worker:
             num_steps=segment.num_steps,
             num_samples=round(num_samples),
             loss=segment.loss.item() / num_samples if num_samples else math.nan,
-            seconds=time.perf_counter() - segment.started,
             step_s=segment.step_s,
             data_wait_s=segment.data_wait_s,
             peer_wait_s=strategy.peer_wait_s - peer_wait_s,
@@ -298,9 +294,8 @@ class Worker:
             self._strategy.wait_at_most(patience_s)
         self._never.wait(wait_s)
         phase, since = self._phase
-        step = self._strategy.progress.step if self._strategy is not None else 0
         longest = max(tuple(self._step_seconds), default=0.0)
-        return Pulse(step, phase, time.perf_counter() - since, longest)
+        return Pulse(phase, time.perf_counter() - since, longest)
 
     def request_stop(self) -> None:
         """Have all ranks stop soon, after the same update; called beside all other methods."""

@@ -21,7 +21,6 @@ def make_report(worker: int, *, step: int, loss: float, num_samples: int) -> Wor
         num_steps=2,
         num_samples=num_samples,
         loss=loss,
-        seconds=0.5,
         step_s=0.5,
         data_wait_s=0.1,
         peer_wait_s=0.0,

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from datapipe.position import Position
+from tests.datapipe.fault_proxy import Fault as HttpFault
 from tests.datapipe.fault_proxy import FaultProxy
 from tests.datapipe.file_server import FileServer
 from tests.recorded import Planned, Recording, kills, kills_when, recorded_topology, stops
@@ -171,32 +172,31 @@ def test_a_stopped_worker_is_found_ended_and_replaced(tmp_path: Path) -> None:
     assert "gave no answer" in recovery["reason"]
 
 
-def test_a_worker_that_hangs_in_a_read_is_ended_and_replaced(tmp_path: Path) -> None:
-    config = config_of(tmp_path, cluster=ClusterConfig(collective_timeout_s=2))
+def run_with_a_read_that_fails(
+    config: TrainConfig, directory: Path, fault: HttpFault, **reading: Any
+) -> str:
+    """Shards over HTTP, of which one read meets the fault. Returns why a worker was lost."""
     with (
         FileServer(Path(config.data.train)) as files,
-        FaultProxy(files.url, {30: "stall"}) as proxy,
+        FaultProxy(files.url, {30: fault}) as proxy,
     ):
-        data = replace(config.data, train=proxy.url, read_timeout_s=200, prefetch_batches=1)
-        recording = run_with(replace(config, data=data), tmp_path, full_size=3)
-        assert proxy.served == ["stall"]
+        data = replace(config.data, train=proxy.url, prefetch_batches=1, **reading)
+        recording = run_with(replace(config, data=data), directory, full_size=3)
+        assert proxy.served == [fault]
     assert recording.sizes()[:2] == [3, 2]
-    [recovery] = records(tmp_path / "run", "recovery")
-    assert "was in 'data' for" in recovery["reason"]
+    [recovery] = records(directory / "run", "recovery")
+    return str(recovery["reason"])
+
+
+def test_a_worker_that_hangs_in_a_read_is_ended_and_replaced(tmp_path: Path) -> None:
+    config = config_of(tmp_path, cluster=ClusterConfig(collective_timeout_s=2))
+    reason = run_with_a_read_that_fails(config, tmp_path, "stall", read_timeout_s=200)
+    assert "was in 'data' for" in reason
 
 
 def test_a_worker_whose_read_gives_up_is_lost_and_the_run_goes_on(tmp_path: Path) -> None:
-    config = config_of(tmp_path)
-    with (
-        FileServer(Path(config.data.train)) as files,
-        FaultProxy(files.url, {30: "refuse"}) as proxy,
-    ):
-        data = replace(config.data, train=proxy.url, read_retries=0, prefetch_batches=1)
-        recording = run_with(replace(config, data=data), tmp_path, full_size=3)
-        assert proxy.served == ["refuse"]
-    assert recording.sizes()[:2] == [3, 2]
-    [recovery] = records(tmp_path / "run", "recovery")
-    assert "503" in recovery["reason"]
+    reason = run_with_a_read_that_fails(config_of(tmp_path), tmp_path, "refuse", read_retries=0)
+    assert "503" in reason
 
 
 def test_workers_that_keep_their_batch_make_smaller_steps_while_they_are_fewer(

@@ -18,7 +18,6 @@ def report_of(worker: int, *, own_s: float, data_wait_s: float = 0.0) -> WorkerR
         num_steps=10,
         num_samples=80,
         loss=1.0,
-        seconds=6.0,
         step_s=5.0,
         data_wait_s=data_wait_s,
         peer_wait_s=5.0 - 10 * own_s,

@@ -220,12 +220,12 @@ def test_it_stops_when_the_ranks_agreed_to() -> None:
     assert (report.progress.step, report.is_final, report.interrupted) == (2, False, None)
 
 
-def test_its_pulse_tells_step_and_phase() -> None:
+def test_its_pulse_tells_its_phase_and_its_longest_step() -> None:
     worker, _ = make_worker([make_batch(number) for number in range(3)])
     assert worker.pulse(0.0).longest_step_s == 0
     worker.train(3)
     pulse = worker.pulse(0.0, patience_s=5.0)
-    assert (pulse.step, pulse.phase) == (3, "idle")
+    assert pulse.phase == "idle"
     assert 0 < pulse.longest_step_s < 60
 
 

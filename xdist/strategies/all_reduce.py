@@ -196,7 +196,10 @@ class AllReduce:
         assert self._group is not None
         self._note_corrupt(batch)
         self._observer.enter("all_reduce")
-        self._finish_sums(self._group)
+        started = time.perf_counter()
+        self._reduction.finish()
+        self._group.wait(self._sums_work)
+        self._peer_wait_s += time.perf_counter() - started
         self._observer.enter("optimizer")
         self._wants_stop = self._votes.read(sums.stop_votes)
         before, config = self._progress, self._config.optimizer
@@ -210,12 +213,6 @@ class AllReduce:
         self._statistics.apply(statistics, average_decay=decay)
         step = self._state_step = before.step + 1
         self._progress = Progress(step, step, before.num_samples + num_places, rate)
-
-    def _finish_sums(self, group: Group) -> None:
-        started = time.perf_counter()
-        self._reduction.finish()
-        group.wait(self._sums_work)
-        self._peer_wait_s += time.perf_counter() - started
 
     def _note_corrupt(self, batch: Batch) -> None:
         """What cannot be decoded is not forgotten with the worker that met it."""

@@ -7,8 +7,7 @@ publishes and scores.
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import ray
@@ -39,6 +38,12 @@ class RunPlan:
     def order(self) -> Order:
         """Of the samples of the training set."""
         return self.data.order
+
+    def for_workers(self) -> RunPlan:
+        """The same, without the names of the labels: they may be many, and each actor gets a
+        copy.
+        """
+        return replace(self, data=replace(self.data, labels=()))
 
     @property
     def num_workers(self) -> int:
@@ -72,7 +77,6 @@ class Task:
     """save: which one."""
     is_alone: bool = False
     """start: what its node lacks is its own fault; the run goes on without it."""
-    submitted: float = field(default_factory=time.monotonic, compare=False)
 
     @property
     def ends(self) -> bool:
@@ -150,9 +154,6 @@ class Topology(Protocol):
 
     def replace(self, lost: Task, /) -> Outcome | None:
         """Replace a lost actor while the others go on; None where only a new launch helps."""
-
-    def lacks_room(self) -> bool:
-        """Whether an actor waits for room that the cluster does not have now."""
 
     def close(self) -> None:
         """End all actors."""

@@ -112,14 +112,21 @@ class AllReduceTopology:
             num_classes=plan.num_classes,
             make_strategy=partial(
                 self._make_strategy,
-                plan,
+                plan.for_workers(),
                 number=number,
                 checkpoint_url=self._start.url if has_state else None,
             ),
             make_batches=partial(
-                LaneBatches, partial(open_stream, plan), num_epochs=plan.config.num_epochs
+                LaneBatches,
+                partial(open_stream, plan.for_workers()),
+                num_epochs=plan.config.num_epochs,
             ),
         )
+
+    @property
+    def _is_first(self) -> bool:
+        """Whether no group has formed yet since the launch."""
+        return self._generation < self._first_generation
 
     @property
     def _start_step(self) -> int:
@@ -159,9 +166,8 @@ class AllReduceTopology:
         if hand.life in self._lives:
             self._has_lost = True
             self._break()
-        is_first = self._generation < self._first_generation
         self._crew.end(hand)
-        if not is_first and not self._may_have_state(self._crew):
+        if not self._is_first and not self._may_have_state(self._crew):
             return None
         outcome = self._advance()  # Before the replacement: the others are waiting.
         self._starts.add(lost.number, has_trained=hand.has_trained)
@@ -169,10 +175,10 @@ class AllReduceTopology:
 
     def _start_due(self) -> Pending:
         """Start the replacements whose time has come."""
-        is_first = self._generation < self._first_generation
+        step = self._start_step if self._is_first else None
         pending: Pending = {}
         for number in self._starts.due():
-            pending |= self._crew.start(number, step=self._start_step if is_first else None)
+            pending |= self._crew.start(number, step=step)
         return pending
 
     def watch(self) -> Outcome:
@@ -228,7 +234,7 @@ class AllReduceTopology:
         """Those who could join a group, in the order of their numbers: the first one is of those
         who start together, unless there is no room for them any more.
         """
-        is_first = self._generation < self._first_generation and not self._lacks_room
+        is_first = self._is_first and not self._lacks_room
         ready = [
             hand
             for hand in self._crew
@@ -381,8 +387,7 @@ class AllReduceTopology:
         """Workers that a group needs: the first one all, unless there is no room for them any
         more.
         """
-        is_first = self._generation < self._first_generation
-        if is_first and not self._lacks_room:
+        if self._is_first and not self._lacks_room:
             return self._plan.num_workers
         return self._plan.config.cluster.min_world_size
 
@@ -420,10 +425,6 @@ class AllReduceTopology:
             reference = train.remote(segment.until_step, save=segment.cut is not None)
             pending[reference] = hand.task("train")
         return pending
-
-    def lacks_room(self) -> bool:
-        """False: `watch` says so."""
-        return False
 
     def close(self) -> None:
         self._crew.clear()

@@ -6,6 +6,8 @@ there is room. A lost server takes the run back to the last checkpoint.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -14,6 +16,7 @@ import ray
 from ray.actor import ActorHandle
 
 from xdist.checkpoint import Checkpoint, Cut, checkpoint_url
+from xdist.errors import NotEnoughResources
 from xdist.flat import FlatModel, even_ranges
 from xdist.parameter_server import Commit, ServerPlan
 from xdist.strategies import UpdateStrategy
@@ -40,6 +43,8 @@ class PushPullTopology:
         self._servers: list[ActorHandle[Any]] = []
         self._workers: dict[int, ActorHandle[Any]] = {}
         self._room: Room | None = None
+        self._waiting: dict[int, float] = {}
+        """Workers that have not started yet, and since when."""
 
     def launch(self, start: Checkpoint) -> Pending:
         plan = self._plan
@@ -86,10 +91,11 @@ class PushPullTopology:
             make_strategy=partial(self._make_strategy, number=rank),
             make_batches=partial(
                 LeasedBatches,
-                partial(open_stream, self._plan),
+                partial(open_stream, self._plan.for_workers()),
                 batch_size=self._plan.config.batch_size,
             ),
         )
+        self._waiting[rank] = time.monotonic()
         return {self._workers[rank].start.remote(): Task(f"worker {rank}", "start", rank)}
 
     def _join(self, rank: int) -> Pending:
@@ -107,6 +113,7 @@ class PushPullTopology:
             case "connect":
                 return Outcome(pending=self._start_workers())
             case "start":
+                del self._waiting[task.number]
                 return Outcome(pending=self._join(task.number))
             case "join" if result.interrupted is not None:
                 return Outcome(faults=(Fault(task, result.interrupted, "complaint"),))
@@ -146,6 +153,7 @@ class PushPullTopology:
         if lost.action not in ("start", "join", "train"):
             return None
         end([self._workers.pop(lost.number)])
+        self._waiting.pop(lost.number, None)
         lead = self._servers[0]
         release: ray.ObjectRef[Any] = lead.release.remote(lost.number)
         return Outcome(pending={release: Task("server 0", "release", lost.number)})
@@ -155,15 +163,26 @@ class PushPullTopology:
         return True
 
     def watch(self) -> Outcome:
-        """Nothing: what is lost says so itself."""
+        """What is lost says so itself; but room that is not there is waited for."""
+        wait_s = self._plan.config.cluster.wait_s
+        since = min(self._waiting.values(), default=math.inf)
+        is_anybody_left = self._workers.keys() != self._waiting.keys()
+        if not is_anybody_left and time.monotonic() - since > wait_s and self._lacks_room:
+            lost = ", ".join(f"worker {rank}" for rank in sorted(self._waiting))
+            raise NotEnoughResources(
+                f"{lost} lost, nobody is left, and there was no room for a replacement within "
+                f"{wait_s:g} s (cluster.wait_s); add nodes, or end what else runs; "
+                "the same command resumes from the last checkpoint"
+            )
         return Outcome()
 
-    def lacks_room(self) -> bool:
+    @property
+    def _lacks_room(self) -> bool:
         return self._room is not None and not self._room.is_placed(self._plan.num_workers)
 
     def close(self) -> None:
         end([*self._workers.values(), *self._servers])
-        self._workers, self._servers = {}, []
+        self._workers, self._servers, self._waiting = {}, [], {}
         if self._room is not None:
             self._room.close()
             self._room = None
