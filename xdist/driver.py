@@ -116,9 +116,8 @@ class Driver:
         started = time.monotonic()
         address = self._metrics.serve(ray.util.get_node_ip_address(), self._run.local)
         logger.info("metrics served address=http://%s/metrics", address)
-        self._record(
-            "start", self._metrics.step, self._metrics.num_samples, decoders=nodes.decoders()
-        )
+        kernels = {address: asdict(found) for address, found in nodes.kernels().items()}
+        self._record("start", self._metrics.step, self._metrics.num_samples, kernels=kernels)
         try:
             with self._display:
                 self._train()

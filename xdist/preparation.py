@@ -118,10 +118,9 @@ def _check_shapes(config: TrainConfig, num_classes: int) -> None:
 
 def _smallest_part(config: TrainConfig) -> int:
     """The fewest images that batch norm ever sees together."""
-    assert isinstance(config.num_workers, int), "sizing.sized resolves auto"
     num_images = config.batch_size
     if config.strategy == "all_reduce":
-        most = config.cluster.max_world_size or config.num_workers
+        most = sizing.most_workers(config)
         lanes = sizing.num_lanes(config, num_workers=most)
         of_one = 1 if config.bn_group == "lane" else lanes // most
         num_images = of_one * (config.batch_size // lanes)

@@ -30,12 +30,18 @@ def sized(config: TrainConfig, resources: Nodes) -> TrainConfig:
     if isinstance(config.num_workers, int):
         num_workers = config.num_workers
     else:
-        num_workers = max(_most_workers(config, resources), cluster.min_world_size)
+        num_workers = max(_as_many_as_fit(config, resources), cluster.min_world_size)
     servers = _num_servers(config, num_workers)
     if not fits(config, resources, num_workers):
         raise NotEnoughResources(_missing(config, resources, num_workers, servers))
     num_servers = servers if config.strategy == "push_pull" else config.num_servers
     return replace(config, num_workers=num_workers, num_servers=num_servers)
+
+
+def most_workers(config: TrainConfig) -> int:
+    """That a run of this configuration, whose workers are counted, may grow to."""
+    assert isinstance(config.num_workers, int), "sized resolves auto"
+    return config.cluster.max_world_size or config.num_workers
 
 
 def num_lanes(config: TrainConfig, *, num_workers: int) -> int:
@@ -101,7 +107,7 @@ def fits(config: TrainConfig, resources: Nodes, num_workers: int) -> bool:
     return True
 
 
-def _most_workers(config: TrainConfig, resources: Nodes) -> int:
+def _as_many_as_fit(config: TrainConfig, resources: Nodes) -> int:
     """As many as fit beside the spares, at least one; not more than a synchronous run may have."""
     most, num_spares = 1, config.cluster.num_spares
     largest: float = math.inf

@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from tests.small_runs import (
     weights_of,
 )
 from tests.strategies import collect_gradients
-from xdist import optim
+from xdist import native_update, optim
 from xdist.computation import make_loss
 from xdist.config import CheckpointConfig, ClusterConfig, TrainConfig
 from xdist.errors import NotEnoughResources, RunDirectoryError, RunFailed
@@ -158,8 +158,9 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path, strategy: str) -> None:
     run(config, tmp_path / "parts")
     start = records(tmp_path / "parts", "start")[-1]
     assert start["step"] == int(steps[2].name[5:])
-    kernel = active_kernel()
-    assert list(start["decoders"].values()) == [f"{kernel.name}: {kernel.detail}"]
+    update = "native" if native_update.is_available() else "torch"
+    kernels = {"decoder": asdict(active_kernel()), "update": update}
+    assert list(start["kernels"].values()) == [kernels]
     whole, parts = final(tmp_path / "whole"), final(tmp_path / "parts")
     assert whole.manifest.cut == parts.manifest.cut
     assert torch.equal(weights_of(whole), weights_of(parts))

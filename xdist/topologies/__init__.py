@@ -14,6 +14,7 @@ import ray
 
 from datapipe.errors import CorruptSample
 from datapipe.order import Order
+from xdist import sizing
 from xdist.checkpoint import Checkpoint, Cut, Part
 from xdist.config import TrainConfig
 from xdist.training_data import TrainingData
@@ -53,7 +54,7 @@ class RunPlan:
     @property
     def most_workers(self) -> int:
         """That the run may grow to."""
-        return self.config.cluster.max_world_size or self.num_workers
+        return sizing.most_workers(self.config)
 
     @property
     def num_servers(self) -> int:

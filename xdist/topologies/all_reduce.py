@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import ray
 from ray.actor import ActorHandle
@@ -28,12 +28,13 @@ from xdist.segments import Course, Dealer, SegmentRules
 from xdist.strategies import UpdateStrategy
 from xdist.strategies.all_reduce import AllReduce, Membership
 from xdist.strategies.group import NoteBoard, Rendezvous, cancel, forget, open_store
-from xdist.topologies import Fault, Outcome, Pending, Resize, RunPlan, Saved, Task, nodes
+from xdist.topologies import Outcome, Pending, Resize, RunPlan, Saved, Task, nodes
 from xdist.topologies.actors import Room
 from xdist.topologies.batches import LaneBatches, open_stream
 from xdist.topologies.crew import Crew, Hand
+from xdist.topologies.generation import Generation
 from xdist.topologies.restarts import Restarts
-from xdist.topologies.seats import Seat, reseat, senders, with_lanes
+from xdist.topologies.seats import reseat, senders, with_lanes
 from xdist.worker import WorkerReport
 
 logger = logging.getLogger(__name__)
@@ -67,8 +68,7 @@ class AllReduceTopology:
         self._host = ray.util.get_node_ip_address()
         self._store = open_store(self._host)
         self._notes = NoteBoard(self._store)
-        self._generation = 0
-        self._rendezvous = Rendezvous(self._host, self._store.port, self._generation)
+        self._group = Generation(Rendezvous(self._host, self._store.port, 0))
         self._has_room = False
         lanes_of_one = -(-num_lanes // plan.most_workers)
         self._crew = Crew(
@@ -80,19 +80,14 @@ class AllReduceTopology:
     def launch(self, start: Checkpoint) -> Pending:
         plan, cluster = self._plan, self._plan.config.cluster
         self._start = start
-        self._seats: tuple[Seat, ...] = ()
-        self._round: Literal["join", "train"] | None = None
+        self._group = Generation(self._group.rendezvous)
         self._reports: list[WorkerReport] = []
-        self._has_lost = self._is_broken = self._is_stopping = self._is_aborted = False
         self._draining: frozenset[str] = frozenset()
-        self._complaints: list[str] = []
-        self._newcomers: set[int] = set()
         self._starts = Restarts()
         self._standing_since = time.monotonic()
         self._course = Course(
             start.manifest.cut, self._dealer, self._rules, num_workers=plan.num_workers
         )
-        self._first_generation = self._generation + 1
         self._room = Room(plan.config, num_workers=plan.num_workers)
         self._has_room = True
         num_actors = plan.most_workers + cluster.num_spares
@@ -126,7 +121,7 @@ class AllReduceTopology:
     @property
     def _is_first(self) -> bool:
         """Whether no group has formed yet since the launch."""
-        return self._generation < self._first_generation
+        return not self._group.seats
 
     @property
     def _start_step(self) -> int:
@@ -151,7 +146,7 @@ class AllReduceTopology:
                     hand.step = result.step
                 if result.interrupted is not None:
                     logger.info("%s left its group cause=%s", task.actor, result.interrupted)
-                    self._complaints.append(result.interrupted)
+                    self._group.complaints.append(result.interrupted)
                     self._break()
                 return self._advance()
         return Outcome()
@@ -163,8 +158,8 @@ class AllReduceTopology:
         """None when nobody is left who has any state."""
         hand = self._crew.find(lost)
         assert hand is not None
-        if hand.life in self._lives:
-            self._has_lost = True
+        if hand.life in self._group.lives:
+            self._group.has_lost = True
             self._break()
         self._crew.end(hand)
         if not self._is_first and not self._may_have_state(self._crew):
@@ -182,8 +177,9 @@ class AllReduceTopology:
         return pending
 
     def watch(self) -> Outcome:
-        faults = self._crew.silent(is_broken=self._is_broken)
-        faults += self._crew.stuck(self._seated, is_broken=self._is_broken)
+        is_broken = self._group.is_broken
+        faults = self._crew.silent(is_broken=is_broken)
+        faults += self._crew.stuck(self._seated, is_broken=is_broken)
         if faults:
             return Outcome(faults=tuple(faults))
         self._draining = nodes.draining()
@@ -195,20 +191,17 @@ class AllReduceTopology:
 
     def _break(self) -> None:
         """The group is to part: somebody is lost, or says so."""
-        if not self._is_broken and self._round is not None:
-            self._is_broken = True
+        group = self._group
+        if not group.is_broken and group.round is not None:
+            group.is_broken = True
             self._standing_since = time.monotonic()
-            if self._round == "join":
-                cancel(self._store, self._rendezvous)
-
-    @property
-    def _lives(self) -> set[int]:
-        return {seat.life for seat in self._seats}
+            if group.round == "join":
+                cancel(self._store, group.rendezvous)
 
     @property
     def _seated(self) -> list[Hand]:
         """Those of the group who are there, in the order of their ranks."""
-        found = [self._crew.alive(seat.life) for seat in self._seats]
+        found = [self._crew.alive(seat.life) for seat in self._group.seats]
         return [hand for hand in found if hand is not None]
 
     @property
@@ -227,7 +220,7 @@ class AllReduceTopology:
     def _most(self) -> int:
         """Ranks that there may be; one more while the only one with the state is about to go."""
         is_last = all(hand.node_id in self._draining for hand in self._seated)
-        return self._plan.most_workers + (bool(self._seats) and is_last)
+        return self._plan.most_workers + (not self._is_first and is_last)
 
     @property
     def _joining(self) -> list[Hand]:
@@ -248,25 +241,24 @@ class AllReduceTopology:
     def _wants_change(self) -> bool:
         num_staying = len(self._seated) - len(self._leaving)
         can_grow = num_staying < self._most and bool(self._joining)
-        return can_grow or bool(self._leaving) or num_staying < len(self._seats)
+        return can_grow or bool(self._leaving) or num_staying < len(self._group.seats)
 
     def _advance(self, pending: Pending | None = None) -> Outcome:
         """What follows, once nobody of the group is at work any more."""
         pending = pending or {}
         if any(hand.state == "busy" for hand in self._seated):
             return Outcome(pending=pending | self._interfere())
-        if self._round == "join" and not self._is_broken:
+        group = self._group
+        if group.round == "join" and not group.is_broken:
             return self._begin_training(pending)
-        outcome = self._end_training() if self._round == "train" else Outcome()
-        outcome = replace(outcome, faults=self._unexplained())
-        self._round = None
-        if self._seats and not self._may_have_state(self._seated):
+        outcome = self._end_training() if group.round == "train" else Outcome()
+        outcome = replace(outcome, faults=group.unexplained(self._seated))
+        group.round = None
+        if group.seats and not self._may_have_state(self._seated):
             return replace(outcome, pending=pending, is_lost=True)
         if self._course.segment is not None:
-            is_changed = (
-                self._is_broken or self._is_stopping or self._wants_change or not self._seats
-            )
-            follows = self._form_group() if is_changed else self._train()
+            is_over = group.is_broken or group.is_stopping or not group.seats
+            follows = self._form_group() if is_over or self._wants_change else self._train()
             pending = pending | follows
         return replace(outcome, pending=pending)
 
@@ -274,16 +266,17 @@ class AllReduceTopology:
         """Have the group stop at the end of a step, if it is to change; or at once, if it is
         broken.
         """
-        if self._is_broken:
+        group = self._group
+        if group.is_broken:
             waiting = [hand for hand in self._seated if hand.state == "busy"]
             pending: Pending = {}
-            for hand in [] if self._is_aborted else waiting:
+            for hand in [] if group.is_aborted else waiting:
                 pending |= self._crew.tell(hand, "abort")
-            self._is_aborted = True
+            group.is_aborted = True
             return pending
-        if self._is_stopping or self._round != "train" or not self._wants_change:
+        if group.is_stopping or group.round != "train" or not self._wants_change:
             return {}
-        self._is_stopping = True
+        group.is_stopping = True
         return self._crew.tell(self._seated[0], "request_stop")
 
     def _end_training(self) -> Outcome:
@@ -292,10 +285,10 @@ class AllReduceTopology:
         assert segment is not None
         reports = tuple(sorted(self._reports, key=lambda report: report.worker))
         self._reports = []
-        if not self._is_broken:
+        if not self._group.is_broken:
             self._standing_since = time.monotonic()
         saved: tuple[Saved, ...] = ()
-        is_complete = len(reports) == len(self._seats) and all(
+        is_complete = len(reports) == len(self._group.seats) and all(
             report.progress.step == segment.until_step and report.interrupted is None
             for report in reports
         )
@@ -312,26 +305,14 @@ class AllReduceTopology:
         """Whether any of them has a state, or is about to tell of one."""
         return any(hand.step is not None or hand.state == "busy" for hand in hands)
 
-    def _unexplained(self) -> tuple[Fault, ...]:
-        """The faults of a group that parted, or did not come together, though all of it is there:
-        of those who were new in it, if it did well before them.
-        """
-        complaints, self._complaints = self._complaints, []
-        if self._has_lost or not complaints:
-            return ()
-        new = [hand for hand in self._seated if hand.life in self._newcomers]
-        if self._round == "join" and 0 < len(new) < len(self._seated):
-            return tuple(Fault(hand.task("join"), complaints[0], "lost") for hand in new)
-        return (Fault(Task("link", "train", 0), complaints[0], "link"),)
-
     def _form_group(self) -> Pending:
         """The next generation, of those who are there; nothing, while they are too few."""
         pending: Pending = {}
         for hand in self._leaving:
             pending |= self._move(hand)
-        old_seats = self._seats
+        old = self._group
         seats = reseat(
-            old_seats,
+            old.seats,
             present={hand.life for hand in self._seated},
             joining=[hand.life for hand in self._joining],
             most=self._most,
@@ -345,22 +326,19 @@ class AllReduceTopology:
         for hand in self._crew:
             if hand not in hands:
                 hand.step = None  # Of a state that the others leave behind.
-        self._has_lost = self._is_broken = self._is_stopping = self._is_aborted = False
-        forget(self._store, self._rendezvous)
-        self._generation += 1
-        self._rendezvous = Rendezvous(self._host, self._store.port, self._generation)
+        forget(self._store, old.rendezvous)
         newest = max(steps)
-        self._newcomers = {seat.life for seat in seats} - {seat.life for seat in old_seats}
         cut, is_dealt_anew = self._course.regroup(newest, num_workers=len(seats))
-        self._seats = with_lanes(
+        seats = with_lanes(
             seats,
             num_lanes=self._course.dealing.num_lanes,
-            dealt_anew=is_dealt_anew or not old_seats,
+            dealt_anew=is_dealt_anew or not old.seats,
         )
+        self._group = old.next(seats)
         to_whom = senders([member.step for member in hands], newest=newest)
-        for rank, (member, seat) in enumerate(zip(hands, self._seats, strict=True)):
+        for rank, (member, seat) in enumerate(zip(hands, seats, strict=True)):
             membership = Membership(
-                self._rendezvous,
+                self._group.rendezvous,
                 rank=rank,
                 world_size=len(hands),
                 dealing=self._course.dealing,
@@ -372,7 +350,6 @@ class AllReduceTopology:
             )
             member.state = "busy"
             pending[member.actor.join.remote(membership)] = member.task("join")
-        self._round = "join"
         return pending
 
     def _move(self, hand: Hand) -> Pending:
@@ -410,13 +387,13 @@ class AllReduceTopology:
 
     def _begin_training(self, pending: Pending) -> Outcome:
         pause_s = time.monotonic() - self._standing_since
-        resize = Resize(len(self._seats), self._generation, pause_s)
+        resize = Resize(len(self._group.seats), self._group.number, pause_s)
         return Outcome(pending=pending | self._train(), resize=resize)
 
     def _train(self) -> Pending:
         segment = self._course.segment
         assert segment is not None
-        self._round = "train"
+        self._group.round = "train"
         pending: Pending = {}
         for hand in self._seated:
             hand.state, hand.has_trained = "busy", True

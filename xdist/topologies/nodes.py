@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import ray
 from ray._private.state import state
@@ -20,8 +20,8 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
-from datapipe.decode import active_kernel
-from xdist import sizing
+from datapipe.decode import KernelInfo, active_kernel
+from xdist import native_update, sizing
 from xdist.checks import AUTO
 from xdist.config import TrainConfig
 from xdist.errors import UserError
@@ -113,22 +113,40 @@ def _call(function: Callable[[], Result]) -> Result:
     return function()
 
 
-def decoders() -> dict[str, str]:
-    """What decodes JPEGs on each node, by address; a warning names those where it is slow."""
-    kernels = {ray.util.get_node_ip_address(): active_kernel(), **on_others(active_kernel)}
-    logger.info("images are decoded by %s", ", ".join(sorted({k.name for k in kernels.values()})))
-    slow = {address: kernel for address, kernel in kernels.items() if kernel.name == "fallback"}
+@dataclass(frozen=True)
+class Kernels:
+    """What does the work on a node: compiled code, or what stands in for it."""
+
+    decoder: KernelInfo
+    update: Literal["native", "torch"]
+
+
+def kernels() -> dict[str, Kernels]:
+    """What decodes JPEGs and updates weights on each node, by address; a warning names those where
+    decoding is slow.
+    """
+    found = {ray.util.get_node_ip_address(): _kernels(), **on_others(_kernels)}
+    logger.info(
+        "kernels found decoding=%s updates=%s",
+        ",".join(sorted({node.decoder.name for node in found.values()})),
+        ",".join(sorted({node.update for node in found.values()})),
+    )
+    slow = {address: node for address, node in found.items() if node.decoder.name == "fallback"}
     if slow:
-        address, kernel = next(iter(slow.items()))
+        address, node = next(iter(slow.items()))
         logger.warning(
             "decoding takes three times as long on %d of %d nodes, first %s: %s; "
             "there, python -m datapipe doctor says what to do",
             len(slow),
-            len(kernels),
+            len(found),
             address,
-            kernel.detail,
+            node.decoder.detail,
         )
-    return {address: f"{kernel.name}: {kernel.detail}" for address, kernel in kernels.items()}
+    return found
+
+
+def _kernels() -> Kernels:
+    return Kernels(active_kernel(), "native" if native_update.is_available() else "torch")
 
 
 @dataclass(frozen=True)
