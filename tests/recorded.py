@@ -24,6 +24,9 @@ from xdist.topologies import Outcome, RunPlan, Task, nodes
 from xdist.topologies.all_reduce import AllReduceTopology, all_reduce_strategy
 
 THROTTLE_S = 0.4
+FREE_STEPS = 2
+"""Of a group that is too small, before it waits."""
+NUM_READY = "num-ready"
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,9 @@ class Planned:
     worker: int | None
     """None: of any that is on the node."""
     step: int
-    """Before it applies this update; `joining`: before it joins a group that makes this one (the
-    dead may have sent all of it) or a later one; `save`: before it saves such a one; `every_join`:
-    always.
+    """Before it applies this update; `sent`: before it does so, and after another one did, to which
+    it has sent its share; `joining`: before it joins a group that makes this one (the dead may have
+    sent all of it) or a later one; `save`: before it saves such a one; `every_join`: always.
     """
     act: Callable[[], object]
     when: str = "update"
@@ -73,8 +76,9 @@ def signal_self(number: int) -> None:
 
 
 class Recorded(Wrapped):
-    """Writes a line for each update that it tries, and for each that was applied; slows down while
-    the group is smaller than `full_size`, so that who is on the way arrives before the end.
+    """Writes a line for each update that it tries, before any of it is sent, and for each that was
+    applied. A group that is smaller than `full_size` makes some steps, and goes on only when who is
+    on the way is there, so that the run does not end before.
     """
 
     def __init__(
@@ -110,15 +114,24 @@ class Recorded(Wrapped):
                 plan.act()
         self.strategy.join(membership)
         self._generation = membership.rendezvous.generation
+        self._first_step = membership.step + 1
         self._world_size = membership.world_size
+
+    def loss_divisor(self, batch: Batch) -> float:
+        rows = batch.sample_weights.numpy() > 0
+        ids = batch.sample_ids.numpy()[rows].tolist()
+        self._write("tried", self.strategy.progress.step + 1, ids=ids)
+        divisor: float = self.strategy.loss_divisor(batch)
+        return divisor
 
     def update(self, batch: Batch, sums: BatchSums) -> None:
         step = self.strategy.progress.step + 1
-        rows = batch.sample_weights.numpy() > 0
-        self._write("tried", step, ids=batch.sample_ids.numpy()[rows].tolist())
         self._act("update", step)
+        self._act("sent", step)
         self._die_in_turn()
-        if self._world_size < self._full_size or step <= self._num_slow_steps:
+        if self._world_size < self._full_size and step >= self._first_step + FREE_STEPS:
+            wait_until(lambda: num_ready(self._directory) >= self._full_size or None)
+        if step <= self._num_slow_steps:
             threading.Event().wait(THROTTLE_S)
         self.strategy.update(batch, sums)
         weights = self._flat.weights.numpy().tobytes()
@@ -143,10 +156,16 @@ class Recorded(Wrapped):
     def _act(self, when: str, step: int) -> None:
         for plan in self._planned:
             marker = self._directory / plan.name
-            is_due = plan.step == step if when == "update" else plan.step <= step
+            is_due = plan.step == step if when in ("update", "sent") else plan.step <= step
             if plan.when == when and is_due and not marker.exists():
                 marker.touch()
+                if when == "sent":
+                    wait_until(lambda: self._is_applied_elsewhere(step) or None)
                 plan.act()
+
+    def _is_applied_elsewhere(self, step: int) -> bool:
+        applied = Recording(self._directory).applied
+        return any(line["step"] == step for line in applied)
 
     def _write(self, what: str, step: int, **facts: Any) -> None:
         line = {
@@ -186,7 +205,9 @@ def recorded_strategy(
 
 
 class Announcing:
-    """A topology that leaves a file for every worker that is ready."""
+    """A topology that leaves a file for every worker that is ready, and one that says how many are
+    there.
+    """
 
     def __init__(self, plan: RunPlan, *, directory: Path, make_strategy: Any) -> None:
         self._topology = AllReduceTopology(plan, make_strategy=make_strategy)
@@ -199,7 +220,24 @@ class Announcing:
         outcome = self._topology.receive(task, result)
         if task.action == "start":
             (self._directory / f"ready-{task.number}").touch()
+        self._count()
         return outcome
+
+    def replace(self, lost: Task) -> Outcome | None:
+        outcome = self._topology.replace(lost)
+        self._count()
+        return outcome
+
+    def _count(self) -> None:
+        states = [hand.state for hand in self._topology._crew]
+        partial_file = self._directory / "num-ready.partial"
+        partial_file.write_text(str(len(states) - states.count("starting")))
+        partial_file.replace(self._directory / NUM_READY)
+
+
+def num_ready(directory: Path) -> int:
+    """Workers that have started, and are not lost."""
+    return int((directory / NUM_READY).read_text())
 
 
 def recorded_topology(

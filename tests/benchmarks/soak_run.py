@@ -100,7 +100,7 @@ def soak(arguments: Arguments, directory: Path) -> dict[str, float]:
         report_every_steps=20,
     )
     recording = directory / "recording"
-    make = recorded_topology(recording, full_size=NUM_WORKERS)["all_reduce"]
+    make = recorded_topology(recording)["all_reduce"]
     deadline = time.monotonic() + 60 * arguments.minutes
     killer = Killer(recording, arguments)
     thread = threading.Thread(target=killer.work, daemon=True)
