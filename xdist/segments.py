@@ -126,21 +126,24 @@ class Course:
         """On to the next one."""
         self.segment = next(self._rest, None)
 
-    def regroup(self, step: int, *, num_workers: int) -> tuple[Cut, bool]:
-        """So many workers go on after this step of the segment. Returns what is done by then, and
-        whether what follows is dealt in another way than before.
+    def cut_at(self, step: int) -> Cut:
+        """What is done after this step of the segment."""
+        assert self.segment is not None
+        assert self.segment.start.step <= step <= self.segment.until_step
+        return cut_at(step, self.segment)
+
+    def regrouped(self, step: int, *, num_workers: int) -> Course:
+        """The way on, if so many workers go it after this step of the segment. This one stays as it
+        is: they may not come together.
 
         A segment whose last step this is stays: it is still to be reported, and saved.
         """
-        segment = self.segment
-        assert segment is not None
-        assert segment.start.step <= step <= segment.until_step
-        cut = cut_at(step, segment)
-        dealing = self._dealer.dealing(num_workers)
-        if dealing == self.dealing:
-            return cut, False
-        self.dealing = dealing
-        self._rest = segments(cut, dealing, self._rules)
-        if step < segment.until_step:
-            self.complete_segment()
-        return cut, True
+        cut = self.cut_at(step)
+        if self._dealer.dealing(num_workers) == self.dealing:
+            return self
+        assert self.segment is not None
+        course = Course(cut, self._dealer, self._rules, num_workers=num_workers)
+        if step == self.segment.until_step:
+            course._rest = segments(cut, course.dealing, self._rules)
+            course.segment = self.segment
+        return course

@@ -82,6 +82,34 @@ def test_the_others_go_on_when_one_is_killed_and_it_comes_back(tmp_path: Path, w
     assert causes(tmp_path / "run") == [f"worker {worker} lost"]
 
 
+def test_a_step_that_its_killed_worker_had_sent_all_of_counts(tmp_path: Path) -> None:
+    plan = kills(1, 10, when="sent")
+    recording = run_with(config_of(tmp_path), tmp_path, plan, full_size=3)
+    assert recording.steps()[10][1] == 3
+    assert recording.steps()[11][1] == 2
+
+
+@pytest.mark.parametrize("on_resize", ["keep_global_batch", "keep_worker_batch"])
+def test_the_only_one_that_is_ahead_dies_while_the_group_recovers(
+    tmp_path: Path, on_resize: str
+) -> None:
+    """Workers 0 and 2 make update 7, and 2 dies in it, having sent its share; 1 was told before
+    that a peer is lost; 0 dies before it has sent its state. So nobody is left who knows of it.
+    """
+    planned = [
+        Planned("lose", 1, 7, lose_peer),
+        kills(2, 7, when="sent"),
+        kills(0, 8, when="joining"),
+    ]
+    config = config_of(tmp_path, on_resize=on_resize, report_every_steps=100)
+    topologies = recorded_topology(tmp_path / "recording", planned)
+    run(config, tmp_path / "run", topologies=topologies)
+    recording = Recording(tmp_path / "recording")
+    makers = {line["generation"] for line in recording.applied if line["step"] == 7}
+    assert len(makers) == 2
+    assert final(tmp_path / "run").manifest.cut.position == Position(epoch=config.num_epochs)
+
+
 def test_one_survivor_goes_on_alone(tmp_path: Path) -> None:
     recording = run_with(config_of(tmp_path), tmp_path, kills(0, 10), kills(2, 10), full_size=3)
     assert recording.sizes()[:2] == [3, 1]
@@ -89,7 +117,7 @@ def test_one_survivor_goes_on_alone(tmp_path: Path) -> None:
 
 
 def test_a_spare_takes_the_place_within_the_step_to_the_bit(tmp_path: Path) -> None:
-    config = config_of(tmp_path, cluster=ClusterConfig(num_spares=1))
+    config = config_of(tmp_path, cluster=ClusterConfig(num_spares=1, collective_timeout_s=60))
     run(config, tmp_path / "undisturbed")
     spare_is_ready = tmp_path / "recording" / "ready-3"
     recording = run_with(config, tmp_path, kills_when(spare_is_ready, 1, 10))

@@ -96,17 +96,16 @@ def test_a_course_is_the_same_for_other_workers() -> None:
     expected = walk()
     for segment in expected:
         assert course.segment == segment
-        cut, is_dealt_anew = course.regroup(segment.start.step + 1, num_workers=1)
-        assert (cut.step, is_dealt_anew) == (segment.start.step + 1, False)
+        assert course.regrouped(segment.start.step + 1, num_workers=1) is course
         course.complete_segment()
     assert course.segment is None
 
 
 def test_workers_that_keep_their_batch_make_smaller_steps_from_where_they_are() -> None:
-    course = make_course(keeps_worker_batch=True)
-    assert course.dealing.batch_size == 8
-    cut, is_dealt_anew = course.regroup(2, num_workers=1)
-    assert (cut.num_samples, is_dealt_anew, course.dealing.batch_size) == (16, True, 4)
+    before = make_course(keeps_worker_batch=True)
+    cut, course = before.cut_at(2), before.regrouped(2, num_workers=1)
+    assert (before.dealing.batch_size, course.dealing.batch_size) == (8, 4)
+    assert cut.num_samples == 16
     assert course.segment is not None
     assert course.segment.start == cut
     assert course.segment.until_step == 3
@@ -118,9 +117,19 @@ def test_a_segment_whose_last_step_was_made_is_still_saved_before_the_rest_is_de
     course = make_course(keeps_worker_batch=True)
     segment = course.segment
     assert segment is not None
-    cut, is_dealt_anew = course.regroup(segment.until_step, num_workers=1)
-    assert (cut.step, is_dealt_anew, course.segment) == (segment.until_step, True, segment)
+    cut = course.cut_at(segment.until_step)
+    course = course.regrouped(segment.until_step, num_workers=1)
+    assert course.segment == segment
     course.complete_segment()
     assert course.segment is not None
     assert course.segment.start == cut
     assert course.segment.dealing.batch_size == 4
+
+
+def test_a_group_that_does_not_come_together_leaves_the_course_as_it_was() -> None:
+    """Who was a step ahead is lost in it: the next group goes on a step before."""
+    course = make_course(keeps_worker_batch=True)
+    course.regrouped(3, num_workers=1)
+    again = course.regrouped(2, num_workers=1)
+    assert again.segment is not None
+    assert again.segment.start == course.cut_at(2)

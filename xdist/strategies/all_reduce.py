@@ -237,8 +237,8 @@ class AllReduce:
         self._observer = observer
 
     def wait_at_most(self, timeout_s: float) -> None:
-        if self._group is not None:
-            self._group.timeout_s = timeout_s
+        if (group := self._group) is not None:
+            group.timeout_s = timeout_s
 
     def abort(self) -> None:
         if (group := self._group) is not None:

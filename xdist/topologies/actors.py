@@ -51,7 +51,17 @@ class Room:
     it to another one, as soon as there is room, and asks the autoscaler for it.
     """
 
-    def __init__(self, config: TrainConfig, *, num_workers: int, num_servers: int = 0) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        num_workers: int,
+        num_servers: int = 0,
+        fewest_workers: int | None = None,
+    ) -> None:
+        """fewest_workers: that are found a place together where there is none for all; the others
+        get theirs when there is room.
+        """
         cluster = config.cluster
         remote: Any = ray.remote  # Its types do not know concurrency_groups.
         self._worker_class = remote(concurrency_groups={CONTROL: NUM_CONTROL_THREADS})(Worker)
@@ -59,8 +69,14 @@ class Room:
         self._server_bundle = {"CPU": cluster.cpus_per_server}
         if not cluster.cpus_per_server:
             num_servers = 0
-        bundles = [self._bundle] * num_workers + [self._server_bundle] * num_servers
-        places = _places_for(bundles, config)
+        servers = [self._server_bundle] * num_servers
+        try:
+            places = _places_for([self._bundle] * num_workers + servers, config)
+        except NotEnoughResources:
+            if fewest_workers is None or fewest_workers >= num_workers:
+                raise
+            num_workers = fewest_workers
+            places = _places_for([self._bundle] * num_workers + servers, config)
         self._workers = {
             number: _one(self._bundle, near=place)
             for number, place in enumerate(places[:num_workers])
@@ -91,8 +107,11 @@ class Room:
 
     def is_placed(self, num_workers: int) -> bool:
         """Whether the first workers have a place; those of a lost node wait for another one."""
-        groups = [self._workers[number] for number in range(num_workers)]
-        return all(placement_group_table(group)["state"] == "CREATED" for group in groups)
+        groups = [self._workers.get(number) for number in range(num_workers)]
+        return all(
+            group is not None and placement_group_table(group)["state"] == "CREATED"
+            for group in groups
+        )
 
     def _of_worker(self, number: int) -> PlacementGroupSchedulingStrategy:
         if number not in self._workers:

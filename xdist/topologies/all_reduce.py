@@ -68,7 +68,7 @@ class AllReduceTopology:
         self._host = ray.util.get_node_ip_address()
         self._store = open_store(self._host)
         self._notes = NoteBoard(self._store)
-        self._group = Generation(Rendezvous(self._host, self._store.port, 0))
+        self._rendezvous = Rendezvous(self._host, self._store.port, 0)
         self._has_room = False
         lanes_of_one = -(-num_lanes // plan.most_workers)
         self._crew = Crew(
@@ -80,15 +80,17 @@ class AllReduceTopology:
     def launch(self, start: Checkpoint) -> Pending:
         plan, cluster = self._plan, self._plan.config.cluster
         self._start = start
-        self._group = Generation(self._group.rendezvous)
+        self._course = Course(
+            start.manifest.cut, self._dealer, self._rules, num_workers=plan.num_workers
+        )
+        self._group = Generation(self._rendezvous, self._course)
         self._reports: list[WorkerReport] = []
         self._draining: frozenset[str] = frozenset()
         self._starts = Restarts()
         self._standing_since = time.monotonic()
-        self._course = Course(
-            start.manifest.cut, self._dealer, self._rules, num_workers=plan.num_workers
-        )
-        self._room = Room(plan.config, num_workers=plan.num_workers)
+        is_first = self._rendezvous.generation == 0
+        fewest = plan.num_workers if is_first else cluster.min_world_size
+        self._room = Room(plan.config, num_workers=plan.num_workers, fewest_workers=fewest)
         self._has_room = True
         num_actors = plan.most_workers + cluster.num_spares
         if cluster.max_world_size is not None:
@@ -138,12 +140,11 @@ class AllReduceTopology:
                 self._crew.started(hand, result)
                 return self._advance()
             case "join" | "train":
-                hand.state = "idle"
                 if isinstance(result, WorkerReport):
                     self._reports.append(result)
-                    hand.step = result.progress.step
+                    hand.end(result.progress.step)
                 else:
-                    hand.step = result.step
+                    hand.end(result.step)
                 if result.interrupted is not None:
                     logger.info("%s left its group cause=%s", task.actor, result.interrupted)
                     self._group.complaints.append(result.interrupted)
@@ -328,27 +329,28 @@ class AllReduceTopology:
                 hand.step = None  # Of a state that the others leave behind.
         forget(self._store, old.rendezvous)
         newest = max(steps)
-        cut, is_dealt_anew = self._course.regroup(newest, num_workers=len(seats))
+        course = self._course.regrouped(newest, num_workers=len(seats))
         seats = with_lanes(
             seats,
-            num_lanes=self._course.dealing.num_lanes,
-            dealt_anew=is_dealt_anew or not old.seats,
+            num_lanes=course.dealing.num_lanes,
+            dealt_anew=course.dealing != old.course.dealing or not old.seats,
         )
-        self._group = old.next(seats)
+        self._group = old.next(seats, course)
+        self._rendezvous = self._group.rendezvous
         to_whom = senders([member.step for member in hands], newest=newest)
         for rank, (member, seat) in enumerate(zip(hands, seats, strict=True)):
             membership = Membership(
-                self._group.rendezvous,
+                self._rendezvous,
                 rank=rank,
                 world_size=len(hands),
-                dealing=self._course.dealing,
+                dealing=course.dealing,
                 lanes=seat.lanes,
                 step=newest,
-                position=cut.position,
+                position=self._course.cut_at(newest).position,
                 senders=to_whom,
                 timeout_s=self._crew.patience_s,
             )
-            member.state = "busy"
+            member.begin()
             pending[member.actor.join.remote(membership)] = member.task("join")
         return pending
 
@@ -386,6 +388,7 @@ class AllReduceTopology:
             )
 
     def _begin_training(self, pending: Pending) -> Outcome:
+        self._course = self._group.course
         pause_s = time.monotonic() - self._standing_since
         resize = Resize(len(self._group.seats), self._group.number, pause_s)
         return Outcome(pending=pending | self._train(), resize=resize)
@@ -396,7 +399,8 @@ class AllReduceTopology:
         self._group.round = "train"
         pending: Pending = {}
         for hand in self._seated:
-            hand.state, hand.has_trained = "busy", True
+            hand.begin()
+            hand.has_trained = True
             self._starts.forget(hand.number)
             train: Any = hand.actor.train
             reference = train.remote(segment.until_step, save=segment.cut is not None)

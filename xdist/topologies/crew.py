@@ -35,6 +35,8 @@ GRACE_S = 5.0
 """For a pulse, once somebody has said that a peer is lost."""
 START_PATIENCE_S = 60.0
 """For a pulse of a worker that starts: it may import what lets no other thread run."""
+SAVE_PATIENCE_S = 120.0
+"""A storage that is slow is no worker that hangs, and steps say nothing of it."""
 
 MakeActor = Callable[[int, bool], ActorHandle[Any]]
 """From a worker's number, and whether it takes its state from the checkpoint."""
@@ -51,6 +53,7 @@ class Hand:
     """ready: started, and in no group yet; busy: joins or trains; idle: in the group, between."""
     step: int | None
     """Of the state that it has; None where it has none yet."""
+    idle_since: float = 0.0
     has_trained: bool = False
     process: Process | None = None
     pulse: Pulse | None = None
@@ -59,6 +62,22 @@ class Hand:
     pulse_sent: float = field(default_factory=time.monotonic)
     started: float = 0.0
     """When it was ready; its first pulse may have been sent long before."""
+
+    def begin(self) -> None:
+        """It is told to join, or to train: what it was at before says nothing any more."""
+        self.state, self.pulse = "busy", None
+
+    def end(self, step: int | None) -> None:
+        """It has done what it was told, and has the state of this step."""
+        self.state, self.step, self.idle_since = "idle", step, time.monotonic()
+
+    @property
+    def waited_s(self) -> float:
+        """How long it has waited for the others of its group, when it had done its own part."""
+        if self.state == "idle":
+            return time.monotonic() - self.idle_since
+        is_waiting = self.pulse is not None and self.pulse.phase == "update"
+        return self.pulse.phase_s if is_waiting and self.pulse is not None else 0.0
 
     @property
     def node_id(self) -> str | None:
@@ -119,6 +138,7 @@ class Crew:
     def started(self, hand: Hand, process: Process) -> None:
         """The worker is ready."""
         hand.state, hand.process, hand.started = "ready", process, time.monotonic()
+        hand.pulse = None  # Of the start.
 
     def felt(self, hand: Hand, pulse: Pulse) -> Pending:
         """A pulse came back; send the next one."""
@@ -145,41 +165,59 @@ class Crew:
     def silent(self, *, is_broken: bool) -> list[Fault]:
         """Workers whose process does not answer. is_broken: somebody has said that one is lost."""
         usual_s = GRACE_S if is_broken else min(self.patience_s, LEAST_PATIENCE_S)
-        now = time.monotonic()
+        silences = {hand.life: self._silence_s(hand) for hand in self}
+        # Where nobody would be left who has the state, it is rather the machine that is slow.
+        holders = [hand for hand in self if hand.step is not None]
+        are_all_silent = all(silences[hand.life] > PULSE_S + usual_s for hand in holders)
         faults = []
         for hand in self:
-            limit_s = PULSE_S + (START_PATIENCE_S if hand.state == "starting" else usual_s)
-            is_there = hand.state != "starting" or hand.pulse is not None
-            if not is_there or now - max(hand.pulse_sent, hand.started) <= limit_s:
-                continue
-            if not ray.wait([hand.pulse_reference], timeout=0)[0]:
+            is_spared = hand.state == "starting" or (hand in holders and are_all_silent)
+            limit_s = PULSE_S + (START_PATIENCE_S if is_spared else usual_s)
+            if silences[hand.life] > limit_s:
                 cause = f"gave no answer for {limit_s:g} s"
                 faults.append(Fault(hand.task("pulse"), cause, "lost"))
         return faults
+
+    @staticmethod
+    def _silence_s(hand: Hand) -> float:
+        """How long a pulse has been unanswered."""
+        is_there = hand.state != "starting" or hand.pulse is not None
+        silence_s = time.monotonic() - max(hand.pulse_sent, hand.started)
+        if not is_there or silence_s <= PULSE_S or ray.wait([hand.pulse_reference], timeout=0)[0]:
+            return 0.0
+        return silence_s
 
     def stuck(self, seated: Sequence[Hand], *, is_broken: bool) -> list[Fault]:
         """Workers of a group that others wait for, and who are at one thing for too long; and those
         that do not come to their start's end.
         """
-        limit_s = self.patience_s + (GRACE_S if is_broken else 0)
         faults = []
         for hand in self:
             if hand.pulse is None:
                 continue
+            phase, phase_s = hand.pulse.phase, hand.pulse.phase_s
             if hand.state == "starting":
-                is_stuck = hand.pulse.phase_s > PATIENCE_BEFORE_STEPS_S
+                is_stuck = phase_s > PATIENCE_BEFORE_STEPS_S
             else:
-                others = [other for other in seated if other is not hand]
-                is_waited_for = hand.state == "busy" and any(map(_waits, others))
+                waited_s = max((other.waited_s for other in seated if other is not hand), default=0)
                 # One that is idle has not heard yet of what it is to do.
-                is_at_work = hand.pulse.phase != "idle" and (
-                    is_broken or hand.pulse.phase != "update"
-                )
-                is_stuck = is_waited_for and is_at_work and hand.pulse.phase_s > limit_s
+                is_at_work = hand.state == "busy" and phase != "idle"
+                is_at_fault = is_at_work and (is_broken or phase != "update")
+                limit_s = self._limit_s(hand, seated) + (GRACE_S if is_broken else 0)
+                is_stuck = is_at_fault and min(phase_s, waited_s) > limit_s
             if is_stuck:
-                cause = f"was in {hand.pulse.phase!r} for {hand.pulse.phase_s:.1f} s"
-                faults.append(Fault(hand.task("pulse"), f"{cause}, while others waited", "lost"))
+                cause = f"was in {phase!r} for {phase_s:.1f} s, while others waited"
+                faults.append(Fault(hand.task("pulse"), cause, "lost"))
         return faults
+
+    def _limit_s(self, hand: Hand, seated: Sequence[Hand]) -> float:
+        """How long others wait for what a worker is at."""
+        assert hand.pulse is not None
+        is_last = all(other.step is None for other in seated if other is not hand)
+        if is_last and hand.pulse.phase == "joining":  # It sends its state to one after the other.
+            return PATIENCE_BEFORE_STEPS_S
+        is_saving = hand.pulse.phase == "save" and self._configured_patience_s is None
+        return max(self.patience_s, SAVE_PATIENCE_S) if is_saving else self.patience_s
 
     def tell(self, hand: Hand, method: Literal["request_stop", "abort"]) -> Pending:
         """Call a method of a busy worker, which returns at once."""
@@ -190,11 +228,6 @@ class Crew:
         """End all of them."""
         end(hand.actor for hand in self)
         self._hands = {}
-
-
-def _waits(hand: Hand) -> bool:
-    """Whether a member of a group has done its part, and waits for others."""
-    return hand.state == "idle" or (hand.pulse is not None and hand.pulse.phase == "update")
 
 
 def _start(worker: Worker, warm_up_images: Sequence[int]) -> Process:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from xdist.segments import Course
 from xdist.strategies.group import Rendezvous
 from xdist.topologies import Fault, Task
 from xdist.topologies.crew import Hand
@@ -17,6 +18,8 @@ class Generation:
     """Who is in it, and what has become of it. The one before the first has nobody in it."""
 
     rendezvous: Rendezvous
+    course: Course
+    """The way that it goes once it has come together."""
     seats: tuple[Seat, ...] = ()
     """In the order of the ranks; also those of workers that are lost meanwhile."""
     newcomers: frozenset[int] = frozenset()
@@ -42,11 +45,11 @@ class Generation:
     def lives(self) -> frozenset[int]:
         return frozenset(seat.life for seat in self.seats)
 
-    def next(self, seats: tuple[Seat, ...]) -> Generation:
+    def next(self, seats: tuple[Seat, ...], course: Course) -> Generation:
         """The one that replaces it; its workers are to join."""
         rendezvous = replace(self.rendezvous, generation=self.number + 1)
         newcomers = frozenset(seat.life for seat in seats) - self.lives
-        return Generation(rendezvous, seats, newcomers, round="join")
+        return Generation(rendezvous, course, seats, newcomers, round="join")
 
     def unexplained(self, present: Sequence[Hand]) -> tuple[Fault, ...]:
         """The faults of a group that parted, or did not come together, though all of it is there:

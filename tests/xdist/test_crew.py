@@ -1,0 +1,78 @@
+"""Who of a group is at fault, from what each is at and for how long."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from xdist.topologies.crew import LEAST_PATIENCE_S, Crew, Hand
+from xdist.topologies.nodes import Process
+from xdist.worker import Phase, Pulse
+
+LONG_S = LEAST_PATIENCE_S + 5.0
+NO_ACTOR: Any = None
+
+
+def busy(number: int, phase: Phase, phase_s: float, *, step: int | None = 7) -> Hand:
+    pulse = Pulse(phase, phase_s, longest_step_s=0.2)
+    return Hand(number, number + 1, NO_ACTOR, "busy", step, pulse=pulse)
+
+
+def idle(number: int, *, since_s: float) -> Hand:
+    hand = Hand(number, number + 1, NO_ACTOR, "busy", 7)
+    hand.end(7)
+    hand.idle_since = time.monotonic() - since_s
+    return hand
+
+
+def stuck(*hands: Hand, patience_s: float | None = None, is_broken: bool = False) -> list[int]:
+    """The numbers of those who are at fault."""
+    crew = Crew(lambda _number, _has_state: NO_ACTOR, patience_s=patience_s, warm_up_images=[1])
+    crew.longest_step_s = 0.2
+    crew._hands = {hand.number: hand for hand in hands}
+    return [fault.task.number for fault in crew.stuck(hands, is_broken=is_broken)]
+
+
+@pytest.mark.parametrize("phase", ["data", "compute", "joining"])
+def test_who_keeps_others_waiting_for_too_long_is_at_fault(phase: Phase) -> None:
+    assert stuck(busy(0, phase, LONG_S), busy(1, "update", LONG_S)) == [0]
+    assert stuck(busy(0, phase, LONG_S), idle(1, since_s=LONG_S)) == [0]
+
+
+def test_what_nobody_waited_for_does_not_count() -> None:
+    """All of them read from a storage that paused; one has got its batch a moment ago."""
+    assert stuck(busy(0, "data", LONG_S), busy(1, "data", LONG_S)) == []
+    assert stuck(busy(0, "data", LONG_S), busy(1, "update", 2.0)) == []
+    assert stuck(busy(0, "save", 1000.0), idle(1, since_s=2.0)) == []
+
+
+def test_a_slow_storage_is_waited_for_longer_unless_the_user_says_how_long() -> None:
+    hands = busy(0, "save", LONG_S), idle(1, since_s=LONG_S)
+    assert stuck(*hands) == []
+    assert stuck(*hands, patience_s=LEAST_PATIENCE_S) == [0]
+    assert stuck(busy(0, "save", 1000.0), idle(1, since_s=1000.0)) == [0]
+
+
+def test_who_waits_in_an_update_is_at_fault_only_when_somebody_says_that_a_peer_is_lost() -> None:
+    hands = busy(0, "update", LONG_S + 5), idle(1, since_s=LONG_S + 5)
+    assert stuck(*hands) == []
+    assert stuck(*hands, is_broken=True) == [0]
+
+
+def test_the_only_one_with_the_state_has_time_to_send_it() -> None:
+    newcomers = [busy(number, "update", LONG_S, step=None) for number in (1, 2)]
+    assert stuck(busy(0, "joining", LONG_S), *newcomers) == []
+
+
+def test_who_has_just_started_is_not_judged_by_what_its_start_took() -> None:
+    old = idle(0, since_s=LONG_S)
+    new = busy(1, "starting", LONG_S, step=None)
+    new.state = "starting"
+    crew = Crew(lambda _number, _has_state: NO_ACTOR, patience_s=None, warm_up_images=[1])
+    crew.longest_step_s = 0.2
+    crew._hands = {0: old, 1: new}
+    crew.started(new, Process("node", 1))
+    new.begin()
+    assert crew.stuck([old, new], is_broken=False) == []
