@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -154,12 +155,13 @@ class Driver:
         waiting = list(self._pending)
         if self._scoring_task is not None:
             waiting.append(self._scoring_task)
-        ready, _ = ray.wait(waiting, num_returns=1, timeout=WATCH_EVERY_S)
+        ready = _first_ready(waiting, timeout_s=WATCH_EVERY_S)
         if ready and ready[0] == self._scoring_task:
             self._receive_scores()
         elif ready:
             self._handle(self._receive(ready[0]))
-        if self._pending and time.monotonic() - self._watched > WATCH_EVERY_S:
+        is_at_work = self._pending or not self._is_trained()
+        if is_at_work and time.monotonic() - self._watched > WATCH_EVERY_S:
             self._handle(self._apply(self._topology.watch()))
             self._watched = time.monotonic()
 
@@ -332,7 +334,7 @@ class Driver:
         deadline = time.monotonic() + GRACE_S
         while self._pending and not any(fault.kind == "lost" for fault in faults):
             left = max(0.0, deadline - time.monotonic())
-            ready, _ = ray.wait(list(self._pending), num_returns=1, timeout=left)
+            ready = _first_ready(list(self._pending), timeout_s=left)
             if not ready:
                 break
             faults.extend(self._receive(ready[0]))
@@ -358,13 +360,24 @@ class Driver:
         self._run.record(kind=kind, time=time.time(), step=step, samples=num_samples, **values)
 
 
+def _first_ready(
+    waiting: list[ray.ObjectRef[Any]], *, timeout_s: float
+) -> list[ray.ObjectRef[Any]]:
+    """The first of them that is ready; none after the timeout."""
+    if not waiting:  # Ray would not wait for nothing.
+        threading.Event().wait(timeout_s)
+        return []
+    ready, _ = ray.wait(waiting, num_returns=1, timeout=timeout_s)
+    return ready
+
+
 def connect() -> None:
     """Connect to the cluster: that of RAY_ADDRESS, a local one, or a new one of this process."""
     if ray.is_initialized():
         return
     try:
         ray.init(logging_level=logging.WARNING)
-    except ConnectionError as error:
+    except Exception as error:  # Ray raises bare ones, as when it starts too slowly.
         raise UserError(f"no Ray cluster: {error}; start one with `ray start --head`") from error
 
 

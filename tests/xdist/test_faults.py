@@ -175,6 +175,32 @@ def test_a_worker_killed_while_it_starts_is_replaced(tmp_path: Path, strategy: s
     assert final(tmp_path / "run").manifest.cut.position == DONE
 
 
+def dies_at_every_start(
+    make_strategy: MakeStrategy, directory: Path, num_deaths: int, *arguments: Any, **named: Any
+) -> UpdateStrategy:
+    """The first so many workers are killed when their strategies stand."""
+    strategy = make_strategy(*arguments, **named)
+    number = len(list(directory.glob("death-*")))
+    if number < num_deaths:
+        (directory / f"death-{number}").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return strategy
+
+
+@pytest.mark.parametrize("strategy", ["all_reduce", "push_pull"])
+def test_the_only_worker_may_die_more_than_once_while_it_starts(
+    tmp_path: Path, strategy: str
+) -> None:
+    config = small_config(tmp_path, strategy=strategy, num_workers=1)
+    is_sync = strategy == "all_reduce"
+    make_strategy = all_reduce_strategy if is_sync else push_pull_strategy
+    dies = partial(dies_at_every_start, make_strategy, tmp_path, 3)
+    topology = AllReduceTopology if is_sync else PushPullTopology
+    run(config, tmp_path / "run", topologies={strategy: partial(topology, make_strategy=dies)})
+    assert causes(tmp_path / "run") == ["worker 0 lost"] * 3
+    assert final(tmp_path / "run").manifest.cut.position == DONE
+
+
 def test_a_killed_last_rank_costs_no_sample(tmp_path: Path) -> None:
     config = small_config(tmp_path, strategy="all_reduce")
     fault = Fault(worker=1, own_step=25, marker=str(tmp_path / "struck"))
