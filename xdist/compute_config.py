@@ -35,7 +35,8 @@ class ComputeConfig:
     """
     fused_optimizer: bool = False
     """all_reduce: the update of the weights and of their average in one compiled pass; equal within
-    rounding.
+    rounding. The first update of a worker compiles, while the others wait: set
+    cluster.collective_timeout_s.
     """
 
     def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ from datapipe.index import ShardIndex, ensure_index
 from datapipe.position import Position
 from xdist import checkpoint, sizing
 from xdist.checkpoint import Checkpoint, Cut, Manifest
-from xdist.config import TrainConfig
+from xdist.config import PROFILED_STEPS, TrainConfig
 from xdist.errors import RunDirectoryError, UserError
 from xdist.flat import FlatModel
 from xdist.label_space import labels_at
@@ -65,6 +65,12 @@ def prepare(
         )
     _check_shapes(config, num_classes)
     num_samples = data.order.num_samples
+    num_steps = config.num_places(num_samples) / config.batch_size
+    if config.profile and num_steps < PROFILED_STEPS:
+        raise UserError(
+            f"profile is True; allowed: False in a run of {num_steps:.0f} steps: a trace is "
+            f"complete after {PROFILED_STEPS}"
+        )
     plan = RunPlan(
         config=config.resolved(num_samples),
         run_dir=run.url,

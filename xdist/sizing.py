@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from xdist.config import TrainConfig
 from xdist.errors import NotEnoughResources, UserError
@@ -26,7 +27,7 @@ def sized(config: TrainConfig, resources: Nodes) -> TrainConfig:
     """
     gpus = _gpus_per_worker(config, resources)
     cluster = replace(config.cluster, gpus_per_worker=gpus)
-    config = replace(config, cluster=cluster)
+    config = _with(config, cluster=cluster)
     if isinstance(config.num_workers, int):
         num_workers = config.num_workers
     else:
@@ -35,7 +36,17 @@ def sized(config: TrainConfig, resources: Nodes) -> TrainConfig:
     if not fits(config, resources, num_workers):
         raise NotEnoughResources(_missing(config, resources, num_workers, servers))
     num_servers = servers if config.strategy == "push_pull" else config.num_servers
-    return replace(config, num_workers=num_workers, num_servers=num_servers)
+    return _with(config, num_workers=num_workers, num_servers=num_servers)
+
+
+def _with(config: TrainConfig, **changes: Any) -> TrainConfig:
+    """The configuration with what this cluster makes of it. Raises `UserError` if that cannot
+    be.
+    """
+    try:
+        return replace(config, **changes)
+    except ValueError as error:
+        raise UserError(f"on this cluster, {error}") from error
 
 
 def most_workers(config: TrainConfig) -> int:

@@ -265,6 +265,8 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: argparse.Namespace) -> None:
     is_cuda = arguments.device == "cuda"
+    if is_cuda and not torch.cuda.is_available():
+        sys.exit("there is no GPU here; --device cpu shows that everything runs")
     results: list[Result | Failure] = []
     head = f"{'way':<28}{'batch':>6}{'images/s':>10}{'peak MB':>10}{'start s':>9}  ms of a step"
     sys.stderr.write(head + "\n")
