@@ -48,6 +48,7 @@ lint: $(INSTALLED)  ## formatting, lint, types
 # Behind a lock, and looked at again there: two makes at once must not both build it.
 $(INSTALLED): pyproject.toml constraints.txt setup.py $(NATIVE)
 ifdef VENV_LOCKED
+	@echo "making .venv: torch and Ray, several minutes"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 	    --editable '.[dev]'

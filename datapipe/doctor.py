@@ -27,7 +27,7 @@ def report() -> str:
     if kernel.name == "fallback":
         lines += [
             f"                in use: simplejpeg {version('simplejpeg')}, torch {version('torch')}",
-            "                decoding takes three times as long; no restart markers can be added",
+            "                decoding takes 2 to 3 times as long; no restart markers can be added",
             *(f"                {line}" for line in remedy(_compiler())),
         ]
     walk = "native" if native_walk.is_available() else "tarfile: the index takes ten times as long"

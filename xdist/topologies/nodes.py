@@ -135,7 +135,7 @@ def kernels() -> dict[str, Kernels]:
     if slow:
         address, node = next(iter(slow.items()))
         logger.warning(
-            "decoding takes three times as long on %d of %d nodes, first %s: %s; "
+            "decoding takes two to three times as long on %d of %d nodes, first %s: %s; "
             "there, python -m datapipe doctor says what to do",
             len(slow),
             len(found),
