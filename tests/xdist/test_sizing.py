@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from datapipe.config import DataConfig
+from xdist.compute_config import ComputeConfig
 from xdist.config import ClusterConfig, TrainConfig
 from xdist.errors import NotEnoughResources, UserError
 from xdist.sizing import num_lanes, sized
@@ -104,3 +106,18 @@ def test_auto_is_not_less_than_the_smallest_group() -> None:
     smallest = ClusterConfig(min_world_size=4)
     with pytest.raises(NotEnoughResources, match="4 workers of 1 CPU do not fit"):
         sized(replace(SYNC, cluster=smallest), [{"CPU": 2.0}])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"compute": ComputeConfig(cuda_graphs=True)}, "compute.cuda_graphs is True"),
+        (
+            {"batch_size": 2, "num_workers": "auto", "cluster": ClusterConfig(min_world_size=3)},
+            "batch_size is 2; allowed: at least num_workers, which is 3",
+        ),
+    ],
+)
+def test_what_this_cluster_cannot_do_is_one_message(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=f"on this cluster, {message}"):
+        sized(replace(SYNC, **changes), [{"CPU": 4.0}])
