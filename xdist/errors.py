@@ -10,6 +10,7 @@
         │   └── UnknownFormat        another version of this program wrote the checkpoint
         ├── CheckpointDamaged  a part of a checkpoint is missing or fails its SHA-256
         ├── PeerLost           another worker or a server is gone; this one is healthy
+        ├── NotShared          two processes cannot share memory, though both are well
         ├── LeaseLost          this worker was replaced; its late push was refused
         └── RunFailed          more faults than max_recoveries: exit code 1
 
@@ -46,6 +47,12 @@ class CheckpointDamaged(XdistError):
 
 class PeerLost(XdistError):
     """Another worker or a server is gone; the one that raises this is healthy."""
+
+
+class NotShared(XdistError):
+    """Two processes cannot share memory: they are on two nodes, or one is hidden from the other, or
+    gone. What they have for each other takes another way.
+    """
 
 
 class LeaseLost(XdistError):
