@@ -16,6 +16,12 @@ setup(
     ext_modules=[
         Extension("datapipe_tar_walk", ["native/tar_walk.c"], optional=True),
         Extension(
+            "xdist_board",
+            sources=["native/board.c"],
+            extra_compile_args=["-O3", "-std=gnu11"],
+            optional=True,
+        ),
+        Extension(
             "xdist_update",
             sources=["native/update.c"],
             libraries=["m"],
