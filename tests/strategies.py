@@ -35,13 +35,12 @@ class ActsBefore(Wrapped):
         self._marker = marker
         self._act = act
 
-    def update(self, batch: Batch, sums: BatchSums) -> int | None:
+    def update(self, batch: Batch, sums: BatchSums) -> None:
         is_due = self.strategy.progress.own_step + 1 == self._own_step
         if is_due and not self._marker.exists():
             self._marker.touch()
             self._act()
-        staleness: int | None = self.strategy.update(batch, sums)
-        return staleness
+        self.strategy.update(batch, sums)
 
 
 def collect_gradients(flat: FlatModel) -> None:

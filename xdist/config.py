@@ -13,6 +13,7 @@ from datapipe.config import DataConfig
 from xdist.checks import AUTO, check, check_least, check_positive, check_share
 from xdist.compute_config import ComputeConfig
 from xdist.model_config import ModelConfig
+from xdist.servers_config import ServersConfig
 
 PAPER: Final = "paper"
 PAPER_L2 = {"inception_v3": 4e-5}
@@ -56,8 +57,7 @@ class OptimizerConfig:
     l2_on: Literal["kernels", "all"] = "kernels"
     """What the L2 penalty covers: kernels (no bias, no batch norm), or all parameters."""
     clip_norm: float | None = None
-    """all_reduce: gradients are scaled down to this global norm, before the L2 penalty; None never
-    does.
+    """Gradients are scaled down to this global norm, before the L2 penalty; None never does.
     """
     average_half_life_samples: int | None = None
     """Polyak average of the weights: samples after which a weight's share has halved; excludes
@@ -149,8 +149,8 @@ class ClusterConfig:
     min_world_size: int = 1
     """all_reduce: workers below which training waits for replacements, up to wait_s."""
     max_world_size: int | None = None
-    """all_reduce: workers that the run grows to when nodes join; None: num_workers, as it is at the
-    start. If set, the autoscaler is asked for so many, and for the spares.
+    """Workers that the run grows to when nodes join; None: num_workers, as it is at the start. If
+    set, the autoscaler is asked for so many, and for the spares.
     """
     num_spares: int = 0
     """all_reduce: workers that wait, warm, to take the place of a lost one."""
@@ -175,7 +175,7 @@ class ClusterConfig:
             check(is_order, "cluster.max_world_size", self.max_world_size, allowed)
 
 
-OF_ALL_REDUCE: Final = ("min_world_size", "max_world_size", "num_spares", "collective_timeout_s")
+OF_ALL_REDUCE: Final = ("min_world_size", "num_spares", "collective_timeout_s")
 """Fields of `ClusterConfig` that another strategy does not have."""
 PROFILED_STEPS: Final = 8
 """Steps of a worker after which its profile is complete: three to warm up, five that count."""
@@ -213,6 +213,8 @@ class TrainConfig:
     """Scoring."""
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     """How gradients are computed."""
+    servers: ServersConfig = field(default_factory=ServersConfig)
+    """push_pull: the parameter servers."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     """Resources, and what is done when they are lost."""
     num_workers: int | Literal["auto"] = AUTO
@@ -294,7 +296,6 @@ class TrainConfig:
         for part, prefix, names in (
             (self, "", ("bn_group", "on_resize", "compress_gradients")),
             (self.cluster, "cluster.", OF_ALL_REDUCE),
-            (self.optimizer, "optimizer.", ("clip_norm",)),
             (self.compute, "compute.", ("fused_optimizer",)),
         ):
             defaults = {option.name: option.default for option in fields(part)}
@@ -303,7 +304,19 @@ class TrainConfig:
                 allowed = f"{default!r} with strategy push_pull"
                 check(value == default, f"{prefix}{name}", value, allowed)
 
+        first, workers = self.servers.commit_first, self.num_workers
+        if first is not None:
+            allowed = f"at most num_workers, which is {workers}"
+            check(workers == AUTO or first <= workers, "servers.commit_first", first, allowed)
+            clips = self.optimizer.clip_norm
+            allowed = "None with servers.commit_first, whose updates are means of several pushes"
+            check(clips is None, "optimizer.clip_norm", clips, allowed)
+
     def _check_all_reduce(self) -> None:
+        for option in fields(self.servers):
+            value = getattr(self.servers, option.name)
+            allowed = f"{option.default!r} with strategy all_reduce, which has no servers"
+            check(value == option.default, f"servers.{option.name}", value, allowed)
         allowed = "auto with strategy all_reduce, which has no servers"
         check(self.num_servers == AUTO, "num_servers", self.num_servers, allowed)
         cpus = self.cluster.cpus_per_server

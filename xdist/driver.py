@@ -351,9 +351,11 @@ class Driver:
         found = checkpoint.latest(self._plan.run_dir)
         assert found is not None, "the first checkpoint is written before the first launch"
         self._latest = found
-        cut = found.manifest.cut
+        cut, num_lost = found.manifest.cut, self._metrics.step - found.manifest.cut.step
         self._metrics.start_from(step=cut.step, num_samples=cut.num_samples)
-        logger.warning("run set back to its last checkpoint step=%d", cut.step)
+        logger.warning(
+            "run set back to its last checkpoint step=%d updates_lost=%d", cut.step, num_lost
+        )
         self._pending = self._topology.launch(found)
 
     def _record(self, kind: str, step: int, num_samples: int, **values: Any) -> None:

@@ -27,8 +27,15 @@ class Ledger:
     """
 
     def __init__(
-        self, position: Position, *, order: Order, num_places: int, batch_size: int
+        self,
+        position: Position,
+        *,
+        order: Order,
+        num_places: int,
+        batch_size: int,
+        first_token: int = 0,
     ) -> None:
+        """first_token: below all that this ledger gives."""
         self._position = position
         self._num_done = position.num_seen(order.num_samples)
         self._order = order
@@ -36,8 +43,8 @@ class Ledger:
         self._batch_size = batch_size
         self._free: deque[Span] = deque()
         self._next_epoch = position.epoch
+        self._first_token = first_token
         self._tokens: dict[int, int] = {}
-        self._sequences: dict[int, int] = {}
         self._leased: dict[int, list[Span]] = {}
 
     @property
@@ -62,15 +69,16 @@ class Ledger:
 
     def register(self, worker: int) -> int:
         """Return a new fencing token for `worker`; what its predecessor had leased is free."""
-        self.release(worker)
-        self._sequences[worker] = 0
-        return self._tokens[worker]
+        return self.release(worker)
 
-    def release(self, worker: int) -> None:
-        """`worker` is lost: refuse its token, and free what it had leased, first in line."""
-        self._tokens[worker] = self._tokens.get(worker, 0) + 1
+    def release(self, worker: int) -> int:
+        """`worker` is lost: refuse its token, and free what it had leased, first in line. Returns
+        the token of whoever replaces it.
+        """
+        self._tokens[worker] = self._tokens.get(worker, self._first_token) + 1
         self._free.extendleft(reversed(self._leased.get(worker, [])))
         self._leased[worker] = []
+        return self._tokens[worker]
 
     def is_current(self, worker: int, token: int) -> bool:
         """Whether this is the worker's newest token."""
@@ -78,26 +86,29 @@ class Ledger:
 
     def lease(self, worker: int, token: int) -> Span | None:
         """Lease the next places to `worker`; None when none is free. Raises `LeaseLost`."""
-        self._check(worker, token)
+        self.check(worker, token)
         span = self._take() if self.has_free else None
         if span is not None:
             self._leased[worker].append(span)
         return span
 
-    def commit(self, worker: int, token: int, sequence: int, spans: Sequence[Span]) -> None:
-        """Mark the places of push number `sequence` of `worker` as done. Raises `LeaseLost`."""
-        self._check(worker, token)
-        if sequence != self._sequences[worker] + 1:
-            raise LeaseLost(
-                f"worker {worker} committed push {sequence} after push {self._sequences[worker]}; "
-                "a push is committed once, and in order"
-            )
+    def commit(self, worker: int, spans: Sequence[Span]) -> None:
+        """Mark places that `worker` has leased as done."""
         self._leased[worker] = subtract(self._leased[worker], spans)
+        self.complete(spans)
+
+    def complete(self, spans: Sequence[Span]) -> None:
+        """Mark places that nobody here has leased as done."""
         self._position = self._position.with_done(spans, num_samples=self._order.num_samples)
         self._num_done += sum(span.num_samples for span in spans)
-        self._sequences[worker] = sequence
 
-    def _check(self, worker: int, token: int) -> None:
+    def give_back(self, worker: int, spans: Sequence[Span]) -> None:
+        """Free places that `worker` has leased and did not get done, first in line."""
+        self._leased[worker] = subtract(self._leased[worker], spans)
+        self._free.extendleft(reversed(spans))
+
+    def check(self, worker: int, token: int) -> None:
+        """Raise `LeaseLost` unless this is the worker's newest token."""
         if not self.is_current(worker, token):
             raise LeaseLost(
                 f"worker {worker} holds token {token}, current is {self._tokens.get(worker)}; "

@@ -155,6 +155,11 @@ def learning_rate(config: OptimizerConfig, samples: int) -> float:
     return rate
 
 
+def clip_scale(config: OptimizerConfig, norm: float) -> float:
+    """What a gradient of this norm is multiplied by, so that its norm is at most `clip_norm`."""
+    return 1.0 if config.clip_norm is None else config.clip_norm / max(norm, config.clip_norm)
+
+
 def average_decay(config: OptimizerConfig, *, num_samples: int, num_updates: int) -> float:
     """What the Polyak average keeps of itself at an update, which `num_updates` others came before.
 

@@ -1,359 +1,444 @@
-"""ParameterServer: one range of the flat vector, its optimizer, its versions; and Sequencer, which
-orders the updates.
+"""ParameterServer: one range of the flat vector, its optimizer, its versions.
 
-A push *stages* its pieces on all servers; then a *commit* on server 0, where the `Sequencer` lives,
-fixes version and order, and every server applies in that order. What is staged without a commit is
-dropped. So all servers apply a push or none does, "every server at version v" is a consistent state
-of the run, and one cut holds ledger and weights.
+A push *stages* its pieces on all servers; then server 0, which has the `Lead`, *commits* it, and
+every server applies it in the order of versions. What is staged without a commit is dropped. So all
+servers apply a push or none does, "every server at version v" is a consistent state of the run, and
+one cut holds ledger and weights.
+
+A *replica* stages and applies what its primary does. When the primary is lost it takes its place,
+in a new *term*: workers register anew, and what was not committed is computed again.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from datapipe.errors import CorruptSample
-from datapipe.order import Order
 from datapipe.position import Span
-from xdist import checkpoint, optim
+from xdist import checkpoint
+from xdist.changes import Changes
 from xdist.checkpoint import Checkpoint, Cut, Part
-from xdist.config import TrainConfig
-from xdist.errors import LeaseLost
-from xdist.ledger import Ledger
-from xdist.state import RangeState, StatisticsState, copies
+from xdist.errors import LeaseLost, PeerLost
+from xdist.lead import Follower, Lead
+from xdist.sequencer import Commit, Decision, Push, PushId, Sequencer, Vector
+from xdist.server_plan import ServerPlan
+from xdist.staging import StagedPiece, Staging
+from xdist.state import copies
 
-Vector = NDArray[np.float32]
+Result = TypeVar("Result")
 
-
-@dataclass(frozen=True)
-class Push:
-    """What a worker asks server 0 to commit, once its pieces are staged everywhere."""
-
-    worker: int
-    token: int
-    """Fencing token: of this incarnation of the worker."""
-    sequence: int
-    """Number of this push, from 1, under this token."""
-    spans: tuple[Span, ...]
-    """The places it covers."""
-    corrupt: tuple[CorruptSample, ...]
-    """The samples at these places that could not be decoded."""
-    base_version: int
-    """Oldest version, over the ranges, of the weights that the gradient was computed with."""
+TOKENS_OF_TERM = 1 << 32
 
 
 @dataclass(frozen=True)
-class Commit:
-    """One update, as every server applies it."""
+class Reply:
+    """What a worker gets for a push, once that is in the weights, or was dropped."""
 
     version: int
-    worker: int
-    token: int
-    sequence: int
-    learning_rate: float
-    average_decay: float
-    num_samples: int
-    """Places done since the start of training, this update's included."""
-    staleness: int
-    """Commits between the push's pull and this commit."""
-    cut: Cut | None
-    """Set when the state after this update is to be saved."""
+    """Of the weights."""
+    weights: Vector
+    """(stop - start,) float32."""
+    commit: Commit | None = None
+    """None where the push was dropped."""
 
 
-class Sequencer:
-    """Decides the order of updates; keeps the ledger, the schedules, the batch-norm statistics, the
-    version, and which samples were corrupt. Pure.
-    """
+class Server(Follower, Protocol):
+    """A server, as the lead of a new term finds it."""
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        *,
-        ledger: Ledger,
-        statistics: StatisticsState,
-        version: int,
-        save_every_samples: int,
-    ) -> None:
-        self.ledger = ledger
-        self.statistics = statistics
-        self.version = version
-        self.corrupt: tuple[CorruptSample, ...] = ()
-        self._config = config
-        self._save_every_samples = save_every_samples
-
-    def commit(self, push: Push, batch_statistics: Vector) -> Commit:
-        """Fix version and order of a push. Raises `LeaseLost` and changes nothing when the worker
-        was replaced.
+    def enter(self, term: int, lead: Any) -> Awaitable[int]:
+        """Have it end what belongs to the term before; it says which version it is at. lead: whom
+        it tells what it has staged.
         """
-        before = self.ledger.num_done
-        self.ledger.commit(push.worker, push.token, push.sequence, push.spans)
-        after = self.ledger.num_done
-        self.corrupt += push.corrupt
-        decay = optim.average_decay(
-            self._config.optimizer, num_samples=after - before, num_updates=self.version
-        )
-        self.statistics.apply(torch.tensor(batch_statistics), average_decay=decay)
-        staleness = self.version - push.base_version
-        self.version += 1
-        commit = Commit(
-            version=self.version,
-            worker=push.worker,
-            token=push.token,
-            sequence=push.sequence,
-            learning_rate=optim.learning_rate(self._config.optimizer, before),
-            average_decay=decay,
-            num_samples=after,
-            staleness=staleness,
-            cut=None,
-        )
-        if self.ledger.is_finished or checkpoint.is_due(
-            before, after, every=self._save_every_samples
-        ):
-            cut = Cut(self.version, after, self.ledger.position, self.ledger.is_finished)
-            return replace(commit, cut=cut)
-        return commit
+
+    def forget_all(self, token: int) -> Awaitable[None]:
+        """Drop what has a token below this one, and is in no commit that has come."""
+
+    def staged(self, name: PushId) -> Awaitable[None]:
+        """The lead: another server has staged a push."""
+
+
+class Replica(Protocol):
+    """The replica of a server, as that one tells it what happens."""
+
+    def take(self, copy: ServerCopy) -> Awaitable[None]:
+        """Be what the primary is."""
+
+    def stage(self, name: PushId, offset: int, values: Any) -> Awaitable[None]:
+        """Stage a part of a piece."""
+
+    def follow(self, decision: Decision) -> Awaitable[None]:
+        """The replica of server 0: know of a commit before anybody else does."""
+
+    def apply(self, commit: Commit) -> Awaitable[None]:
+        """Apply an update, in the order of versions."""
+
+    def free(self, name: PushId) -> Awaitable[None]:
+        """Drop a push."""
+
+    def forget_all(self, token: int) -> Awaitable[None]:
+        """Drop what has a token below this one, and is in no commit that has come."""
+
+    def forget(self, worker: int, token: int) -> Awaitable[None]:
+        """The same, of one worker."""
 
 
 @dataclass(frozen=True)
-class ServerPlan:
-    """What a server is built from: plain values, so that the actor loads its own range."""
+class ServerCopy:
+    """All that a replica needs to be what its primary is."""
 
-    config: TrainConfig
-    checkpoint_url: str
-    start: int
-    stop: int
-    order: Order
-    num_places: int
-    save_every_samples: int
-    is_lead: bool
-    """Server 0, the one with the sequencer."""
-
-
-def load_state(plan: ServerPlan) -> RangeState:
-    """The range of a server, from the checkpoint."""
-    source = Checkpoint.open(plan.checkpoint_url)
-    return RangeState.from_tensors(
-        source.read_range(plan.start, plan.stop),
-        config=plan.config.optimizer,
-        start=plan.start,
-        stop=plan.stop,
-        l2_mask=source.manifest.layout.l2_mask(plan.config.optimizer.l2_on)[plan.start : plan.stop],
-    )
-
-
-def load_sequencer(plan: ServerPlan) -> Sequencer:
-    """The sequencer, from the checkpoint."""
-    source = Checkpoint.open(plan.checkpoint_url)
-    cut = source.manifest.cut
-    ledger = Ledger(
-        cut.position,
-        order=plan.order,
-        num_places=plan.num_places,
-        batch_size=plan.config.batch_size,
-    )
-    statistics = StatisticsState.from_tensors(
-        source.read_statistics(),
-        config=plan.config.optimizer,
-        momentum=source.manifest.layout.statistics_momentum,
-    )
-    return Sequencer(
-        plan.config,
-        ledger=ledger,
-        statistics=statistics,
-        version=cut.step,
-        save_every_samples=plan.save_every_samples,
-    )
+    term: int
+    version: int
+    tensors: dict[str, Tensor]
+    staged: dict[PushId, StagedPiece]
+    pending: tuple[Commit, ...]
+    sequencer: Sequencer | None
 
 
 class ParameterServer:
     """Owner of one range. Its coroutines share one event loop, so each of them is atomic up to its
-    `await`.
-
-    Server 0 also has the sequencer; `connect` tells it how to reach the other servers. Messages may
-    arrive in any order: commits are applied by version, and a pull waits for the version it asks
-    for.
+    `await`; updates are computed beside it, in a thread.
     """
 
     def __init__(self, plan: ServerPlan) -> None:
         torch.set_num_threads(max(1, int(plan.config.cluster.cpus_per_server)))
-        self._state = load_state(plan)
-        self._sequencer = load_sequencer(plan) if plan.is_lead else None
-        self._version = Checkpoint.open(plan.checkpoint_url).manifest.cut.step
-        self._send_to_others: Callable[[Commit], object] = _alone
-        self._staged: dict[int, Staged] = {}
+        self._plan = plan
+        self._source = Checkpoint.open(plan.checkpoint_url)
+        tensors = self._source.read_range(plan.start, plan.stop)
+        self._state = plan.range_state(self._source, tensors)
+        self._version = self._source.manifest.cut.step
+        self._sequencer = plan.sequencer(self._source) if plan.is_first else None
+        self._term = 0
+        self._lead: Lead | None = None
+        self._report: Server | None = None
+        """Where the lead is."""
+        self._replica: Replica | None = None
+        self._staging = Staging(plan.stop - plan.start)
+        self._outcomes: dict[PushId, asyncio.Future[Reply]] = {}
+        self._copied: dict[PushId, list[Awaitable[None]]] = {}
+        """What the replica is staging."""
         self._pending: dict[int, Commit] = {}
-        self._saved: dict[int, Snapshot] = {}
-        self._cuts: list[Cut] = []
+        self._to_keep: set[int] = set()
+        """Versions that are cuts, and are not reached yet."""
+        self._snapshots: dict[int, dict[str, Tensor]] = {}
         self._broken: BaseException | None = None
-        self._changed = asyncio.Condition()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="updates")
+        self._at_rest = asyncio.Lock()
+        """Who holds it may change the weights, or read them."""
+        self._changes = Changes()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
-    async def connect(self, send_to_others: Callable[[Commit], object]) -> None:
-        """Server 0: `send_to_others(commit)` calls `apply(commit)` on every other server and does
-        not wait.
+    # What workers ask.
+
+    async def stage(self, name: PushId, offset: int, values: Any) -> None:
+        """Keep a part of a push's piece until its commit. values: float32, from `offset` of this
+        range; or an awaitable of them, in a list. Raises `LeaseLost`.
         """
-        self._send_to_others = send_to_others
+        self._staging.check(name)
+        if self._replica is not None:
+            copied = self._copied.setdefault(name, [])
+            copied.append(self._replica.stage(name, offset, values))
+        if isinstance(values, list):
+            values = await values[0]
+        self._staging.write(name, offset, values)
+        self._tell_if_staged(name)
+
+    async def push(self, name: PushId, described: Push | None = None) -> Reply:
+        """The weights with a push, which is committed once all of it is staged on all servers.
+        described: to server 0. Raises `LeaseLost`, and `PeerLost` when a new term begins.
+        """
+        self._staging.check(name)
+        if described is not None:
+            self._leading.describe(described)
+        outcome: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._outcomes[name] = outcome
+        self._tell_if_staged(name)
+        reply = await outcome
+        if described is not None:
+            await self._leading.wait_for_others(name.worker)
+        return reply
+
+    async def pull(self, min_version: int) -> Reply:
+        """The weights, at `min_version` or later."""
+        await self._changes.until(lambda: self._version >= min_version)
+        async with self._at_rest:
+            return Reply(self._version, self._weights())
 
     async def register(self, worker: int) -> tuple[int, int]:
-        """Server 0: a new fencing token for a worker, and the version that it starts from.
-
-        Its predecessor's last commit is in that version: who pulls it from a server may stage there
-        without replacing what is still needed.
+        """Server 0: a new fencing token for a worker, once it is its turn to begin, and the version
+        that it starts from.
         """
-        return self._lead.ledger.register(worker), self._lead.version
-
-    async def release(self, worker: int) -> None:
-        """Server 0: a worker is lost; what it had leased goes to whoever asks first."""
-        self._lead.ledger.release(worker)
-        async with self._changed:
-            self._changed.notify_all()
+        return await self._leading.register(worker)
 
     async def lease(self, worker: int, token: int) -> Span | None:
         """Server 0: the next places for a worker; None when none is free. Raises `LeaseLost`."""
-        return self._lead.ledger.lease(worker, token)
+        return self._leading.lease(worker, token)
 
     async def await_lease(self, worker: int, token: int) -> Span | None:
         """Server 0: the next places for a worker, as soon as there are any: others may be lost.
         None when the run is over. Raises `LeaseLost`.
         """
-        ledger = self._lead.ledger
-        async with self._changed:
-            await self._changed.wait_for(
-                lambda: (
-                    ledger.has_free or ledger.is_finished or not ledger.is_current(worker, token)
-                )
-            )
-            return ledger.lease(worker, token)
+        return await self._leading.await_lease(worker, token)
 
-    async def stage(self, worker: int, token: int, sequence: int, gradients: Vector) -> None:
-        """Keep one push's piece until its commit. gradients: (stop - start,) float32, copied.
-        Raises `LeaseLost`.
+    def _tell_if_staged(self, name: PushId) -> None:
+        if name in self._outcomes and self._staging.is_complete(name):
+            self._soon(self._tell_staged(name))
 
-        A worker has one piece staged at a time: the next replaces one that was never committed.
-        """
-        staged = self._staged.get(worker)
-        if staged is None:
-            staged = self._staged[worker] = Staged(
-                token, sequence, torch.empty_like(self._state.weights)
-            )
-        if token < staged.token:
-            raise LeaseLost(
-                f"worker {worker} holds token {token}, {staged.token} was seen; it was replaced"
-            )
-        staged.token, staged.sequence = token, sequence
-        np.copyto(staged.gradients.numpy(), gradients)
+    async def _tell_staged(self, name: PushId) -> None:
+        """Tell the lead that a piece is here, and on the replica."""
+        copied = self._copied.pop(name, [])
+        if copied:
+            await asyncio.gather(*copied, return_exceptions=True)  # A replica that is lost is none.
+        if self._report is not None:
+            self._report.staged(name)
 
-    async def commit(self, push: Push, batch_statistics: Vector) -> Commit:
-        """Server 0: order a push that is staged on all servers, and have all apply it. Raises
-        `LeaseLost`.
-        """
-        commit = self._lead.commit(push, batch_statistics)
-        self._send_to_others(commit)
-        await self.apply(commit)
-        return commit
+    def _weights(self) -> Vector:
+        weights: Vector = self._state.weights.numpy().copy()
+        return weights
+
+    # What the lead asks.
+
+    async def staged(self, name: PushId) -> None:
+        """Server 0: a server has staged a push."""
+        if self._lead is not None:
+            self._lead.staged(name)
 
     async def apply(self, commit: Commit) -> None:
         """Apply this commit, and those that waited for it, in the order of versions."""
+        if commit.term < self._term or commit.version <= self._version:
+            return
         self._pending[commit.version] = commit
+        if commit.cut is not None and self._report is not None:  # A replica saves nothing.
+            self._to_keep.add(commit.version)
+        if self._replica is not None:
+            self._replica.apply(commit)
         try:
-            while (due := self._pending.pop(self._version + 1, None)) is not None:
-                self._apply(due)
+            async with self._at_rest:
+                while (due := self._pending.get(self._version + 1)) is not None:
+                    await self._in_thread(self._apply, due)
+                    self._version = due.version
+                    del self._pending[due.version]
+                    self._answer(due)
+                    await self._snapshot_if_due()
         except BaseException as error:
             self._broken = error
             raise
         finally:
-            async with self._changed:
-                self._changed.notify_all()
+            self._changes.tell()
 
     def _apply(self, commit: Commit) -> None:
-        staged = self._staged[commit.worker]
-        assert (staged.token, staged.sequence) == (commit.token, commit.sequence)
         self._state.apply(
-            staged.gradients,
+            self._staging.mean(commit),
             learning_rate=commit.learning_rate,
             average_decay=commit.average_decay,
+            scale=commit.scale,
         )
-        self._version = commit.version
-        if commit.cut is not None:
-            self._take_snapshot(commit.cut)
 
-    def _take_snapshot(self, cut: Cut) -> None:
-        snapshot = Snapshot(copies(self._state.tensors()))
-        if self._sequencer is not None:
-            statistics = copies(self._sequencer.statistics.tensors())
-            snapshot = replace(snapshot, statistics=statistics, corrupt=self._sequencer.corrupt)
-        self._saved[cut.step] = snapshot
-        self._cuts.append(cut)
+    async def _snapshot_if_due(self) -> None:
+        """Keep a copy of the state, if it is that of a cut. To be called at rest."""
+        if self._version in self._to_keep:
+            self._to_keep.discard(self._version)
+            copy = await self._in_thread(copies, self._state.tensors())
+            self._snapshots[self._version] = copy
+            self._changes.tell()
 
-    async def pull(self, min_version: int) -> tuple[int, Vector]:
-        """Version, at least `min_version`, and a copy of the weights, (stop - start,) float32, at
-        that version.
+    async def _in_thread(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, function, *arguments)
+
+    def _answer(self, commit: Commit) -> None:
+        waiting = [self._outcomes.pop(name) for name in commit.pushes if name in self._outcomes]
+        if waiting:
+            reply = Reply(self._version, self._weights(), commit)
+            for outcome in waiting:
+                _resolve(outcome, reply)
+        for name in commit.pushes:
+            self._staging.free(name)
+
+    async def drop(self, name: PushId, version: int) -> None:
+        """A push will not be applied; its worker gets weights of that version or a later one."""
+        await self.free(name)
+        outcome = self._outcomes.pop(name, None)
+        if outcome is not None:
+            _resolve(outcome, await self.pull(version))
+
+    async def free(self, name: PushId) -> None:
+        """Drop a push."""
+        self._staging.free(name)
+        if self._replica is not None:
+            self._replica.free(name)
+
+    async def forget(self, worker: int, token: int) -> None:
+        """Refuse what comes of the tokens of a worker below this one."""
+        self._staging.forget(worker, token, spare=self._committed())
+        if self._replica is not None:
+            self._replica.forget(worker, token)
+        old = [name for name in self._outcomes if name.worker == worker and name.token < token]
+        self._refuse(old, LeaseLost(f"worker {worker} was replaced"))
+
+    async def forget_all(self, token: int) -> None:
+        """Drop what has a token below this one, and is in no commit that has come."""
+        self._staging.forget_all(token, spare=self._committed())
+        if self._replica is not None:
+            self._replica.forget_all(token)
+
+    async def keep(self, cut: Cut) -> None:
+        """Keep the state of a cut, which is no commit's, until it is saved."""
+        self._to_keep.add(cut.step)
+        async with self._at_rest:
+            await self._snapshot_if_due()
+
+    def _committed(self) -> frozenset[PushId]:
+        return frozenset(name for commit in self._pending.values() for name in commit.pushes)
+
+    def _refuse(self, names: Iterable[PushId], error: Exception) -> None:
+        for name in names:
+            outcome = self._outcomes.pop(name)
+            if not outcome.done():
+                outcome.set_exception(error)
+
+    # What a new term asks.
+
+    async def begin_term(self, term: int, servers: Sequence[Server], saved_step: int) -> bool:
+        """Server 0: lead from now on. servers: all, in the order of their ranges; this one as it
+        reaches itself. saved_step: of the last checkpoint; what came after it is saved first. False
+        where another server is gone.
         """
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._version >= min_version)
-        return self._version, self._state.weights.numpy().copy()
+        sequencer, own = self._sequencer, servers[0]
+        assert sequencer is not None, "server 0 and its replica have one"
+        if self._lead is not None:
+            await self._lead.end_term()
+        try:
+            versions = await asyncio.gather(*(server.enter(term, own) for server in servers))
+        except PeerLost:
+            return False
+        for commit in sequencer.commits:
+            for server, version in zip(servers, versions, strict=True):
+                if commit.version > version:
+                    server.apply(replace(commit, term=term, cut=None))
+        token = term * TOKENS_OF_TERM
+        for server in servers:
+            server.forget_all(token)
+        ledger = self._plan.ledger(sequencer.ledger.position, first_token=token)
+        sequencer.begin_term(ledger)
+        self._lead = Lead(
+            sequencer,
+            term=term,
+            servers=servers,
+            replicate=self._replicate,
+            num_workers=self._plan.num_workers,
+            start_over_steps=self._plan.config.servers.start_over_steps,
+        )
+        if sequencer.version > saved_step:
+            self._lead.cut_here()
+        return True
 
-    async def next_cut(self, after_step: int) -> Cut:
-        """Server 0: the first cut after `after_step`, as soon as there is one."""
-        async with self._changed:
-            await self._changed.wait_for(
-                lambda: bool(self._cuts) and self._cuts[-1].step > after_step
+    async def enter(self, term: int, lead: Server) -> int:
+        """End what belongs to the term before; returns the version that this server is at."""
+        self._term, self._report = term, lead
+        self._refuse(list(self._outcomes), PeerLost("the servers have changed"))
+        async with self._at_rest:  # What has come is applied first.
+            return self._version
+
+    async def _replicate(self, decision: Decision) -> None:
+        if self._replica is None:
+            return
+        try:
+            await self._replica.follow(decision)
+        except PeerLost:
+            self._replica = None
+
+    @property
+    def _leading(self) -> Lead:
+        if self._lead is None:
+            raise PeerLost("this server does not lead")
+        return self._lead
+
+    # Its replica.
+
+    async def attach(self, replica: Replica) -> bool:
+        """Have a replica from now on; returns when it is what this server is. False where it is
+        gone.
+        """
+        async with self._at_rest:
+            copy = ServerCopy(
+                self._term,
+                self._version,
+                copies(self._state.tensors()),
+                self._staging.copies(),
+                tuple(self._pending.values()),
+                self._sequencer,
             )
-        return next(cut for cut in self._cuts if cut.step > after_step)
+            self._replica = replica
+            taken = replica.take(copy)
+        try:
+            await taken
+        except PeerLost:
+            return False
+        return True
+
+    async def take(self, copy: ServerCopy) -> None:
+        """Be what the primary is."""
+        self._state = self._plan.range_state(self._source, copy.tensors)
+        self._term, self._version, self._sequencer = copy.term, copy.version, copy.sequencer
+        self._staging.take(copy.staged)
+        for commit in copy.pending:
+            await self.apply(commit)
+
+    async def follow(self, decision: Decision) -> None:
+        """The replica of server 0: know of a commit before anybody else does."""
+        assert self._sequencer is not None, "the replica of server 0 has one"
+        self._sequencer.follow(decision)
+
+    # What the driver asks.
+
+    async def next_cut(self, after_step: int) -> Cut | None:
+        """Server 0: the first cut after `after_step`, as soon as there is one; None when it leads
+        no more.
+        """
+        return None if self._lead is None else await self._lead.next_cut(after_step)
 
     async def save(self, step: int, url: str) -> tuple[tuple[Part, ...], tuple[CorruptSample, ...]]:
         """Write this server's parts of the cut at `step` into the checkpoint directory `url`,
         beside the updates. Server 0 also returns the corrupt samples met since it began.
         """
-        async with self._changed:
-            await self._changed.wait_for(lambda: step in self._saved)
-        snapshot = self._saved.pop(step)
-        parts = await asyncio.to_thread(snapshot.write, url, self._state.start, self._state.stop)
-        return parts, snapshot.corrupt
+        await self._changes.until(lambda: step in self._snapshots)
+        tensors, start, stop = self._snapshots.pop(step), self._plan.start, self._plan.stop
+        written = asyncio.to_thread(checkpoint.write_range, url, tensors, start=start, stop=stop)
+        if self._lead is None:
+            return (await written,), ()
+        snapshot = self._lead.snapshots.pop(step)
+        statistics = asyncio.to_thread(checkpoint.write_statistics, url, snapshot.statistics)
+        return (await written, await statistics), snapshot.corrupt
+
+    async def release(self, worker: int) -> None:
+        """Server 0: a worker is lost; what it had leased goes to whoever asks first."""
+        if self._lead is not None:  # A new term knows of no worker.
+            self._lead.release(worker)
+
+    async def pulse(self, wait_s: float) -> None:
+        """Returns after `wait_s`, while this process runs."""
+        await asyncio.sleep(wait_s)
 
     async def watch(self) -> None:
         """Never returns: whoever waits for it learns at once when this server is gone, and what a
         commit raised that nobody waited for.
         """
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._broken is not None)
+        await self._changes.until(lambda: self._broken is not None)
         raise RuntimeError(f"a commit could not be applied: {self._broken!r}") from self._broken
 
-    @property
-    def _lead(self) -> Sequencer:
-        assert self._sequencer is not None, "only server 0 has the sequencer"
-        return self._sequencer
+    def _soon(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
 
-@dataclass
-class Staged:
-    """A push's piece that waits for its commit."""
-
-    token: int
-    sequence: int
-    gradients: Tensor
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """Host copies of a server's state at a cut."""
-
-    tensors: dict[str, Tensor]
-    statistics: dict[str, Tensor] | None = None
-    """Server 0's."""
-    corrupt: tuple[CorruptSample, ...] = ()
-
-    def write(self, url: str, start: int, stop: int) -> tuple[Part, ...]:
-        part = checkpoint.write_range(url, self.tensors, start=start, stop=stop)
-        if self.statistics is None:
-            return (part,)
-        return (part, checkpoint.write_statistics(url, self.statistics))
-
-
-def _alone(_commit: Commit) -> None:
-    """There are no other servers."""
+def _resolve(outcome: asyncio.Future[Reply], reply: Reply) -> None:
+    if not outcome.done():
+        outcome.set_result(reply)

@@ -23,7 +23,8 @@ class Published:
 class _Unfinished:
     cut: Cut
     started: float = field(default_factory=time.monotonic)
-    parts: list[Part] = field(default_factory=list)
+    parts: dict[str, Part] = field(default_factory=dict)
+    """By their files: a part that is written again is the same one."""
 
 
 class Publications:
@@ -37,11 +38,11 @@ class Publications:
     def add(self, cut: Cut, parts: tuple[Part, ...], *, previous: Manifest) -> Published | None:
         """Take parts of the checkpoint of `cut`; `previous` is the manifest of an earlier one."""
         unfinished = self._unfinished.setdefault(cut.step, _Unfinished(cut))
-        unfinished.parts.extend(parts)
+        unfinished.parts |= {part.file: part for part in parts}
         manifest = Manifest(
             unfinished.cut,
             previous.layout,
-            tuple(unfinished.parts),
+            tuple(unfinished.parts.values()),
             previous.data,
             self._config.to_json(),
             checkpoint.versions(),

@@ -61,10 +61,19 @@ class RangeState:
         fused_update = FusedUpdate(optimizer, weights, average) if is_fused else None
         return cls(start, stop, weights, average, optimizer, fused_update)
 
-    def apply(self, gradients: Tensor, *, learning_rate: float, average_decay: float) -> None:
+    def apply(
+        self,
+        gradients: Tensor,
+        *,
+        learning_rate: float,
+        average_decay: float,
+        scale: float = 1.0,
+    ) -> None:
         """One update, in place. gradients: (stop - start,) float32, the mean over the samples of
-        the update; used up.
+        the update, to be multiplied by `scale`; used up.
         """
+        if scale != 1:
+            gradients.mul_(scale)
         if self.fused_update is not None:
             self.fused_update(gradients, learning_rate=learning_rate, average_decay=average_decay)
             return

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -26,7 +26,7 @@ from datapipe.errors import CorruptSample
 from xdist.computation import BatchSums, Computation, dropout_seed
 from xdist.config import TrainConfig
 from xdist.determinism import compute_deterministically
-from xdist.errors import PeerLost
+from xdist.errors import LeaseLost, PeerLost
 from xdist.flat import FlatModel
 from xdist.models import build_model
 from xdist.profiling import Profile, Profiler
@@ -36,8 +36,10 @@ from xdist.strategies import Progress, UpdateStrategy
 if TYPE_CHECKING:
     from xdist.checkpoint import Part  # Keeps this module free of all but torch and numpy.
 
-Phase = Literal["idle", "starting", "joining", "data", "compute", "update", "save"]
-"""What a worker does; in `update` it may wait for others, in all else they may wait for it."""
+Phase = Literal["idle", "starting", "joining", "data", "lease", "compute", "update", "save"]
+"""What a worker does; in `update` it may wait for others, and in `lease` for samples that others
+have; in all else they may wait for it.
+"""
 STEPS_REMEMBERED = 100
 
 
@@ -88,7 +90,8 @@ class WorkerReport:
     is_final: bool
     """No batches are left for this worker."""
     interrupted: str | None
-    """Why it has parted from the others before its time, if it has: what it says of who is lost.
+    """Why it has parted from the others before its time, if it has: what it says of who is lost,
+    itself perhaps, in their eyes.
     Its state is that of its last update, and it may join again.
     """
     profile: Profile | None = None
@@ -125,19 +128,16 @@ class _Segment:
     step_s: float = 0.0
     data_wait_s: float = 0.0
     read: ReadCounters = field(default_factory=ReadCounters)
-    staleness: Counter[int] = field(default_factory=Counter)
     corrupt: list[CorruptSample] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.num_samples = torch.zeros((), dtype=torch.float64, device=self.device)
         self.loss = torch.zeros((), dtype=torch.float64, device=self.device)
 
-    def add(self, batch: Batch, sums: BatchSums, staleness: int | None) -> None:
+    def add(self, batch: Batch, sums: BatchSums) -> None:
         self.num_steps += 1
         self.num_samples += sums.num_samples
         self.loss += sums.loss
-        if staleness is not None:
-            self.staleness[staleness] += 1
         self.corrupt.extend(batch.corrupt)
         self.read += batch.read
 
@@ -200,7 +200,7 @@ class Worker:
         try:
             strategy.join(membership)
             self._batches.join(membership, strategy)
-        except PeerLost as error:
+        except (PeerLost, LeaseLost) as error:
             interrupted = str(error)
         if interrupted is not None:
             strategy.leave()
@@ -212,7 +212,6 @@ class Worker:
         or all ranks are asked to stop, or somebody else is lost.
 
         With `save`, the parts of a checkpoint that this worker owns are written at that step.
-        Raises `LeaseLost`.
         """
         strategy, segment = self._joined_strategy, _Segment(self._device)
         peer_wait_s = strategy.peer_wait_s
@@ -223,10 +222,12 @@ class Worker:
                 is_final = not self._step(segment)
                 if strategy.wants_stop:
                     break
+            if is_final:
+                strategy.finish()
             if save and strategy.progress.own_step == until_step:
                 self._enter("save")
                 parts = strategy.save()
-        except PeerLost as error:
+        except (PeerLost, LeaseLost) as error:
             interrupted = str(error)
         if interrupted is not None:
             strategy.leave()  # Not before the error, which refers to what is left, is gone.
@@ -243,7 +244,7 @@ class Worker:
             data_wait_s=segment.data_wait_s,
             peer_wait_s=strategy.peer_wait_s - peer_wait_s,
             read=segment.read,
-            staleness=dict(segment.staleness),
+            staleness=strategy.take_staleness(),
             corrupt=tuple(segment.corrupt),
             parts=parts,
             is_final=is_final,
@@ -275,10 +276,10 @@ class Worker:
             batch, seeds=seeds, divisor=strategy.loss_divisor(batch), listener=strategy
         )
         self._enter("update")
-        staleness = strategy.update(batch, sums)
+        strategy.update(batch, sums)
         observer.enter("other")
         self._batches.applied()
-        segment.add(batch, sums, staleness)
+        segment.add(batch, sums)
         observer.end_step()
         seconds = time.perf_counter() - started
         segment.step_s += seconds
@@ -294,6 +295,8 @@ class Worker:
             self._strategy.wait_at_most(patience_s)
         self._never.wait(wait_s)
         phase, since = self._phase
+        if phase == "data" and self._strategy is not None and self._strategy.lacks_samples:
+            phase = "lease"
         longest = max(tuple(self._step_seconds), default=0.0)
         return Pulse(phase, time.perf_counter() - since, longest)
 

@@ -14,6 +14,7 @@ from datapipe.config import DataConfig
 from xdist.compute_config import ComputeConfig
 from xdist.config import CheckpointConfig, ClusterConfig, OptimizerConfig, TrainConfig
 from xdist.model_config import ModelConfig
+from xdist.servers_config import ServersConfig
 
 CONFIG = TrainConfig(
     data=DataConfig(train="somewhere"),
@@ -47,6 +48,13 @@ CONFIG = TrainConfig(
         (ClusterConfig, {"cpus_per_worker": 0.0}, "cluster.cpus_per_worker is 0.0"),
         (ClusterConfig, {"gpus_per_worker": -1}, "cluster.gpus_per_worker is -1"),
         (ComputeConfig, {"accumulation_steps": 0}, "accumulation_steps is 0; allowed: at least 1"),
+        (ServersConfig, {"overlap": -1}, "servers.overlap is -1; allowed: at least 0"),
+        (ServersConfig, {"max_clock_lead": 0}, "servers.max_clock_lead is 0; allowed: at least 1"),
+        (
+            ServersConfig,
+            {"commit_first": 2, "overlap": 1},
+            "servers.overlap is 1; allowed: 0 with servers.commit_first",
+        ),
         (
             ComputeConfig,
             {"cuda_graphs": True, "compile": True},
@@ -100,8 +108,20 @@ def test_a_part_says_what_is_wrong(kind: type, values: dict[str, Any], message: 
             "compress_gradients is 'bfloat16'; allowed: 'none' with strategy push_pull",
         ),
         (
-            {"strategy": "push_pull", "optimizer": OptimizerConfig(clip_norm=1.0)},
-            "optimizer.clip_norm is 1.0; allowed: None with strategy push_pull",
+            {"strategy": "all_reduce", "servers": ServersConfig(replicas=1)},
+            "servers.replicas is 1; allowed: 0 with strategy all_reduce, which has no servers",
+        ),
+        (
+            {
+                "strategy": "push_pull",
+                "servers": ServersConfig(commit_first=2),
+                "optimizer": OptimizerConfig(clip_norm=1.0),
+            },
+            "optimizer.clip_norm is 1.0; allowed: None with servers.commit_first",
+        ),
+        (
+            {"strategy": "push_pull", "servers": ServersConfig(commit_first=9), "num_workers": 8},
+            "servers.commit_first is 9; allowed: at most num_workers, which is 8",
         ),
     ],
 )

@@ -9,30 +9,30 @@ import pickle
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import ray
 import torch
 from local_head import LocalHead
 
-from datapipe.batch import Batch
 from datapipe.position import Position
 from tests.clusters import ROOT, AddedNode, wait_until
 from tests.small_runs import Fault, causes, faulty, final, records, run, small_config, weights_of
 from tests.strategies import ActsBefore, Wrapped
-from xdist.computation import BatchSums
 from xdist.config import ClusterConfig
 from xdist.errors import NotEnoughResources
+from xdist.servers_config import ServersConfig
 from xdist.strategies import UpdateStrategy
 from xdist.strategies.push_pull import Servers
-from xdist.topologies import RunPlan, nodes
+from xdist.topologies import Outcome, RunPlan, Task, nodes
 from xdist.topologies.all_reduce import AllReduceTopology, all_reduce_strategy
 from xdist.topologies.push_pull import PushPullTopology, push_pull_strategy
+from xdist.worker import WorkerReport
 
 pytestmark = [
     pytest.mark.faults,
@@ -45,48 +45,88 @@ MakeStrategy = Callable[..., UpdateStrategy]
 DONE = Position(epoch=2)
 
 
-class KillsServer(Wrapped):
-    """A strategy that kills a server once in a run, before its update number 12."""
+class StrikesServers:
+    """A topology in which servers get a signal, once in a run, when it has come to a step."""
 
-    def __init__(self, strategy: Any, *, server: int, marker: Path) -> None:
-        super().__init__(strategy)
-        self._server = server
-        self._marker = marker
+    def __init__(
+        self, plan: RunPlan, *, names: Collection[str], number: int = signal.SIGKILL, step: int = 12
+    ) -> None:
+        """names: as "server 0" and "replica 0"."""
+        self._topology = PushPullTopology(plan)
+        self._names = names
+        self._number = number
+        self._step = step
+        self.has_struck = False
 
-    def join(self, membership: Servers) -> None:
-        self._victim = membership.servers[self._server]
-        self.strategy.join(membership)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._topology, name)
 
-    def update(self, batch: Batch, sums: BatchSums) -> int | None:
-        if self.strategy.progress.own_step + 1 == 12 and not self._marker.exists():
-            self._marker.touch()
-            ray.kill(self._victim)
-        staleness: int | None = self.strategy.update(batch, sums)
-        return staleness
+    def receive(self, task: Task, result: Any) -> Outcome:
+        is_due = isinstance(result, WorkerReport) and result.progress.step >= self._step
+        if is_due and not self.has_struck:
+            self.has_struck = True
+            for hand in list(self._topology._servers):
+                is_primary = hand in self._topology._servers.primaries
+                name = f"{'server' if is_primary else 'replica'} {hand.number}"
+                if name in self._names:
+                    assert hand.process is not None
+                    os.kill(hand.process.process_id, self._number)
+        return self._topology.receive(task, result)
 
 
-def kills_server(server: int, marker: Path, *arguments: Any, **named: Any) -> Any:
-    """Worker 0's strategy kills this server."""
-    strategy = push_pull_strategy(*arguments, **named)
-    if named["number"] != 0:
-        return strategy
-    return KillsServer(strategy, server=server, marker=marker)
+def run_with_struck_servers(
+    directory: Path, *names: str, replicas: Literal[0, 1], **how: Any
+) -> None:
+    """A run to its end, whose places are all done once."""
+    config = small_config(directory, strategy="push_pull")
+    config = replace(config, servers=ServersConfig(replicas=replicas))
+    make = partial(StrikesServers, names=names, **how)
+    run(config, directory / "run", topologies={"push_pull": make})
+    assert final(directory / "run").manifest.cut.position == DONE
+
+
+def was_set_back(directory: Path) -> bool:
+    """Whether any update was made twice: whether a record tells of an earlier step."""
+    steps = [record["step"] for record in records(directory / "run", "train")]
+    return steps != sorted(steps)
 
 
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_killed_server_takes_the_run_back_to_the_last_checkpoint(
-    tmp_path: Path, number: int
+    tmp_path: Path, number: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = small_config(tmp_path, strategy="push_pull")
-    make = partial(
-        PushPullTopology, make_strategy=partial(kills_server, number, tmp_path / "struck")
-    )
-    run(config, tmp_path / "run", topologies={"push_pull": make})
+    run_with_struck_servers(tmp_path, f"server {number}", replicas=0)
     assert causes(tmp_path / "run") == [f"server {number} lost"]
-    assert final(tmp_path / "run").manifest.cut.position == DONE
     [recovery] = records(tmp_path / "run", "recovery")
     saved = [record["samples"] for record in records(tmp_path / "run", "checkpoint")]
     assert recovery["samples"] in (0, *saved)
+    assert "run set back to its last checkpoint" in caplog.text
+
+
+@pytest.mark.parametrize("names", [["server 0"], ["server 1"], ["server 0", "server 1"]])
+def test_replicas_take_over_and_nothing_is_lost(tmp_path: Path, names: list[str]) -> None:
+    run_with_struck_servers(tmp_path, *names, replicas=1)
+    assert sorted(causes(tmp_path / "run")) == [f"{name} lost" for name in names]
+    assert not was_set_back(tmp_path)
+
+
+def test_a_lost_replica_is_replaced(tmp_path: Path) -> None:
+    run_with_struck_servers(tmp_path, "replica 1", replicas=1)
+    assert causes(tmp_path / "run") == ["server 1 lost"]
+    assert not was_set_back(tmp_path)
+
+
+def test_a_server_lost_with_its_replica_takes_the_run_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_with_struck_servers(tmp_path, "server 1", "replica 1", replicas=1)
+    assert "run set back to its last checkpoint" in caplog.text
+
+
+def test_a_server_that_hangs_is_ended_and_its_replica_takes_over(tmp_path: Path) -> None:
+    run_with_struck_servers(tmp_path, "server 0", replicas=1, number=signal.SIGSTOP)
+    assert causes(tmp_path / "run") == ["server 0 lost"]
+    assert not was_set_back(tmp_path)
 
 
 @dataclass
@@ -136,8 +176,8 @@ def dies_in_push(method: str, is_before: bool, marker: Path, *arguments: Any, **
 
 @pytest.mark.parametrize(
     ("method", "is_before"),
-    [("stage", False), ("commit", True), ("commit", False), ("pull", True)],
-    ids=["staged_on_one_server", "staged_everywhere", "committed", "not_yet_pulled"],
+    [("stage", True), ("stage", False), ("push", True), ("push", False)],
+    ids=["before", "staged_on_one_server", "staged_everywhere", "committed"],
 )
 def test_a_worker_killed_within_a_push_loses_and_repeats_nothing(
     tmp_path: Path, method: str, is_before: bool
@@ -148,6 +188,15 @@ def test_a_worker_killed_within_a_push_loses_and_repeats_nothing(
     make = partial(PushPullTopology, make_strategy=make_strategy)
     run(config, tmp_path / "run", topologies={"push_pull": make})
     assert marker.exists()
+    assert causes(tmp_path / "run") == ["worker 1 lost"]
+    assert final(tmp_path / "run").manifest.cut.position == DONE
+
+
+def test_a_stopped_asynchronous_worker_loses_its_leases_and_is_replaced(tmp_path: Path) -> None:
+    config = small_config(tmp_path, strategy="push_pull")
+    fault = Fault(1, 5, str(tmp_path / "struck"), signal.SIGSTOP)
+    make = partial(PushPullTopology, make_strategy=faulty(push_pull_strategy, fault))
+    run(config, tmp_path / "run", topologies={"push_pull": make})
     assert causes(tmp_path / "run") == ["worker 1 lost"]
     assert final(tmp_path / "run").manifest.cut.position == DONE
 

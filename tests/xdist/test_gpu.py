@@ -53,6 +53,7 @@ class Alone:
 
     dropout_keys = (0,)
     wants_stop = False
+    lacks_samples = False
     peer_wait_s = 0.0
     state_step = 0
 
@@ -92,6 +93,12 @@ class Alone:
             device=self.flat.weights.device,
             timeout_s=60.0,
         )
+
+    def finish(self) -> None:
+        """Nothing is on its way."""
+
+    def take_staleness(self) -> dict[int, int]:
+        return {}
 
     def abort(self) -> None:
         """There are no others."""

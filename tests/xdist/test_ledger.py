@@ -27,8 +27,8 @@ def commit_all(ledger: Ledger, worker: int) -> None:
     """Let one worker do all that is left."""
     token = ledger.register(worker)
     spans = iter(lambda: ledger.lease(worker, token), None)
-    for sequence, plan in enumerate(leased_batches(spans, batch_size=3), start=1):
-        ledger.commit(worker, token, sequence, plan.spans)
+    for plan in leased_batches(spans, batch_size=3):
+        ledger.commit(worker, plan.spans)
 
 
 def test_one_worker_finishes_the_run() -> None:
@@ -78,7 +78,7 @@ def test_a_successor_goes_on_with_the_lease() -> None:
     token = ledger.register(0)
     span = ledger.lease(0, token)
     assert span is not None
-    ledger.commit(0, token, 1, [Span(span.epoch, span.start, span.start + 2)])
+    ledger.commit(0, [Span(span.epoch, span.start, span.start + 2)])
     token = ledger.register(0)
     assert ledger.lease(0, token) == Span(span.epoch, span.start + 2, span.stop)
 
@@ -91,20 +91,29 @@ def test_a_replaced_worker_is_refused_and_changes_nothing() -> None:
     ledger.register(0)
     before = ledger.position
     with pytest.raises(LeaseLost, match="token 1, current is 2"):
-        ledger.commit(0, old, 1, [span])
+        ledger.check(0, old)
     with pytest.raises(LeaseLost, match="replaced"):
         ledger.lease(0, old)
     assert ledger.position == before
 
 
-def test_a_push_is_not_committed_twice() -> None:
+def test_places_that_are_given_back_are_the_next_ones() -> None:
     ledger = make_ledger()
     token = ledger.register(0)
-    span = ledger.lease(0, token)
-    assert span is not None
-    ledger.commit(0, token, 1, [Span(span.epoch, span.start, span.start + 1)])
-    with pytest.raises(LeaseLost, match="committed once"):
-        ledger.commit(0, token, 1, [Span(span.epoch, span.start, span.start + 1)])
+    first, second = ledger.lease(0, token), ledger.lease(0, token)
+    assert first is not None
+    assert second is not None
+    ledger.give_back(0, [first])
+    other = ledger.register(1)
+    assert ledger.lease(1, other) == first
+    ledger.commit(0, [second])
+    ledger.commit(1, [first])
+
+
+def test_tokens_of_a_new_ledger_are_above_those_before() -> None:
+    order = SampleOrder(50, block_size=4, blocks_per_pool=2, seed=0)
+    ledger = Ledger(Position(), order=order, num_places=50, batch_size=3, first_token=100)
+    assert ledger.register(7) > 100
 
 
 def test_places_of_others_cannot_be_committed() -> None:
@@ -162,14 +171,13 @@ def test_every_place_is_done_once_with_workers_that_die_at_random(
     ledger = make_ledger(num_samples=num_samples, num_places=num_places, position=start)
     tokens = {worker: ledger.register(worker) for worker in range(num_workers)}
     held: dict[int, list[Span]] = {worker: [] for worker in tokens}
-    sequences = dict.fromkeys(tokens, 0)
     num_done = seen
     for _ in range(20 * num_places + 100):
         worker = chance.randrange(num_workers)
         if chance.random() < 0.1:
             ledger.release(worker)
             tokens[worker] = ledger.register(worker)
-            held[worker], sequences[worker] = [], 0
+            held[worker] = []
             continue
         if not held[worker]:
             span = ledger.lease(worker, tokens[worker])
@@ -177,10 +185,10 @@ def test_every_place_is_done_once_with_workers_that_die_at_random(
             continue
         span = held[worker].pop()
         cut = min(span.stop, span.start + chance.randint(1, 3))
-        sequences[worker] += 1
-        ledger.commit(
-            worker, tokens[worker], sequences[worker], [Span(span.epoch, span.start, cut)]
-        )
+        if chance.random() < 0.1:
+            ledger.give_back(worker, [span])
+            continue
+        ledger.commit(worker, [Span(span.epoch, span.start, cut)])
         num_done += cut - span.start
         if cut < span.stop:
             held[worker].append(Span(span.epoch, cut, span.stop))

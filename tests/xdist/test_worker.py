@@ -71,6 +71,7 @@ class Descent:
 
     dropout_keys = (0,)
     wants_stop = False
+    lacks_samples = False
     peer_wait_s = 0.0
     state_step = 0
 
@@ -78,7 +79,8 @@ class Descent:
         self.flat = flat
         self.progress = Progress(0, 0, 0, 0.1)
         self.gradients: list[Tensor] = []
-        self.has_left = False
+        self.has_left = self.is_finished = False
+        self.staleness: Counter[int] = Counter()
         self.loses_peer_at: int | None = None
         self.stops_after: int | None = None
 
@@ -94,7 +96,7 @@ class Descent:
     def gradient_ready(self, parameter: int) -> None:
         self.ready.append(parameter)
 
-    def update(self, batch: Batch, _sums: BatchSums) -> int:
+    def update(self, batch: Batch, _sums: BatchSums) -> None:
         step = self.progress.step + 1
         if step == self.loses_peer_at:
             self.loses_peer_at = None
@@ -103,7 +105,14 @@ class Descent:
         self.flat.weights.sub_(self.flat.gradients, alpha=0.1)
         self.progress = Progress(step, step, self.progress.num_samples + batch.num_samples, 0.1)
         self.wants_stop = step == self.stops_after
-        return step % 2
+        self.staleness[step % 2] += 1
+
+    def finish(self) -> None:
+        self.is_finished = True
+
+    def take_staleness(self) -> dict[int, int]:
+        taken, self.staleness = self.staleness, Counter()
+        return dict(taken)
 
     def request_stop(self) -> None:
         self.stops_after = self.progress.step + 1

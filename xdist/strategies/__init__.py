@@ -59,14 +59,25 @@ class UpdateStrategy(Protocol):
     def gradient_ready(self, parameter: int) -> None:
         """The gradient of this parameter, by its number in the layout, is in the flat vector."""
 
-    def update(self, batch: Batch, sums: BatchSums) -> int | None:
-        """Apply the gradient of `batch`, which the flat model holds; return its staleness, or None
-        where nothing can be stale.
+    def update(self, batch: Batch, sums: BatchSums) -> None:
+        """Apply the gradient of `batch`, which the flat model holds.
 
         Afterwards the model holds the weights of the next step, and `sums` what the whole update
         was made of. Raises `PeerLost` or `LeaseLost`, and then nothing of the update was applied
         here.
         """
+
+    def finish(self) -> None:
+        """No batch follows: see what is on its way through. Raises as `update`."""
+
+    def take_staleness(self) -> dict[int, int]:
+        """Staleness -> number of updates that had it, since the last call; empty where nothing can
+        be stale.
+        """
+
+    @property
+    def lacks_samples(self) -> bool:
+        """Whether it waits for samples that others have, and may give back; from any thread."""
 
     @property
     def wants_stop(self) -> bool:

@@ -214,6 +214,16 @@ class AllReduce:
         step = self._state_step = before.step + 1
         self._progress = Progress(step, step, before.num_samples + num_places, rate)
 
+    def finish(self) -> None:
+        """Nothing is on its way."""
+
+    @property
+    def lacks_samples(self) -> bool:
+        return False
+
+    def take_staleness(self) -> dict[int, int]:
+        return {}
+
     def _note_corrupt(self, batch: Batch) -> None:
         """What cannot be decoded is not forgotten with the worker that met it."""
         for sample in batch.corrupt:

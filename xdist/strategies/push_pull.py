@@ -1,27 +1,32 @@
 """PushPull: asynchronous data parallelism over parameter servers.
 
-A push stages its pieces on all servers, commits on server 0, and pulls the weights that contain it:
-one worker alone trains exactly like a plain loop. Nobody waits for another worker.
+A push sends each server the gradient of its range, and returns the weights that contain it: one
+worker alone trains exactly like a plain loop. Nobody waits for another worker. With `overlap` the
+next gradient is computed while pushes are on their way.
 """
 
 from __future__ import annotations
 
+from collections import Counter, deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import ray
+import torch
 from ray.actor import ActorHandle
-from ray.exceptions import ObjectLostError, RayActorError
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from datapipe.batch import Batch
 from datapipe.position import Span
 from xdist.checkpoint import Part
 from xdist.computation import BatchSums
-from xdist.errors import PeerLost
+from xdist.config import TrainConfig
+from xdist.errors import LeaseLost, PeerLost
 from xdist.flat import FlatModel
-from xdist.parameter_server import Commit, Push
+from xdist.parameter_server import Reply
+from xdist.sequencer import Push, PushId
 from xdist.step_phases import Nobody, StepObserver
 from xdist.strategies import Progress
 
@@ -38,23 +43,30 @@ class Servers:
 
 
 class PushPull:
-    """The strategy of one incarnation of a worker."""
+    """The strategy of one worker."""
 
-    def __init__(self, flat: FlatModel) -> None:
+    def __init__(self, config: TrainConfig, flat: FlatModel) -> None:
         self._flat = flat
+        self._overlap = config.servers.overlap
+        self._clips = config.optimizer.clip_norm is not None
         self._host_weights = flat.weights.to("cpu")  # On a CPU it is the same memory.
         self._progress = Progress(own_step=0, step=0, num_samples=0, learning_rate=0.0)
         self._observer: StepObserver = Nobody()
         self._base_version: int | None = None
+        self._on_the_way: deque[list[ray.ObjectRef[Any]]] = deque()
+        self._staleness: Counter[int] = Counter()
+        self._lacks_samples = False
 
     def join(self, membership: Servers) -> None:
         """Get this incarnation's fencing token, and the weights."""
         self._servers = membership.servers
         self._ranges = membership.ranges
         self._worker = membership.worker
+        self._on_the_way.clear()
+        self._lacks_samples = False
         [(self._token, version)] = self._call([self._servers[0].register.remote(self._worker)])
         self._progress = Progress(own_step=0, step=version, num_samples=0, learning_rate=0.0)
-        self._pull(min_version=version)
+        self._take(self._call([server.pull.remote(version) for server in self._servers]))
 
     @property
     def progress(self) -> Progress:
@@ -75,6 +87,14 @@ class PushPull:
     @property
     def peer_wait_s(self) -> float:
         return 0.0
+
+    @property
+    def lacks_samples(self) -> bool:
+        return self._lacks_samples
+
+    def take_staleness(self) -> dict[int, int]:
+        taken, self._staleness = self._staleness, Counter()
+        return dict(taken)
 
     def loss_divisor(self, batch: Batch) -> float:
         """Its samples: a push is a mean."""
@@ -101,51 +121,68 @@ class PushPull:
     def leave(self) -> None:
         """Nobody waits for this worker."""
 
-    def update(self, batch: Batch, sums: BatchSums) -> int:
-        """Push the gradient and pull the weights that contain it. Returns the push's staleness."""
+    def update(self, batch: Batch, sums: BatchSums) -> None:
+        """Push the gradient; take the weights that contain it, or, with overlap, one before it."""
         self._observer.enter("push")
-        own_step = self._progress.own_step + 1
-        self._stage(own_step)
-        commit = self._commit(own_step, batch, sums)
-        self._progress = Progress(
-            own_step, commit.version, commit.num_samples, commit.learning_rate
-        )
+        self._send(batch, sums)
         self._observer.enter("pull")
-        self._pull(min_version=commit.version)
-        return commit.staleness
+        while len(self._on_the_way) > self._overlap:
+            self._receive()
 
-    def _stage(self, sequence: int) -> None:
-        gradients = self._flat.gradients.cpu().numpy()
-        self._call(
-            [
-                server.stage.remote(self._worker, self._token, sequence, gradients[start:stop])
-                for server, (start, stop) in zip(self._servers, self._ranges, strict=True)
-            ]
-        )
+    def finish(self) -> None:
+        """See all pushes through."""
+        while self._on_the_way:
+            self._receive()
 
-    def _commit(self, sequence: int, batch: Batch, sums: BatchSums) -> Commit:
+    def _send(self, batch: Batch, sums: BatchSums) -> None:
         assert self._base_version is not None
-        push = Push(
-            self._worker, self._token, sequence, batch.spans, batch.corrupt, self._base_version
-        )
+        own_step = self._progress.own_step + 1
+        name = PushId(self._worker, self._token, own_step)
+        gradients = self._flat.gradients.cpu().numpy()
         mean = sums.statistics / sums.num_parts if sums.num_parts else self._flat.statistics
-        statistics = mean.cpu().numpy()
-        [commit] = self._call([self._servers[0].commit.remote(push, statistics)])
-        return commit
+        norm = torch.linalg.vector_norm(self._flat.gradients).item() if self._clips else 0.0
+        push = Push(
+            name, batch.spans, batch.corrupt, self._base_version, mean.cpu().numpy().copy(), norm
+        )
+        staged = [
+            server.stage.remote(name, 0, gradients[start:stop])
+            for server, (start, stop) in zip(self._servers, self._ranges, strict=True)
+        ]
+        lead, *others = self._servers
+        replies = [server.push.remote(name) for server in others]
+        self._on_the_way.append([lead.push.remote(name, push), *replies, *staged])
+        self._progress = replace(self._progress, own_step=own_step)
 
-    def _pull(self, *, min_version: int) -> None:
-        pulled = self._call([server.pull.remote(min_version) for server in self._servers])
-        for (start, stop), (_, weights) in zip(self._ranges, pulled, strict=True):
-            np.copyto(self._host_weights[start:stop].numpy(), weights)
+    def _receive(self) -> None:
+        """Wait for the oldest push that is on its way."""
+        replies: list[Reply] = self._call(self._on_the_way[0])[: len(self._servers)]
+        self._on_the_way.popleft()
+        self._take(replies)
+        commit = replies[0].commit
+        if commit is None:
+            return
+        self._progress = Progress(
+            self._progress.own_step, commit.version, commit.num_samples, commit.learning_rate
+        )
+        self._staleness[commit.staleness] += 1
+
+    def _take(self, replies: list[Reply]) -> None:
+        """Compute with these weights from now on."""
+        for (start, stop), reply in zip(self._ranges, replies, strict=True):
+            np.copyto(self._host_weights[start:stop].numpy(), reply.weights)
         if self._flat.weights.device.type != "cpu":
             self._flat.weights.copy_(self._host_weights)
-        self._base_version = min(version for version, _ in pulled)
+        self._base_version = min(reply.version for reply in replies)
 
     def _call(self, references: list[ray.ObjectRef[Any]]) -> list[Any]:
         try:
             return ray.get(references)
         except (RayActorError, ObjectLostError) as error:
             raise PeerLost(f"worker {self._worker}: a parameter server is gone: {error}") from error
+        except RayTaskError as error:
+            if isinstance(error.cause, (PeerLost, LeaseLost)):
+                raise error.cause from error
+            raise
 
     def save(self) -> tuple[Part, ...]:
         """Nothing: the servers own the state."""
@@ -155,12 +192,14 @@ class PushPull:
         """The places that server 0 leases to this worker, as they are asked for; None where none is
         free, before it waits for one. Ends with the run.
         """
-        lead = self._servers[0]
+        lead, token = self._servers[0], self._token
         while True:
-            [span] = self._call([lead.lease.remote(self._worker, self._token)])
+            [span] = self._call([lead.lease.remote(self._worker, token)])
             if span is None:
                 yield None
-                [span] = self._call([lead.await_lease.remote(self._worker, self._token)])
+                self._lacks_samples = True
+                [span] = self._call([lead.await_lease.remote(self._worker, token)])
+                self._lacks_samples = False
                 if span is None:
                     return
             yield span

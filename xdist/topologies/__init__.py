@@ -68,14 +68,16 @@ class Task:
 
     actor: str
     action: Literal[
-        "connect", "start", "join", "train", "pulse", "tell", "watch", "cut", "release", "save"
+        "start", "attach", "term", "join", "train", "pulse", "tell", "watch", "cut", "save"
     ]
     number: int
-    """Of the worker, or of the server; release: of the worker that is gone."""
+    """Of the worker, or of the server."""
     life: int = 0
     """Which of the actors that had this number, one after the other."""
     cut: Cut | None = None
     """save: which one."""
+    term: int = 0
+    """term, cut: which one of the servers."""
     is_alone: bool = False
     """start: what its node lacks is its own fault; the run goes on without it."""
 

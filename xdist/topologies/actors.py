@@ -20,7 +20,8 @@ from ray.util.scheduling_strategies import (
 
 from xdist.config import ClusterConfig, TrainConfig
 from xdist.errors import NotEnoughResources
-from xdist.parameter_server import ParameterServer, ServerPlan
+from xdist.parameter_server import ParameterServer
+from xdist.server_plan import ServerPlan
 from xdist.worker import Worker
 
 NO_RETRIES = {"max_restarts": 0, "max_task_retries": 0}
@@ -81,7 +82,8 @@ class Room:
             number: _one(self._bundle, near=place)
             for number, place in enumerate(places[:num_workers])
         }
-        self._servers = [_one(self._server_bundle, near=place) for place in places[num_workers:]]
+        self._server_places = places[num_workers:]
+        self._servers: dict[ActorHandle[Any], PlacementGroup] = {}
 
     def worker(self, number: int, config: TrainConfig, **arguments: Any) -> ActorHandle[Any]:
         """A worker actor in the bundle of this number; `arguments` are those of `Worker`. One that
@@ -100,10 +102,26 @@ class Room:
         """The worker of this number leaves its place; the next one gets another."""
         remove_placement_group(self._workers.pop(number))
 
-    def server(self, number: int, plan: ServerPlan) -> ActorHandle[Any]:
-        """A parameter server actor, in its bundle, or anywhere if it reserves nothing."""
-        where = _within(self._servers[number]) if self._servers else None
-        return _server(plan, num_cpus=self._server_bundle["CPU"], where=where)
+    def server(self, number: int, plan: ServerPlan, *, near: str | None) -> ActorHandle[Any]:
+        """A parameter server actor in a bundle of its own, if it reserves anything.
+
+        near: the node that it is to be on, if it can; None: where there was room for the server of
+        this number, or anywhere.
+        """
+        num_cpus = self._server_bundle["CPU"]
+        if not num_cpus:
+            where = None if near is None else NodeAffinitySchedulingStrategy(near, soft=True)
+            return _server(plan, num_cpus=0, where=where)
+        group = _one(self._server_bundle, near=near or self._server_places[number])
+        actor = _server(plan, num_cpus=num_cpus, where=_within(group))
+        self._servers[actor] = group
+        return actor
+
+    def end_server(self, actor: ActorHandle[Any]) -> None:
+        """End a server; its place is free."""
+        end([actor])
+        if actor in self._servers:
+            remove_placement_group(self._servers.pop(actor))
 
     def is_placed(self, num_workers: int) -> bool:
         """Whether the first workers have a place; those of a lost node wait for another one."""
@@ -119,7 +137,7 @@ class Room:
         return _within(self._workers[number])
 
     def close(self) -> None:
-        for group in (*self._workers.values(), *self._servers):
+        for group in (*self._workers.values(), *self._servers.values()):
             remove_placement_group(group)
 
 

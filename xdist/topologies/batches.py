@@ -73,12 +73,16 @@ class LeasedBatches:
     def __init__(self, open_stream: OpenStream, *, batch_size: int) -> None:
         self._open_stream = open_stream
         self._batch_size = batch_size
+        self._stream: BatchStream | None = None
 
     def join(self, _membership: Any, strategy: PushPull) -> None:
+        if self._stream is not None:
+            self._stream.close()
         leases = leased_batches(strategy.leases(), batch_size=self._batch_size)
         self._stream = self._open_stream(leases)
 
     def take(self) -> Batch | None:
+        assert self._stream is not None
         return next(self._stream, None)
 
     def applied(self) -> None:

@@ -219,6 +219,20 @@ class Crew:
         is_saving = hand.pulse.phase == "save" and self._configured_patience_s is None
         return max(self.patience_s, SAVE_PATIENCE_S) if is_saving else self.patience_s
 
+    def stuck_alone(self) -> list[Fault]:
+        """Workers that wait for nobody, and are at one thing for too long."""
+        faults = []
+        for hand in self:
+            pulse = hand.pulse
+            if pulse is None or pulse.phase in ("idle", "joining", "update", "lease"):
+                continue
+            is_starting = pulse.phase == "starting"
+            limit_s = PATIENCE_BEFORE_STEPS_S if is_starting else self.patience_s
+            if pulse.phase_s > limit_s:
+                cause = f"was in {pulse.phase!r} for {pulse.phase_s:.1f} s"
+                faults.append(Fault(hand.task("pulse"), cause, "lost"))
+        return faults
+
     def tell(self, hand: Hand, method: Literal["request_stop", "abort"]) -> Pending:
         """Call a method of a busy worker, which returns at once."""
         call: Any = getattr(hand.actor, method).options(concurrency_group=CONTROL)

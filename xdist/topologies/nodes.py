@@ -46,6 +46,12 @@ def others() -> dict[str, str]:
     return {node_id: address for node_id, address in alive.items() if node_id != here()}
 
 
+def other_than(node_id: str, *, turn: int) -> str | None:
+    """The id of a node that is alive and not this one, if there is any: by turns."""
+    alive = sorted({here(), *others()} - {node_id})
+    return alive[turn % len(alive)] if alive else None
+
+
 def draining() -> frozenset[str]:
     """The ids of the nodes that are about to go (a notice of pre-emption, `ray drain-node`)."""
     return frozenset(state.get_draining_nodes())

@@ -1,14 +1,17 @@
 """PushPullTopology: asynchronous workers and parameter servers.
 
 A lost worker touches nobody else: what it had leased is leased again, and it is replaced as soon as
-there is room. A lost server takes the run back to the last checkpoint.
+there is room. The replica of a lost server takes its place; where there is none, the run goes back
+to its last checkpoint. Workers may come and go at any time.
 """
 
 from __future__ import annotations
 
-import math
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,23 +19,28 @@ import ray
 from ray.actor import ActorHandle
 
 from xdist.checkpoint import Checkpoint, Cut, checkpoint_url
+from xdist.config import TrainConfig
 from xdist.errors import NotEnoughResources
 from xdist.flat import FlatModel, even_ranges
-from xdist.parameter_server import Commit, ServerPlan
+from xdist.server_plan import ServerPlan
 from xdist.strategies import UpdateStrategy
 from xdist.strategies.push_pull import PushPull, Servers
-from xdist.topologies import Fault, Outcome, Pending, RunPlan, Saved, Task
-from xdist.topologies.actors import Room, end, server_on
+from xdist.topologies import Outcome, Pending, RunPlan, Saved, Task, nodes
+from xdist.topologies.actors import Room, server_on
 from xdist.topologies.batches import LeasedBatches, open_stream
+from xdist.topologies.crew import Crew, Hand
+from xdist.topologies.restarts import Restarts
+from xdist.topologies.server_crew import ServerCrew
 from xdist.worker import WorkerReport
 
+logger = logging.getLogger(__name__)
+
 MakeStrategy = Callable[..., UpdateStrategy]
+OF_SERVERS = "server"
 
 
 class PushPullTopology:
-    """`num_servers` servers, of which the first leads, and `num_workers` workers that do not know
-    each other.
-    """
+    """`num_servers` servers, of which the first leads, and workers that do not know each other."""
 
     def __init__(self, plan: RunPlan, *, make_strategy: MakeStrategy | None = None) -> None:
         """`make_strategy` wraps or replaces the workers' strategies; it takes the arguments of
@@ -40,163 +48,248 @@ class PushPullTopology:
         """
         self._plan = plan
         self._make_strategy = make_strategy or push_pull_strategy
-        self._servers: list[ActorHandle[Any]] = []
-        self._workers: dict[int, ActorHandle[Any]] = {}
-        self._room: Room | None = None
-        self._waiting: dict[int, float] = {}
-        """Workers that have not started yet, and since when."""
+        self._has_room = False
+        self._workers = Crew(
+            self._worker, patience_s=plan.config.servers.lease_timeout_s, warm_up_images=()
+        )
 
     def launch(self, start: Checkpoint) -> Pending:
-        plan = self._plan
+        plan, cluster = self._plan, self._plan.config.cluster
+        self._start = start
+        self._saved_step = start.manifest.cut.step
+        self._num_saved: Counter[int] = Counter()
+        self._draining: frozenset[str] = frozenset()
+        self._starts = Restarts()
+        self._since_somebody = time.monotonic()
         num_in_room = 0 if plan.servers_node else plan.num_servers
         self._room = Room(plan.config, num_workers=plan.num_workers, num_servers=num_in_room)
+        self._has_room = True
         self._ranges = even_ranges(start.manifest.layout.num_weights, plan.num_servers)
-        self._servers = [self._server(number, start) for number in range(plan.num_servers)]
-        send = partial(send_commit, self._servers[1:])
-        pending: Pending = {self._servers[0].connect.remote(send): Task("server 0", "connect", 0)}
-        pending |= {
-            actor.watch.remote(): Task(f"server {number}", "watch", number)
-            for number, actor in enumerate(self._servers)
-        }
-        return pending | self._next_cut(after_step=start.manifest.cut.step)
-
-    def _start_workers(self) -> Pending:
-        pending: Pending = {}
-        for rank in range(self._plan.num_workers):
-            pending |= self._start_worker(rank)
+        self._servers = ServerCrew(
+            self._server,
+            self._room.end_server,
+            num_servers=plan.num_servers,
+            has_replicas=plan.config.servers.replicas > 0,
+            saved_step=self._saved_step,
+        )
+        if cluster.max_world_size is not None:
+            nodes.ask_for_workers(plan.config, plan.most_workers)
+        pending = self._servers.start()
+        for number in range(plan.most_workers):
+            is_expected = number < plan.num_workers
+            step = self._saved_step if is_expected else None
+            pending |= self._workers.start(number, step=step)
         return pending
 
-    def _server(self, number: int, start: Checkpoint) -> ActorHandle[Any]:
+    def _server(self, number: int, away_from: str | None) -> ActorHandle[Any]:
         first, last = self._ranges[number]
         plan = ServerPlan(
             config=self._plan.config,
-            checkpoint_url=start.url,
+            num_workers=self._plan.num_workers,
+            checkpoint_url=self._start.url,
             start=first,
             stop=last,
             order=self._plan.order,
             num_places=self._plan.num_places,
             save_every_samples=self._plan.save_every_samples,
-            is_lead=number == 0,
+            is_first=number == 0,
         )
-        assert self._room is not None
-        node = self._plan.servers_node
-        return server_on(node, plan) if node else self._room.server(number, plan)
+        if self._plan.servers_node is not None:
+            return server_on(self._plan.servers_node, plan)
+        near = None if away_from is None else nodes.other_than(away_from, turn=number)
+        return self._room.server(number, plan, near=near)
 
-    def _start_worker(self, rank: int) -> Pending:
-        assert self._room is not None
-        self._workers[rank] = self._room.worker(
-            rank,
-            self._plan.config,
-            num_classes=self._plan.num_classes,
-            make_strategy=partial(self._make_strategy, number=rank),
+    def _worker(self, number: int, _has_state: bool) -> ActorHandle[Any]:
+        plan = self._plan
+        return self._room.worker(
+            number,
+            plan.config,
+            num_classes=plan.num_classes,
+            make_strategy=partial(self._make_strategy, plan.config, number=number),
             make_batches=partial(
                 LeasedBatches,
-                partial(open_stream, self._plan.for_workers()),
-                batch_size=self._plan.config.batch_size,
+                partial(open_stream, plan.for_workers()),
+                batch_size=plan.config.batch_size,
             ),
         )
-        self._waiting[rank] = time.monotonic()
-        return {self._workers[rank].start.remote(): Task(f"worker {rank}", "start", rank)}
-
-    def _join(self, rank: int) -> Pending:
-        servers = Servers(tuple(self._servers), self._ranges, worker=rank)
-        return {self._workers[rank].join.remote(servers): Task(f"worker {rank}", "join", rank)}
-
-    def _train(self, rank: int, *, until_step: int) -> Pending:
-        return {self._workers[rank].train.remote(until_step): Task(f"worker {rank}", "train", rank)}
-
-    def _next_cut(self, *, after_step: int) -> Pending:
-        return {self._servers[0].next_cut.remote(after_step): Task("server 0", "cut", 0)}
 
     def receive(self, task: Task, result: Any) -> Outcome:
+        if task.actor.startswith(OF_SERVERS):
+            return self._receive_of_server(task, result)
+        hand = self._workers.find(task)
+        if hand is None:
+            return Outcome()
         match task.action:
-            case "connect":
-                return Outcome(pending=self._start_workers())
+            case "pulse":
+                return Outcome(pending=self._workers.felt(hand, result))
             case "start":
-                del self._waiting[task.number]
-                return Outcome(pending=self._join(task.number))
-            case "join" if result.interrupted is not None:
-                return Outcome(faults=(Fault(task, result.interrupted, "complaint"),))
+                self._workers.started(hand, result)
+                hand.step = None  # It is the servers that have the state.
+                return Outcome(pending=self._join(hand))
             case "join":
-                until_step = self._plan.config.report_every_steps
-                return Outcome(pending=self._train(task.number, until_step=until_step))
+                hand.state = "ready"
+                if result.interrupted is not None:
+                    logger.info("%s did not join cause=%s", task.actor, result.interrupted)
+                    return Outcome()  # It is told again when the servers have changed, or soon.
+                return Outcome(pending=self._train(hand, own_step=0))
             case "train":
-                return self._receive_report(task.number, result)
-            case "cut":
-                return Outcome(pending=self._save(result))
-            case "release":
-                return Outcome(pending=self._start_worker(task.number))
+                return self._receive_report(hand, result)
+        return Outcome()
+
+    def _receive_of_server(self, task: Task, result: Any) -> Outcome:
+        hand = self._servers.find(task.life)
+        if hand is None:
+            return Outcome()
+        match task.action:
+            case "start":
+                return Outcome(pending=self._servers.started(hand, result))
+            case "attach":
+                return Outcome(pending=self._servers.attached(hand) if result else {})
+            case "pulse":
+                return Outcome(pending=self._servers.felt(hand))
+            case "term" if result and task.term == self._servers.term:
+                self._servers.is_led = True
+                # A lost server may have had a part of a later one.
+                self._saved_step = self._servers.saved_step
+                return Outcome(pending=self._next_cut() | self._join_ready())
+            case "cut" if result is not None:
+                return Outcome(pending=self._save(result, task.term))
             case "save":
                 assert task.cut is not None
                 parts, corrupt = result
+                self._num_saved[task.cut.step] += 1
+                if self._num_saved[task.cut.step] == self._plan.num_servers:
+                    saved = max(self._servers.saved_step, task.cut.step)
+                    self._servers.saved_step = saved
                 return Outcome(saved=(Saved(task.cut, parts, corrupt),))
-        raise AssertionError(f"{task} does not end")
-
-    def _receive_report(self, rank: int, report: WorkerReport) -> Outcome:
-        if report.interrupted is not None:
-            task = Task(f"worker {rank}", "train", rank)
-            return Outcome((report,), faults=(Fault(task, report.interrupted, "complaint"),))
-        if report.is_final:
-            return Outcome(reports=(report,))
-        until_step = report.progress.own_step + self._plan.config.report_every_steps
-        return Outcome(reports=(report,), pending=self._train(rank, until_step=until_step))
-
-    def _save(self, cut: Cut) -> Pending:
-        url = checkpoint_url(self._plan.run_dir, cut.step)
-        saves: Pending = {
-            actor.save.remote(cut.step, url): Task(f"server {number}", "save", number, cut=cut)
-            for number, actor in enumerate(self._servers)
-        }
-        return saves if cut.is_final else saves | self._next_cut(after_step=cut.step)
-
-    def replace(self, lost: Task, /) -> Outcome | None:
-        if lost.action not in ("start", "join", "train"):
-            return None
-        end([self._workers.pop(lost.number)])
-        self._waiting.pop(lost.number, None)
-        lead = self._servers[0]
-        release: ray.ObjectRef[Any] = lead.release.remote(lost.number)
-        return Outcome(pending={release: Task("server 0", "release", lost.number)})
-
-    def is_current(self, _task: Task, /) -> bool:
-        """True: an actor that is lost is heard of once."""
-        return True
-
-    def watch(self) -> Outcome:
-        """What is lost says so itself; but room that is not there is waited for."""
-        wait_s = self._plan.config.cluster.wait_s
-        since = min(self._waiting.values(), default=math.inf)
-        is_anybody_left = self._workers.keys() != self._waiting.keys()
-        if not is_anybody_left and time.monotonic() - since > wait_s and self._lacks_room:
-            lost = ", ".join(f"worker {rank}" for rank in sorted(self._waiting))
-            raise NotEnoughResources(
-                f"{lost} lost, nobody is left, and there was no room for a replacement within "
-                f"{wait_s:g} s (cluster.wait_s); add nodes, or end what else runs; "
-                "the same command resumes from the last checkpoint"
-            )
         return Outcome()
 
-    @property
-    def _lacks_room(self) -> bool:
-        return self._room is not None and not self._room.is_placed(self._plan.num_workers)
+    def _join_ready(self) -> Pending:
+        pending: Pending = {}
+        for hand in self._workers:
+            if hand.state == "ready":
+                pending |= self._join(hand)
+        return pending
+
+    def _join(self, hand: Hand) -> Pending:
+        """Have a worker that is ready take part, if the servers take pushes."""
+        if not self._servers.is_led:
+            return {}
+        hand.begin()
+        actors = tuple(server.actor for server in self._servers.primaries)
+        servers = Servers(actors, self._ranges, worker=hand.number)
+        return {hand.actor.join.remote(servers): hand.task("join")}
+
+    def _train(self, hand: Hand, *, own_step: int) -> Pending:
+        hand.begin()
+        hand.has_trained = True
+        self._starts.forget(hand.number)
+        until_step = own_step + self._plan.config.report_every_steps
+        return {hand.actor.train.remote(until_step): hand.task("train")}
+
+    def _receive_report(self, hand: Hand, report: WorkerReport) -> Outcome:
+        hand.state = "ready"
+        outcome = Outcome(reports=(report,))
+        if report.is_final:
+            hand.state = "idle"
+            return outcome
+        if report.interrupted is not None:
+            logger.info("worker %d left its servers cause=%s", hand.number, report.interrupted)
+            return outcome  # It is told to join again when they have changed, or soon.
+        if hand.node_id in self._draining:
+            return replace(outcome, pending=self._move(hand))
+        return replace(outcome, pending=self._train(hand, own_step=report.progress.own_step))
+
+    def _move(self, hand: Hand) -> Pending:
+        """Have a worker that is not at work start anew on another node."""
+        logger.info("worker %d leaves its node, which is being drained", hand.number)
+        pending = self._release(hand)
+        self._workers.end(hand)
+        self._room.give_back(hand.number)
+        return pending | self._workers.start(hand.number, step=None)
+
+    def _release(self, hand: Hand) -> Pending:
+        lead = self._servers.lead
+        released: ray.ObjectRef[Any] = lead.actor.release.remote(hand.number)
+        return {released: lead.task("tell")}
+
+    def _next_cut(self) -> Pending:
+        lead, term = self._servers.lead, self._servers.term
+        cut: ray.ObjectRef[Any] = lead.actor.next_cut.remote(self._saved_step)
+        return {cut: lead.task("cut", term=term)}
+
+    def _save(self, cut: Cut, term: int) -> Pending:
+        self._saved_step = cut.step
+        url = checkpoint_url(self._plan.run_dir, cut.step)
+        saves: Pending = {
+            hand.actor.save.remote(cut.step, url): hand.task("save", cut=cut)
+            for hand in self._servers.primaries
+        }
+        is_last = cut.is_final or term != self._servers.term
+        return saves if is_last else saves | self._next_cut()
+
+    def replace(self, lost: Task, /) -> Outcome | None:
+        if lost.actor.startswith(OF_SERVERS):
+            server = self._servers.find(lost.life)
+            assert server is not None
+            pending = self._servers.lose(server)
+            return None if pending is None else Outcome(pending=pending)
+        hand = self._workers.find(lost)
+        assert hand is not None
+        pending = self._release(hand)
+        self._workers.end(hand)
+        self._starts.add(hand.number, has_trained=hand.has_trained)
+        return Outcome(pending=pending | self._start_due())
+
+    def _start_due(self) -> Pending:
+        """Start the replacements whose time has come."""
+        pending: Pending = {}
+        for number in self._starts.due():
+            pending |= self._workers.start(number, step=None)
+        return pending
+
+    def is_current(self, task: Task, /) -> bool:
+        if task.actor.startswith(OF_SERVERS):
+            return self._servers.find(task.life) is not None
+        return self._workers.find(task) is not None
+
+    def watch(self) -> Outcome:
+        """Who does not answer, or is stuck, loses what it had leased; those that parted from the
+        servers join again.
+        """
+        faults = [*self._workers.silent(is_broken=False), *self._workers.stuck_alone()]
+        faults += self._servers.silent()
+        if faults:
+            return Outcome(faults=tuple(faults))
+        self._draining = nodes.draining()
+        self._check_room()
+        return Outcome(pending=self._start_due() | self._join_ready())
+
+    def _check_room(self) -> None:
+        """Somebody must be at work, or about to be."""
+        cluster = self._plan.config.cluster
+        missing = [hand.number for hand in self._workers if hand.state == "starting"]
+        if len(missing) < len(list(self._workers)):
+            self._since_somebody = time.monotonic()
+        if time.monotonic() - self._since_somebody <= cluster.wait_s:
+            return
+        if not self._room.is_placed(self._plan.num_workers):
+            lost = ", ".join(f"worker {number}" for number in sorted(missing))
+            raise NotEnoughResources(
+                f"{lost} lost, nobody is left, and there was no room for a replacement within "
+                f"{cluster.wait_s:g} s (cluster.wait_s); add nodes, or end what else runs; "
+                "the same command resumes from the last checkpoint"
+            )
 
     def close(self) -> None:
-        end([*self._workers.values(), *self._servers])
-        self._workers, self._servers, self._waiting = {}, [], {}
-        if self._room is not None:
+        self._workers.clear()
+        if self._has_room:
+            self._servers.clear()
             self._room.close()
-            self._room = None
+        self._has_room = False
 
 
-def send_commit(followers: Sequence[ActorHandle[Any]], commit: Commit) -> None:
-    """Tell the other servers of a commit, without waiting; they apply by version, whatever arrives
-    first.
-    """
-    for follower in followers:
-        follower.apply.remote(commit)
-
-
-def push_pull_strategy(flat: FlatModel, *, number: int) -> PushPull:
-    """The strategy of one incarnation of the worker of this number."""
+def push_pull_strategy(config: TrainConfig, flat: FlatModel, *, number: int) -> PushPull:
+    """The strategy of the worker of this number."""
     assert number >= 0
-    return PushPull(flat)
+    return PushPull(config, flat)

@@ -1,0 +1,221 @@
+"""Lead: what only server 0 does: it deals samples, and commits pushes that all servers have staged.
+
+A *commit* fixes version and order of an update. Each server hears of each, and applies them in the
+order of versions, whatever arrives first; so all servers apply a push or none does. Where server 0
+has a replica, that one hears of a commit before anybody else: what anybody knows, it knows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from torch import Tensor
+
+from datapipe.errors import CorruptSample
+from datapipe.position import Span
+from xdist.changes import Changes
+from xdist.checkpoint import Cut
+from xdist.errors import PeerLost
+from xdist.sequencer import Commit, Decision, Push, PushId, Sequencer
+from xdist.state import copies
+
+
+class Follower(Protocol):
+    """A server, as the lead tells it what is to happen. Calls arrive in the order in which they are
+    made; whoever waits for what they return learns that it has happened.
+    """
+
+    def apply(self, commit: Commit) -> Awaitable[None]:
+        """Apply an update, in the order of versions."""
+
+    def drop(self, name: PushId, version: int) -> Awaitable[None]:
+        """A push will not be applied; its worker gets weights of that version or a later one."""
+
+    def forget(self, worker: int, token: int) -> Awaitable[None]:
+        """Refuse what comes of the tokens of a worker below this one."""
+
+    def keep(self, cut: Cut) -> Awaitable[None]:
+        """Keep the state of a cut, which is no commit's, until it is saved."""
+
+
+@dataclass(frozen=True)
+class LeadSnapshot:
+    """What only server 0 has of a cut."""
+
+    statistics: dict[str, Tensor]
+    corrupt: tuple[CorruptSample, ...]
+
+
+class Lead:
+    """Leads the servers for one term."""
+
+    def __init__(
+        self,
+        sequencer: Sequencer,
+        *,
+        term: int,
+        servers: Sequence[Follower],
+        replicate: Callable[[Decision], Awaitable[None]],
+        num_workers: int,
+        start_over_steps: int,
+    ) -> None:
+        """servers: all, server 0 included. replicate: returns when the replica of server 0 knows of
+        a decision, or there is none.
+        """
+        self.sequencer = sequencer
+        self.cuts: list[Cut] = []
+        self.snapshots: dict[int, LeadSnapshot] = {}
+        """By the steps of cuts, until they are saved."""
+        self._term = term
+        self._servers = tuple(servers)
+        self._replicate = replicate
+        self._num_workers = num_workers
+        self._start_over_steps = start_over_steps
+        self._described: dict[PushId, Push] = {}
+        self._num_staged: dict[PushId, int] = {}
+        self._waiting: set[int] = set()
+        """Workers that have no samples for now."""
+        self._decided: deque[Decision] = deque()
+        self._sending: asyncio.Task[None] | None = None
+        self._is_over = False
+        self._changes = Changes()
+
+    async def register(self, worker: int) -> tuple[int, int]:
+        """A new fencing token for a worker, once it is its turn to begin, and the version that it
+        starts from.
+        """
+        turn = self._start_over_steps * worker // self._num_workers
+        await self._changes.until(lambda: self._is_over or self.sequencer.version >= turn)
+        self._check_term()
+        token = self.sequencer.register(worker)
+        self._forget(worker, token)
+        return token, self.sequencer.version
+
+    def release(self, worker: int) -> None:
+        """A worker is lost: what it had leased goes to whoever asks first."""
+        self._forget(worker, self.sequencer.release(worker))
+        self._go_on()
+
+    def _forget(self, worker: int, token: int) -> None:
+        self._waiting.discard(worker)
+        for name in [name for name in self._described if name.worker == worker]:
+            del self._described[name]
+        for name in [name for name in self._num_staged if name.worker == worker]:
+            del self._num_staged[name]
+        for server in self._servers:
+            server.forget(worker, token)
+
+    def lease(self, worker: int, token: int) -> Span | None:
+        """The next places for a worker; None when none is free. Raises `LeaseLost`."""
+        return self.sequencer.ledger.lease(worker, token)
+
+    async def await_lease(self, worker: int, token: int) -> Span | None:
+        """The next places for a worker, as soon as there are any: others may be lost. None when the
+        run is over. Raises `LeaseLost`.
+        """
+        ledger = self.sequencer.ledger
+        self._waiting.add(worker)
+        self._go_on()  # Without its pushes.
+        await self._changes.until(
+            lambda: (
+                self._is_over
+                or ledger.has_free
+                or ledger.is_finished
+                or not ledger.is_current(worker, token)
+            )
+        )
+        self._check_term()
+        span = ledger.lease(worker, token)
+        self._waiting.discard(worker)
+        return span
+
+    async def wait_for_others(self, worker: int) -> None:
+        """While a worker is too far ahead of the slowest one."""
+        await self._changes.until(
+            lambda: (
+                self._is_over or self.sequencer.may_go_on(worker, waiting=frozenset(self._waiting))
+            )
+        )
+        self._check_term()
+
+    def describe(self, push: Push) -> None:
+        """Take what is to be known of a push, before it is staged on server 0. Raises
+        `LeaseLost`.
+        """
+        self.sequencer.ledger.check(push.id.worker, push.id.token)
+        self._described[push.id] = push
+
+    def staged(self, name: PushId) -> None:
+        """One more server has staged a push."""
+        if not self.sequencer.ledger.is_current(name.worker, name.token):
+            return
+        self._num_staged[name] = self._num_staged.get(name, 0) + 1
+        if self._num_staged[name] < len(self._servers):
+            return
+        del self._num_staged[name]
+        if not self.sequencer.offer(self._described.pop(name)):
+            self._drop(name)
+        self._go_on()
+
+    def _drop(self, name: PushId) -> None:
+        for server in self._servers:
+            server.drop(name, self.sequencer.version)
+
+    def _go_on(self) -> None:
+        """Something has changed: commit what can be committed, and wake who waits for it."""
+        num_active = len(self.sequencer.workers - self._waiting)
+        while (decision := self.sequencer.decide(num_active=num_active)) is not None:
+            self._decided.append(
+                replace(decision, commit=replace(decision.commit, term=self._term))
+            )
+            if decision.commit.cut is not None:
+                self._keep(decision.commit.cut)
+            for push in self.sequencer.take_late():
+                self._drop(push.id)
+        if self._decided and (self._sending is None or self._sending.done()):
+            self._sending = asyncio.create_task(self._send())
+        self._changes.tell()
+
+    def _keep(self, cut: Cut) -> None:
+        statistics = copies(self.sequencer.statistics.tensors())
+        self.snapshots[cut.step] = LeadSnapshot(statistics, self.sequencer.corrupt)
+
+    def cut_here(self) -> None:
+        """Have all servers keep what they are at, before anything is committed in this term."""
+        cut = self.sequencer.cut_here()
+        self._keep(cut)
+        for server in self._servers:
+            server.keep(cut)
+        self.cuts.append(cut)
+
+    async def _send(self) -> None:
+        while self._decided:
+            decision = self._decided.popleft()
+            await self._replicate(decision)
+            for server in self._servers:
+                server.apply(decision.commit)
+            if decision.commit.cut is not None:
+                self.cuts.append(decision.commit.cut)
+                self._changes.tell()
+
+    async def next_cut(self, after_step: int) -> Cut | None:
+        """The first cut after `after_step`, as soon as there is one; None when the term is over."""
+        await self._changes.until(
+            lambda: self._is_over or (bool(self.cuts) and self.cuts[-1].step > after_step)
+        )
+        return next((cut for cut in self.cuts if cut.step > after_step), None)
+
+    async def end_term(self) -> None:
+        """Send what is decided; who waits for anything else gets `PeerLost`."""
+        self._is_over = True
+        self._changes.tell()
+        if self._sending is not None:
+            await self._sending
+
+    def _check_term(self) -> None:
+        if self._is_over:
+            raise PeerLost("the servers have changed")

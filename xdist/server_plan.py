@@ -1,0 +1,67 @@
+"""ServerPlan: what a parameter server is built from, and how it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from datapipe.order import Order
+from datapipe.position import Position
+from xdist.checkpoint import Checkpoint
+from xdist.config import TrainConfig
+from xdist.ledger import Ledger
+from xdist.sequencer import Sequencer
+from xdist.state import RangeState, StatisticsState
+
+
+@dataclass(frozen=True)
+class ServerPlan:
+    """Plain values, so that the actor loads its own range."""
+
+    config: TrainConfig
+    num_workers: int
+    checkpoint_url: str
+    start: int
+    stop: int
+    order: Order
+    num_places: int
+    save_every_samples: int
+    is_first: bool
+    """Server 0, or its replica."""
+
+    def ledger(self, position: Position, *, first_token: int) -> Ledger:
+        """The ledger of a run that has come so far."""
+        return Ledger(
+            position,
+            order=self.order,
+            num_places=self.num_places,
+            batch_size=self.config.batch_size,
+            first_token=first_token,
+        )
+
+    def range_state(self, source: Checkpoint, tensors: dict[str, Tensor]) -> RangeState:
+        """The range of the server, with these tensors."""
+        mask = source.manifest.layout.l2_mask(self.config.optimizer.l2_on)
+        return RangeState.from_tensors(
+            tensors,
+            config=self.config.optimizer,
+            start=self.start,
+            stop=self.stop,
+            l2_mask=mask[self.start : self.stop].clone(),
+        )
+
+    def sequencer(self, source: Checkpoint) -> Sequencer:
+        """The sequencer of server 0, as the checkpoint has it."""
+        cut = source.manifest.cut
+        return Sequencer(
+            self.config,
+            ledger=self.ledger(cut.position, first_token=0),
+            statistics=StatisticsState.from_tensors(
+                source.read_statistics(),
+                config=self.config.optimizer,
+                momentum=source.manifest.layout.statistics_momentum,
+            ),
+            version=cut.step,
+            save_every_samples=self.save_every_samples,
+        )

@@ -1,0 +1,55 @@
+"""ServersConfig: how gradients go to the parameter servers, and what these make of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from xdist.checks import check, check_least
+
+
+@dataclass(frozen=True)
+class ServersConfig:
+    """push_pull: the parameter servers. With the defaults one worker trains exactly as without
+    servers; with `overlap` it does not.
+    """
+
+    replicas: Literal[0, 1] = 0
+    """Copies of each server, on other nodes where there are any. With 1, a lost server loses
+    nothing; with 0, the run goes back to its last checkpoint.
+    """
+    overlap: int = 0
+    """Pushes that a worker need not see through before it computes the next gradient, on weights
+    that lack them.
+    """
+    max_clock_lead: int | None = None
+    """Pushes that a worker may be ahead of the slowest one (stale synchronous parallel, Ho et al.
+    2013); None: any number.
+    """
+    scale_by_staleness: bool = False
+    """The learning rate of a push is divided by its staleness, where that is above 1 (Zhang et al.
+    2015).
+    """
+    commit_first: int | None = None
+    """Synchronous training with backup workers (Chen et al. 2016): an update is the mean of the
+    first so many pushes of its version; those that come later are dropped, and their samples dealt
+    again. None: each push is an update.
+    """
+    start_over_steps: int = 0
+    """Updates over which the workers begin, one after the other; 0: all at once."""
+    lease_timeout_s: float | None = None
+    """After so long without an answer, or at one thing, a worker loses what it had leased and is
+    replaced; None: the larger of 10 s and five of the longest steps.
+    """
+
+    def __post_init__(self) -> None:
+        prefix = "servers."
+        check_least(self, prefix, overlap=0, start_over_steps=0, lease_timeout_s=1)
+        check_least(self, prefix, max_clock_lead=1, commit_first=1)
+        if self.commit_first is not None:
+            allowed = "with servers.commit_first, whose pushes are all of one version"
+            check(self.overlap == 0, "servers.overlap", self.overlap, f"0 {allowed}")
+            lead = self.max_clock_lead
+            check(lead is None, "servers.max_clock_lead", lead, f"None {allowed}")
+            scales = self.scale_by_staleness
+            check(not scales, "servers.scale_by_staleness", scales, f"False {allowed}")

@@ -1,0 +1,199 @@
+"""ServerCrew: the parameter server actors of a run, their replicas, and whose turn it is to lead.
+
+A *term* is the time between two changes of who is a primary. When a primary is lost its replica
+takes its place, in a new term, and another replica is started. Each server has a pulse: a call that
+comes back once a second, and does not where the process hangs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+
+from xdist.parameter_server import ParameterServer
+from xdist.topologies import Fault, Pending, Task, nodes
+from xdist.topologies.nodes import Process
+from xdist.topologies.remote_server import RemoteServer
+
+logger = logging.getLogger(__name__)
+
+PULSE_S = 1.0
+PATIENCE_S = 10.0
+"""For a pulse, once a server has started."""
+
+MakeServer = Callable[[int, str | None], ActorHandle[Any]]
+"""From the number of a server, and the node that it is to be away from, if it can."""
+
+
+@dataclass
+class ServerHand:
+    """One server actor."""
+
+    number: int
+    life: int
+    actor: ActorHandle[Any]
+    process: Process | None = None
+    """None before it has started."""
+    pulse_sent: float = field(default_factory=time.monotonic)
+
+    def task(self, action: Any, **more: Any) -> Task:
+        return Task(f"server {self.number}", action, self.number, life=self.life, **more)
+
+    @property
+    def remote(self) -> RemoteServer:
+        return RemoteServer(self.actor)
+
+
+class ServerCrew:
+    """The servers, by their numbers: primaries, and replicas if the run has them."""
+
+    def __init__(
+        self,
+        make_server: MakeServer,
+        end_server: Callable[[ActorHandle[Any]], None],
+        *,
+        num_servers: int,
+        has_replicas: bool,
+        saved_step: int,
+    ) -> None:
+        self._make_server = make_server
+        self._end_server = end_server
+        self._has_replicas = has_replicas
+        self._lives = itertools.count(1)
+        self._replicas: dict[int, ServerHand] = {}
+        self._attached: set[int] = set()
+        """Lives of the replicas that are what their primaries are."""
+        self._primaries = {number: self._new(number, None) for number in range(num_servers)}
+        self.saved_step = saved_step
+        """Of the last checkpoint that is complete."""
+        self.term = 0
+        self.is_led = False
+        """Whether the servers of this term take pushes."""
+
+    def __iter__(self) -> Iterator[ServerHand]:
+        yield from self._primaries.values()
+        yield from self._replicas.values()
+
+    @property
+    def lead(self) -> ServerHand:
+        return self._primaries[0]
+
+    @property
+    def primaries(self) -> tuple[ServerHand, ...]:
+        """In the order of their ranges."""
+        return tuple(self._primaries[number] for number in sorted(self._primaries))
+
+    def find(self, life: int) -> ServerHand | None:
+        """The server of this life; None if it is gone."""
+        return next((hand for hand in self if hand.life == life), None)
+
+    def _new(self, number: int, away_from: str | None) -> ServerHand:
+        return ServerHand(number, next(self._lives), self._make_server(number, away_from))
+
+    def start(self) -> Pending:
+        """Begin with the servers that have just been made."""
+        pending: Pending = {}
+        for hand in self.primaries:
+            pending |= self._watched(hand)
+        return pending
+
+    def _watched(self, hand: ServerHand) -> Pending:
+        locate: ray.ObjectRef[Any] = hand.actor.__ray_call__.remote(_locate)
+        watch: ray.ObjectRef[Any] = hand.actor.watch.remote()
+        return {locate: hand.task("start"), watch: hand.task("watch")}
+
+    def started(self, hand: ServerHand, process: Process) -> Pending:
+        """A server is there: give it a replica, or to its primary; once all are there, begin."""
+        hand.process = process
+        pending = self._feel(hand)
+        if hand.number in self._replicas and hand is self._replicas[hand.number]:
+            primary = self._primaries[hand.number]
+            attached: ray.ObjectRef[Any] = primary.actor.attach.remote(hand.remote)
+            return pending | {attached: hand.task("attach")}
+        if self._has_replicas:
+            pending |= self._start_replica(hand.number)
+        return pending | self._begin_if_complete()
+
+    def _start_replica(self, number: int) -> Pending:
+        process = self._primaries[number].process
+        hand = self._new(number, process.node_id if process else None)
+        self._replicas[number] = hand
+        return self._watched(hand)
+
+    def attached(self, hand: ServerHand) -> Pending:
+        """A replica is what its primary is."""
+        self._attached.add(hand.life)
+        logger.info("replica attached server=%d", hand.number)
+        return self._begin_if_complete()
+
+    def _begin_if_complete(self) -> Pending:
+        """The first term, once all are there."""
+        is_complete = all(hand.process is not None for hand in self)
+        if self._has_replicas:
+            is_complete = is_complete and len(self._attached) == len(self._primaries)
+        return self._begin_term() if is_complete and not self.term else {}
+
+    def _begin_term(self) -> Pending:
+        self.term += 1
+        self.is_led = False
+        servers = [hand.remote for hand in self.primaries]
+        begin: Any = self.lead.actor.begin_term
+        begun = begin.remote(self.term, servers, self.saved_step)
+        return {begun: self.lead.task("term", term=self.term)}
+
+    def lose(self, hand: ServerHand) -> Pending | None:
+        """A server is gone: what follows, or None where its state is gone with it."""
+        self._end_server(hand.actor)
+        if hand.process is not None:
+            nodes.kill(hand.process)
+        self._attached.discard(hand.life)
+        if self._replicas.get(hand.number) is hand:
+            del self._replicas[hand.number]
+            return self._start_replica(hand.number)
+        replica = self._replicas.pop(hand.number, None)
+        if replica is None or replica.life not in self._attached:
+            if replica is not None:
+                self._end_server(replica.actor)
+            return None
+        self._attached.discard(replica.life)
+        self._primaries[hand.number] = replica
+        logger.warning("replica took over server=%d term=%d", hand.number, self.term + 1)
+        return self._begin_term() | self._start_replica(hand.number)
+
+    def felt(self, hand: ServerHand) -> Pending:
+        """A pulse came back; send the next one."""
+        return self._feel(hand)
+
+    def _feel(self, hand: ServerHand) -> Pending:
+        hand.pulse_sent = time.monotonic()
+        pulse: ray.ObjectRef[Any] = hand.actor.pulse.remote(PULSE_S)
+        return {pulse: hand.task("pulse")}
+
+    def silent(self) -> list[Fault]:
+        """Servers whose process does not answer."""
+        limit_s, now = PULSE_S + PATIENCE_S, time.monotonic()
+        cause = f"gave no answer for {limit_s:g} s"
+        return [
+            Fault(hand.task("pulse"), cause, "lost")
+            for hand in self
+            if hand.process is not None and now - hand.pulse_sent > limit_s
+        ]
+
+    def clear(self) -> None:
+        """End all of them."""
+        for hand in self:
+            self._end_server(hand.actor)
+        self._primaries, self._replicas = {}, {}
+
+
+def _locate(_server: ParameterServer) -> Process:
+    """In the server's process: where that is."""
+    return Process(nodes.here(), os.getpid())
