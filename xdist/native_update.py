@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import torch
 from torch import Tensor
 
 from datapipe.native_library import load_library
+from xdist.chunks import run_in_chunks
 
 MODULE = "xdist_update"
 ABI_VERSION = 1
-LEAST_PART = 1 << 18
-"""Elements, below which another thread does not pay."""
 
 
 def is_available() -> bool:
@@ -77,27 +75,15 @@ def _run(
 ) -> None:
     """Call a function on all of the vectors, in as many threads as torch has."""
     function: Callable[..., None] = getattr(_library(), name)
-    size = max(vector.numel() for vector in vectors if vector is not None)
-    num_parts = max(1, min(torch.get_num_threads(), size // LEAST_PART))
-    bounds = [size * part // num_parts for part in range(num_parts + 1)]
 
-    def run_part(part: int) -> None:
-        start, stop = bounds[part], bounds[part + 1]
+    def run_chunk(start: int, stop: int) -> None:
         pointers = [
             None if vector is None else ctypes.c_void_p(vector.data_ptr() + 4 * start)
             for vector in vectors
         ]
         function(*pointers, ctypes.c_size_t(stop - start), *numbers)
 
-    if num_parts == 1:
-        run_part(0)
-    else:
-        list(_executor(num_parts).map(run_part, range(num_parts)))
-
-
-@cache
-def _executor(num_threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(num_threads, thread_name_prefix="update")
+    run_in_chunks(run_chunk, max(vector.numel() for vector in vectors if vector is not None))
 
 
 @cache

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from xdist import native_update, optim
+from xdist.chunks import CHUNK
 from xdist.optim import SGD, Optimizer, RMSProp
 
 pytestmark = pytest.mark.skipif(
@@ -74,7 +75,7 @@ def test_averages_are_equal_to_the_bit(size: int, share: float) -> None:
 
 
 def test_several_threads_change_nothing() -> None:
-    drawn = vectors(3 * native_update.LEAST_PART + 5, seed=0)
+    drawn = vectors(3 * CHUNK + 5, seed=0)
     weights, gradients, mask = next(drawn), next(drawn), (next(drawn) > 0).float()
     other = weights.clone()
     by_torch(make_sgd(mask, 0.1), other, gradients.clone(), 0.1)
