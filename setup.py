@@ -24,6 +24,7 @@ setup(
         Extension(
             "xdist_update",
             sources=["native/update.c"],
+            depends=["native/bfloat16.h", "native/cpus.h"],
             libraries=["m"],
             extra_compile_args=[
                 "-O3",

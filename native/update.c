@@ -1,58 +1,136 @@
 /* One update of a range of weights, in one pass: each vector is read and written once.
  *
- * The operations are those of xdist/optim.py, in their order, each rounded for itself: compiled with
- * -ffp-contract=off, the two agree to the bit. All vectors are float32 of n elements; l2 may be
- * NULL, where no penalty applies. Gradients are only read.
+ * The operations are those of xdist/optim.py, in their order, each rounded for itself: compiled
+ * with -ffp-contract=off, the two agree to the bit.
  */
 
 #include <math.h>
-#include <stddef.h>
+#include <stdint.h>
 
-#define ABI_VERSION 1
+#include "bfloat16.h"
+#include "cpus.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#define FOR_ALL_CPUS __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define FOR_ALL_CPUS
-#endif
+#define ABI_VERSION 2
+
+/* Vectors of a whole range, of which a call updates elements [start, stop). */
+typedef struct {
+    const float *weights;
+    float *weights_out; /* the same vector, or one apart */
+    const void *gradients;
+    float *momentum;
+    float *mean_square;       /* of RMSProp */
+    float *average;           /* NULL: there is none */
+    uint16_t *bfloat16_out;   /* the new weights, rounded; NULL: not wanted */
+    const int64_t *run_stops; /* before run_stops[i], from the run before on, ... */
+    const float *run_l2;      /* ... the L2 penalty is run_l2[i] */
+    int64_t num_runs;
+    int32_t has_bfloat16_gradients; /* else they are float32 */
+    float scale;                    /* of the gradients */
+    float learning_rate;
+    float momentum_decay;
+    float mean_square_share; /* 1 - decay */
+    float epsilon;
+    float average_share; /* 1 - decay */
+} range_update;
+
+/* Elements [start, stop), which have one L2 penalty. */
+typedef struct {
+    int64_t start, stop;
+    float l2;
+} stretch;
+
+/* What an update has, besides. */
+enum { BFLOAT16_GRADIENTS = 1, BFLOAT16_OUT = 2, AVERAGE = 4 };
 
 int update_abi(void) { return ABI_VERSION; }
 
-static inline float penalized(float gradient, float weight, const float *l2, size_t i) {
-    return l2 ? gradient + weight * l2[i] : gradient;
+/* What SGD takes from a weight. */
+INLINE float sgd_change(const range_update *u, float gradient, float *momentum) {
+    *momentum = *momentum * u->momentum_decay + gradient;
+    return *momentum * u->learning_rate;
 }
 
-FOR_ALL_CPUS
-void update_sgd(float *restrict weights, const float *restrict gradients, float *restrict momentum,
-                const float *restrict l2, size_t n, float learning_rate, float momentum_decay) {
-    for (size_t i = 0; i < n; i++) {
-        float gradient = penalized(gradients[i], weights[i], l2, i);
-        float kept = momentum[i] * momentum_decay;
-        momentum[i] = kept + gradient;
-        weights[i] = weights[i] - momentum[i] * learning_rate;
+/* What RMSProp takes from a weight. */
+INLINE float rmsprop_change(const range_update *u, float gradient, float *momentum,
+                            float *mean_square) {
+    float deviation = gradient * gradient - *mean_square;
+    *mean_square = *mean_square + deviation * u->mean_square_share;
+    float step = gradient * u->learning_rate;
+    step = step * (1.0f / sqrtf(*mean_square + u->epsilon));
+    *momentum = *momentum * u->momentum_decay + step;
+    return *momentum;
+}
+
+/* `has` and `is_rmsprop` are constants where this is inlined: every combination is a loop. */
+INLINE void update_elements(const range_update *range, stretch s, int is_rmsprop, int has) {
+    const range_update u = *range; /* A copy: no store to a vector can change it. */
+    const float *gradients = u.gradients;
+    const uint16_t *halves = u.gradients;
+    /* Vectors are apart, but that new weights may go where the old ones are: at once, in order. */
+#pragma GCC ivdep
+    for (int64_t i = s.start; i < s.stop; i++) {
+        float gradient = has & BFLOAT16_GRADIENTS ? widened(halves[i]) : gradients[i];
+        float weight = u.weights[i];
+        gradient = gradient * u.scale; /* 1 changes no bit. */
+        gradient = gradient + weight * s.l2;
+        float change = is_rmsprop ? rmsprop_change(&u, gradient, &u.momentum[i], &u.mean_square[i])
+                                  : sgd_change(&u, gradient, &u.momentum[i]);
+        weight = weight - change;
+        u.weights_out[i] = weight;
+        if (has & BFLOAT16_OUT) u.bfloat16_out[i] = narrowed(weight);
+        if (has & AVERAGE) u.average[i] = u.average[i] + (weight - u.average[i]) * u.average_share;
     }
 }
 
-/* mean_square_share: 1 - decay of the mean square. */
-FOR_ALL_CPUS
-void update_rmsprop(float *restrict weights, const float *restrict gradients,
-                    float *restrict momentum, float *restrict mean_square,
-                    const float *restrict l2, size_t n, float learning_rate, float momentum_decay,
-                    float mean_square_share, float epsilon) {
-    for (size_t i = 0; i < n; i++) {
-        float gradient = penalized(gradients[i], weights[i], l2, i);
-        float change = gradient * gradient - mean_square[i];
-        mean_square[i] = mean_square[i] + change * mean_square_share;
-        float step = gradient * learning_rate;
-        step = step * (1.0f / sqrtf(mean_square[i] + epsilon));
-        float kept = momentum[i] * momentum_decay;
-        momentum[i] = kept + step;
-        weights[i] = weights[i] - momentum[i];
+#define CASE(has) \
+    case has:     \
+        return update_elements(u, s, is_rmsprop, has);
+#define CASES_2(has) CASE(has) CASE(has | 1)
+#define CASES_4(has) CASES_2(has) CASES_2(has | 2)
+#define CASES_8(has) CASES_4(has) CASES_4(has | 4)
+
+INLINE void update_stretch(const range_update *u, stretch s, int is_rmsprop) {
+    switch ((u->has_bfloat16_gradients ? BFLOAT16_GRADIENTS : 0) |
+            (u->bfloat16_out ? BFLOAT16_OUT : 0) | (u->average ? AVERAGE : 0)) {
+        CASES_8(0)
     }
+}
+
+/* The run that an element is in. */
+static int64_t run_of(const range_update *u, int64_t element) {
+    int64_t low = 0, high = u->num_runs;
+    while (low < high) {
+        int64_t middle = low + (high - low) / 2;
+        if (u->run_stops[middle] <= element)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+INLINE void update_range(const range_update *u, int64_t start, int64_t stop, int is_rmsprop) {
+    for (int64_t run = run_of(u, start); start < stop; start = u->run_stops[run++]) {
+        int64_t run_stop = u->run_stops[run];
+        stretch s = {start, run_stop < stop ? run_stop : stop, u->run_l2[run]};
+        update_stretch(u, s, is_rmsprop);
+    }
+}
+
+FOR_ALL_CPUS
+void update_sgd(const range_update *u, int64_t start, int64_t stop) {
+    update_range(u, start, stop, 0);
+}
+
+FOR_ALL_CPUS
+void update_rmsprop(const range_update *u, int64_t start, int64_t stop) {
+    update_range(u, start, stop, 1);
 }
 
 /* average += (values - average) * share */
 FOR_ALL_CPUS
-void update_fold(float *restrict average, const float *restrict values, size_t n, float share) {
-    for (size_t i = 0; i < n; i++) average[i] = average[i] + (values[i] - average[i]) * share;
+void update_fold(float *restrict average, const float *restrict values, float share, int64_t start,
+                 int64_t stop) {
+    for (int64_t i = start; i < stop; i++)
+        average[i] = average[i] + (values[i] - average[i]) * share;
 }

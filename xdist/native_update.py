@@ -1,92 +1,172 @@
-"""Updates of float32 vectors on a CPU, each in one pass: `native/update.c` by ctypes.
+"""Updates of weights on a CPU, each in one pass: `native/update.c` by ctypes.
 
 It is installed beside the packages, where a compiler was present. `xdist.optim` does the same
 operations one after the other where it is missing, and for all other vectors: to the same bits.
+The GIL is free meanwhile. num_threads: as in `run_in_chunks`.
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 
 from datapipe.native_library import load_library
 from xdist.chunks import run_in_chunks
+from xdist.update import Update
 
 MODULE = "xdist_update"
-ABI_VERSION = 1
+ABI_VERSION = 2
+
+
+class _RangeUpdate(ctypes.Structure):
+    """`range_update` of native/update.c."""
+
+    _fields_ = (
+        ("weights", ctypes.c_void_p),
+        ("weights_out", ctypes.c_void_p),
+        ("gradients", ctypes.c_void_p),
+        ("momentum", ctypes.c_void_p),
+        ("mean_square", ctypes.c_void_p),
+        ("average", ctypes.c_void_p),
+        ("bfloat16_out", ctypes.c_void_p),
+        ("run_stops", ctypes.c_void_p),
+        ("run_l2", ctypes.c_void_p),
+        ("num_runs", ctypes.c_int64),
+        ("has_bfloat16_gradients", ctypes.c_int32),
+        ("scale", ctypes.c_float),
+        ("learning_rate", ctypes.c_float),
+        ("momentum_decay", ctypes.c_float),
+        ("mean_square_share", ctypes.c_float),
+        ("epsilon", ctypes.c_float),
+        ("average_share", ctypes.c_float),
+    )
+
+
+@dataclass(frozen=True)
+class Runs:
+    """A vector by its runs of equal elements: those before `stops[i]`, from the run before on, are
+    `values[i]`. It says in a few numbers which layers have an L2 penalty.
+    """
+
+    stops: Tensor
+    """(num_runs,), int64."""
+    values: Tensor
+    """(num_runs,), float32."""
+
+    @classmethod
+    def of(cls, vector: Tensor) -> Runs:
+        values, counts = torch.unique_consecutive(vector, return_counts=True)
+        return cls(counts.cpu().cumsum(0), values.cpu().float())
 
 
 def is_available() -> bool:
     return _library() is not None
 
 
-def suits(*vectors: Tensor | None) -> bool:
-    """Whether the compiled code is there, and takes these."""
+def suits(*vectors: Tensor | None, dtype: torch.dtype = torch.float32) -> bool:
+    """Whether the compiled code is there, and takes these as vectors of that type."""
     return is_available() and all(
-        vector.device.type == "cpu" and vector.dtype == torch.float32 and vector.is_contiguous()
+        vector.device.type == "cpu" and vector.dtype == dtype and vector.is_contiguous()
         for vector in vectors
         if vector is not None
     )
 
 
+def suits_update(update: Update, *slots: Tensor) -> bool:
+    """Whether the compiled code is there, and takes all of these."""
+    gradients = update.gradients
+    is_half = gradients.dtype == torch.bfloat16
+    return (
+        suits(update.weights, update.weights_out, update.average, *slots)
+        and suits(gradients, dtype=torch.bfloat16 if is_half else torch.float32)
+        and suits(update.bfloat16_out, dtype=torch.bfloat16)
+    )
+
+
 def sgd(
-    weights: Tensor,
-    gradients: Tensor,
+    update: Update,
     momentum: Tensor,
-    l2_factors: Tensor | None,
+    l2: Runs,
     *,
-    learning_rate: float,
     momentum_decay: float,
+    num_threads: int | None = None,
 ) -> None:
     """As `optim.SGD.step`."""
-    numbers = (ctypes.c_float(learning_rate), ctypes.c_float(momentum_decay))
-    _run("update_sgd", (weights, gradients, momentum, l2_factors), numbers)
+    whole = _range_update(update, momentum, None, l2, momentum_decay)
+    _run("update_sgd", (whole,), len(momentum), num_threads)
 
 
 def rmsprop(
-    weights: Tensor,
-    gradients: Tensor,
+    update: Update,
     momentum: Tensor,
     mean_square: Tensor,
-    l2_factors: Tensor | None,
+    l2: Runs,
     *,
-    learning_rate: float,
     momentum_decay: float,
     mean_square_share: float,
     epsilon: float,
+    num_threads: int | None = None,
 ) -> None:
     """As `optim.RMSProp.step`; mean_square_share is 1 - decay."""
-    values = (learning_rate, momentum_decay, mean_square_share, epsilon)
-    vectors = (weights, gradients, momentum, mean_square, l2_factors)
-    _run("update_rmsprop", vectors, tuple(map(ctypes.c_float, values)))
+    whole = _range_update(update, momentum, mean_square, l2, momentum_decay)
+    whole.mean_square_share = mean_square_share
+    whole.epsilon = epsilon
+    _run("update_rmsprop", (whole,), len(momentum), num_threads)
+
+
+def _range_update(
+    update: Update, momentum: Tensor, mean_square: Tensor | None, l2: Runs, momentum_decay: float
+) -> _RangeUpdate:
+    """What both optimizers have."""
+    return _RangeUpdate(
+        *_pointers(
+            update.weights,
+            update.new_weights,
+            update.gradients,
+            momentum,
+            mean_square,
+            update.average,
+            update.bfloat16_out,
+        ),
+        *_pointers(l2.stops, l2.values),
+        num_runs=len(l2.values),
+        has_bfloat16_gradients=update.gradients.dtype == torch.bfloat16,
+        scale=update.scale,
+        learning_rate=update.learning_rate,
+        momentum_decay=momentum_decay,
+        average_share=update.average_share,
+    )
+
+
+def _pointers(*vectors: Tensor | None) -> tuple[int | None, ...]:
+    """Where vectors of one size begin."""
+    assert len({len(vector) for vector in vectors if vector is not None}) == 1
+    return tuple(None if vector is None else vector.data_ptr() for vector in vectors)
 
 
 def fold(average: Tensor, values: Tensor, *, share: float) -> None:
     """As `optim.fold`."""
-    _run("update_fold", (average, values), (ctypes.c_float(share),))
+    _run("update_fold", (*_pointers(average, values), share), len(average), None)
 
 
-def _run(
-    name: str, vectors: tuple[Tensor | None, ...], numbers: tuple[ctypes.c_float, ...]
-) -> None:
-    """Call a function on all of the vectors, in as many threads as torch has."""
+def _run(name: str, arguments: tuple[object, ...], size: int, num_threads: int | None) -> None:
+    """Call a function, whose last arguments are start and stop, on all of the vectors."""
     function: Callable[..., None] = getattr(_library(), name)
-
-    def run_chunk(start: int, stop: int) -> None:
-        pointers = [
-            None if vector is None else ctypes.c_void_p(vector.data_ptr() + 4 * start)
-            for vector in vectors
-        ]
-        function(*pointers, ctypes.c_size_t(stop - start), *numbers)
-
-    run_in_chunks(run_chunk, max(vector.numel() for vector in vectors if vector is not None))
+    run_in_chunks(partial(function, *arguments), size, num_threads=num_threads)
 
 
 @cache
 def _library() -> ctypes.CDLL | None:
     """The C functions, None where they are not built for this release."""
-    return load_library(MODULE, abi_function="update_abi", abi_version=ABI_VERSION)
+    library = load_library(MODULE, abi_function="update_abi", abi_version=ABI_VERSION)
+    if library is not None:
+        pointer, number, place = ctypes.c_void_p, ctypes.c_float, ctypes.c_int64
+        library.update_sgd.argtypes = (ctypes.POINTER(_RangeUpdate), place, place)
+        library.update_rmsprop.argtypes = (ctypes.POINTER(_RangeUpdate), place, place)
+        library.update_fold.argtypes = (pointer, pointer, number, place, place)
+    return library

@@ -19,6 +19,8 @@ from torch import Tensor
 
 from xdist import native_update
 from xdist.config import OptimizerConfig
+from xdist.native_update import Runs
+from xdist.update import Update
 
 CPU_BLOCK = 1 << 17  # Elements: few enough for the caches, enough to hide the cost of torch's calls
 
@@ -28,13 +30,17 @@ class Optimizer(Protocol):
 
     slots: dict[str, Tensor]
 
-    def step(self, weights: Tensor, gradients: Tensor, *, learning_rate: float) -> None:
-        """Update `weights` (size,) in place; `gradients` (size,) hold scratch afterwards."""
+    def step(self, update: Update, *, num_threads: int | None = None) -> None:
+        """Make the update, slots included. num_threads: of the compiled pass; None: as many as
+        torch has.
+        """
 
     def step_block(
         self, block: slice, w: Tensor, g: Tensor, scratch: Tensor, learning_rate: float | Tensor
     ) -> None:
-        """The same for one block of the slots; `w`, `g` and `scratch` are of its size."""
+        """Step one block of the slots with torch's operations: the weights `w` in place, by the
+        gradients `g`, which hold scratch afterwards; `scratch` is of their size.
+        """
 
 
 class SGD:
@@ -45,30 +51,28 @@ class SGD:
 
     def __init__(self, *, momentum: float, l2: float, l2_mask: Tensor) -> None:
         self.momentum = momentum
-        self.l2_factors = l2_mask * l2 if l2 else None
+        self.l2_factors = l2_mask * l2
         self.slots = {"momentum": torch.zeros_like(l2_mask)}
+        self._l2_runs = Runs.of(self.l2_factors)
 
-    def step(self, weights: Tensor, gradients: Tensor, *, learning_rate: float) -> None:
+    def step(self, update: Update, *, num_threads: int | None = None) -> None:
         momentum = self.slots["momentum"]
-        if native_update.suits(weights, gradients, momentum, self.l2_factors):
-            native_update.sgd(
-                weights,
-                gradients,
-                momentum,
-                self.l2_factors,
-                learning_rate=learning_rate,
-                momentum_decay=self.momentum,
-            )
+        if not native_update.suits_update(update, momentum):
+            step_in_blocks(self, update)
             return
-        for block, scratch in _blocks(weights):
-            self.step_block(block, weights[block], gradients[block], scratch, learning_rate)
+        native_update.sgd(
+            update,
+            momentum,
+            self._l2_runs,
+            momentum_decay=self.momentum,
+            num_threads=num_threads,
+        )
 
     def step_block(
         self, block: slice, w: Tensor, g: Tensor, scratch: Tensor, learning_rate: float | Tensor
     ) -> None:
         momentum = self.slots["momentum"][block]
-        if self.l2_factors is not None:
-            g.add_(torch.mul(w, self.l2_factors[block], out=scratch))
+        g.add_(torch.mul(w, self.l2_factors[block], out=scratch))
         momentum.mul_(self.momentum)
         momentum.add_(g)
         w.sub_(torch.mul(momentum, learning_rate, out=scratch))
@@ -90,36 +94,34 @@ class RMSProp:
         self.momentum = momentum
         self.decay = decay
         self.epsilon = epsilon
-        self.l2_factors = l2_mask * l2 if l2 else None
+        self.l2_factors = l2_mask * l2
         self.slots = {
             "momentum": torch.zeros_like(l2_mask),
             "mean_square": torch.ones_like(l2_mask),
         }
+        self._l2_runs = Runs.of(self.l2_factors)
 
-    def step(self, weights: Tensor, gradients: Tensor, *, learning_rate: float) -> None:
+    def step(self, update: Update, *, num_threads: int | None = None) -> None:
         momentum, mean_square = self.slots["momentum"], self.slots["mean_square"]
-        if native_update.suits(weights, gradients, momentum, mean_square, self.l2_factors):
-            native_update.rmsprop(
-                weights,
-                gradients,
-                momentum,
-                mean_square,
-                self.l2_factors,
-                learning_rate=learning_rate,
-                momentum_decay=self.momentum,
-                mean_square_share=1 - self.decay,
-                epsilon=self.epsilon,
-            )
+        if not native_update.suits_update(update, momentum, mean_square):
+            step_in_blocks(self, update)
             return
-        for block, scratch in _blocks(weights):
-            self.step_block(block, weights[block], gradients[block], scratch, learning_rate)
+        native_update.rmsprop(
+            update,
+            momentum,
+            mean_square,
+            self._l2_runs,
+            momentum_decay=self.momentum,
+            mean_square_share=1 - self.decay,
+            epsilon=self.epsilon,
+            num_threads=num_threads,
+        )
 
     def step_block(
         self, block: slice, w: Tensor, g: Tensor, scratch: Tensor, learning_rate: float | Tensor
     ) -> None:
         momentum, mean_square = self.slots["momentum"][block], self.slots["mean_square"][block]
-        if self.l2_factors is not None:
-            g.add_(torch.mul(w, self.l2_factors[block], out=scratch))
+        g.add_(torch.mul(w, self.l2_factors[block], out=scratch))
         torch.mul(g, g, out=scratch)
         mean_square.add_(scratch.sub_(mean_square).mul_(1 - self.decay))
         g.mul_(learning_rate)
@@ -127,6 +129,22 @@ class RMSProp:
         momentum.mul_(self.momentum)
         momentum.add_(g)
         w.sub_(momentum)
+
+
+def step_in_blocks(optimizer: Optimizer, update: Update) -> None:
+    """`Optimizer.step` by torch's operations, on any device."""
+    weights, new_weights = update.weights, update.new_weights
+    for block, scratch in _blocks(weights):
+        w, g = new_weights[block], update.gradients[block].to(weights.dtype)
+        if new_weights is not weights:
+            w.copy_(weights[block])
+        if update.scale != 1:
+            g.mul_(update.scale)
+        optimizer.step_block(block, w, g, scratch, update.learning_rate)
+        if update.average is not None:
+            fold_block(update.average[block], w, scratch, update.average_share)
+        if update.bfloat16_out is not None:
+            update.bfloat16_out[block].copy_(w)
 
 
 def make_optimizer(config: OptimizerConfig, *, size: int, l2_mask: Tensor) -> Optimizer:

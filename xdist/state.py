@@ -15,6 +15,7 @@ from torch import Tensor
 from xdist.config import OptimizerConfig
 from xdist.fused_update import FusedUpdate
 from xdist.optim import Optimizer, fold, make_optimizer
+from xdist.update import Update
 
 WEIGHTS = "weights"
 AVERAGE = "average"
@@ -24,7 +25,7 @@ WeightsName = Literal["average", "raw"]
 """Which weights, and statistics with them, a network is evaluated with."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class RangeState:
     """Weights [start, stop) of the flat vector, their Polyak average and optimizer slots: (stop -
     start,) float32 each.
@@ -33,6 +34,7 @@ class RangeState:
     start: int
     stop: int
     weights: Tensor
+    """Those after the last update, in the vector that it wrote."""
     average: Tensor | None
     optimizer: Optimizer
     fused_update: FusedUpdate | None = None
@@ -68,18 +70,32 @@ class RangeState:
         learning_rate: float,
         average_decay: float,
         scale: float = 1.0,
+        weights_out: Tensor | None = None,
+        bfloat16_out: Tensor | None = None,
+        num_threads: int | None = None,
     ) -> None:
-        """One update, in place. gradients: (stop - start,) float32, the mean over the samples of
-        the update, to be multiplied by `scale`; used up.
+        """One update. gradients: (stop - start,), the mean over the samples of the update; float32,
+        used up, or bfloat16. scale, weights_out, bfloat16_out: as in `Update`. num_threads: as in
+        `Optimizer.step`.
         """
-        if scale != 1:
-            gradients.mul_(scale)
         if self.fused_update is not None:
+            assert scale == 1
+            assert weights_out is None
+            assert bfloat16_out is None
             self.fused_update(gradients, learning_rate=learning_rate, average_decay=average_decay)
             return
-        self.optimizer.step(self.weights, gradients, learning_rate=learning_rate)
-        if self.average is not None:
-            fold(self.average, self.weights, share=1 - average_decay)
+        update = Update(
+            self.weights,
+            gradients,
+            learning_rate=learning_rate,
+            scale=scale,
+            weights_out=weights_out,
+            bfloat16_out=bfloat16_out,
+            average=self.average,
+            average_share=1 - average_decay,
+        )
+        self.optimizer.step(update, num_threads=num_threads)
+        self.weights = update.new_weights
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything a checkpoint needs of this range, by name; the live tensors, not copies."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -11,81 +11,156 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.xdist.updates import make_rmsprop, make_sgd, same_bits, vectors
 from xdist import native_update, optim
 from xdist.chunks import CHUNK
-from xdist.optim import SGD, Optimizer, RMSProp
+from xdist.native_update import Runs
+from xdist.optim import Optimizer
+from xdist.update import Update
 
 pytestmark = pytest.mark.skipif(
     not native_update.is_available(),
     reason="native/update.c is not built; pip install . builds it where there is a compiler",
 )
-properties = settings(derandomize=True, deadline=None, max_examples=40)
+properties = settings(derandomize=True, deadline=None, max_examples=100)
+makes = pytest.mark.parametrize("make", [make_sgd, make_rmsprop])
+Make = Callable[[Tensor, float], Optimizer]
+NUM_STEPS = 3
 
 
-def make_sgd(mask: Tensor, l2: float) -> SGD:
-    return SGD(momentum=0.9, l2=l2, l2_mask=mask)
+@dataclass(frozen=True)
+class Case:
+    """What updates have."""
+
+    size: int
+    offset: int = 0
+    """Ranges begin anywhere in a vector."""
+    l2: float = 0.3
+    scale: float = 1.0
+    has_bfloat16_gradients: bool = False
+    has_average: bool = True
+    is_apart: bool = False
+    """New weights go to another vector."""
+    has_bfloat16_out: bool = False
+    has_specials: bool = False
 
 
-def make_rmsprop(mask: Tensor, l2: float) -> RMSProp:
-    return RMSProp(momentum=0.9, decay=0.93, epsilon=1.0, l2=l2, l2_mask=mask)
+cases = st.builds(
+    Case,
+    size=st.sampled_from([0, 1, 2, 15, 16, 17, 33]) | st.integers(0, 300),
+    offset=st.integers(0, 5),
+    l2=st.sampled_from([0.0, 1e-5, 0.3]),
+    scale=st.sampled_from([1.0, 0.37]),
+    has_bfloat16_gradients=st.booleans(),
+    has_average=st.booleans(),
+    is_apart=st.booleans(),
+    has_bfloat16_out=st.booleans(),
+    has_specials=st.booleans(),
+)
 
 
-def vectors(size: int, seed: int) -> Iterator[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    while True:
-        exponents = torch.randint(-12, 8, (size,), generator=generator)
-        yield torch.randn(size, generator=generator) * torch.exp2(exponents)
+class Range:
+    """The optimizer of a case, and the vectors of its updates."""
+
+    def __init__(self, make: Make, case: Case) -> None:
+        self._case = case
+        self._drawn = vectors(
+            case.size + case.offset, seed=case.size, has_specials=case.has_specials
+        )
+        self._spare = self._draw()
+        self.weights = self._draw()
+        self.average = self._draw()
+        self.bfloat16 = torch.zeros(case.size + case.offset, dtype=torch.bfloat16)[case.offset :]
+        self.optimizer = make((self._draw() > 0).float(), case.l2)
+
+    def _draw(self) -> Tensor:
+        return next(self._drawn)[self._case.offset :]
+
+    def next_update(self, step: int) -> Update:
+        case, weights, gradients = self._case, self.weights, self._draw()
+        if case.has_bfloat16_gradients:
+            gradients = gradients.to(torch.bfloat16)
+        if case.is_apart:
+            self.weights, self._spare = self._spare, weights
+        return Update(
+            weights,
+            gradients,
+            learning_rate=0.045 * 0.94**step,
+            scale=case.scale,
+            weights_out=self.weights if case.is_apart else None,
+            bfloat16_out=self.bfloat16 if case.has_bfloat16_out else None,
+            average=self.average if case.has_average else None,
+            average_share=0.3,
+        )
+
+    def vectors(self) -> dict[str, Tensor]:
+        own = {"weights": self.weights, "spare": self._spare, "average": self.average}
+        return own | {"bfloat16": self.bfloat16} | self.optimizer.slots
 
 
-def by_torch(optimizer: Optimizer, weights: Tensor, gradients: Tensor, rate: float) -> None:
-    scratch = torch.empty_like(weights)
-    optimizer.step_block(slice(None), weights, gradients, scratch, rate)
+def check(make: Make, case: Case, *, num_threads: int = 1) -> None:
+    ours, theirs = Range(make, case), Range(make, case)
+    for step in range(NUM_STEPS):
+        update = ours.next_update(step)
+        assert native_update.suits_update(update, *ours.optimizer.slots.values())
+        ours.optimizer.step(update, num_threads=num_threads)
+        optim.step_in_blocks(theirs.optimizer, theirs.next_update(step))
+        found = ours.vectors()
+        for name, expected in theirs.vectors().items():
+            assert same_bits(found[name], expected), name
 
 
-@pytest.mark.parametrize("make", [make_sgd, make_rmsprop])
+@makes
 @properties
-@given(st.integers(1, 300), st.integers(0, 5), st.sampled_from([0.0, 1e-5, 0.3]))
-def test_steps_are_equal_to_the_bit(
-    make: Callable[[Tensor, float], Any], size: int, offset: int, l2: float
-) -> None:
-    drawn = vectors(size + offset, seed=size)
-    mask = (next(drawn) > 0).float()[offset:]  # Ranges begin anywhere in a vector.
-    ours, theirs = make(mask, l2), make(mask, l2)
-    weights = next(drawn)
-    other = weights.clone()[offset:]
-    weights = weights[offset:]
-    for step in range(3):
-        gradients, rate = next(drawn)[offset:], 0.045 * 0.94**step
-        by_torch(theirs, other, gradients.clone(), rate)
-        ours.step(weights, gradients, learning_rate=rate)
-        assert torch.equal(weights, other)
-    for name, slot in ours.slots.items():
-        assert torch.equal(slot, theirs.slots[name])
+@given(cases)
+def test_updates_are_equal_to_the_bit(make: Make, case: Case) -> None:
+    check(make, case)
+
+
+@makes
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_many_blocks_and_threads_change_nothing(make: Make, num_threads: int) -> None:
+    case = Case(size=2 * CHUNK + 5, is_apart=True, has_bfloat16_out=True)
+    check(make, case, num_threads=num_threads)
+
+
+def test_long_runs_of_the_penalty_are_equal_to_the_bit() -> None:
+    ours, theirs = Range(make_sgd, case := Case(size=3 * CHUNK)), Range(make_sgd, case)
+    edges = torch.tensor([0, 100, CHUNK, 2 * CHUNK + 1])
+    mask = (torch.bucketize(torch.arange(case.size), edges, right=True) % 2).float()
+    for side in (ours, theirs):
+        side.optimizer = make_sgd(mask, 0.3)
+    ours.optimizer.step(ours.next_update(0))
+    optim.step_in_blocks(theirs.optimizer, theirs.next_update(0))
+    assert torch.equal(ours.weights, theirs.weights)
+
+
+@properties
+@given(st.lists(st.sampled_from([0.0, 0.5]), max_size=20))
+def test_runs_tell_the_whole_vector(elements: list[float]) -> None:
+    runs = Runs.of(torch.tensor(elements))
+    lengths = runs.stops.diff(prepend=torch.tensor([0]))
+    assert torch.repeat_interleave(runs.values, lengths).tolist() == elements
+    assert (runs.values.diff() != 0).all()
 
 
 @properties
 @given(st.integers(1, 300), st.floats(0, 1))
 def test_averages_are_equal_to_the_bit(size: int, share: float) -> None:
-    drawn = vectors(size, seed=size)
+    drawn = vectors(size, seed=size, has_specials=True)
     average, values = next(drawn), next(drawn)
     other = average.clone()
     optim.fold_block(other, values, torch.empty_like(other), share)
     optim.fold(average, values, share=share)
-    assert torch.equal(average, other)
+    assert same_bits(average, other)
 
 
-def test_several_threads_change_nothing() -> None:
-    drawn = vectors(3 * CHUNK + 5, seed=0)
-    weights, gradients, mask = next(drawn), next(drawn), (next(drawn) > 0).float()
-    other = weights.clone()
-    by_torch(make_sgd(mask, 0.1), other, gradients.clone(), 0.1)
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        make_sgd(mask, 0.1).step(weights, gradients, learning_rate=0.1)
-    finally:
-        torch.set_num_threads(num_threads)
-    assert torch.equal(weights, other)
+def test_gradients_are_only_read() -> None:
+    updates = Range(make_rmsprop, Case(size=40, scale=0.5))
+    update = updates.next_update(0)
+    before = update.gradients.clone()
+    updates.optimizer.step(update)
+    assert torch.equal(update.gradients, before)
 
 
 def test_other_vectors_are_left_to_torch() -> None:
@@ -93,8 +168,13 @@ def test_other_vectors_are_left_to_torch() -> None:
     assert native_update.suits(vector, None)
     assert not native_update.suits(vector, vector.double())
     assert not native_update.suits(vector[::2])
+    update = Update(vector, vector.bfloat16(), learning_rate=0.1, bfloat16_out=vector.bfloat16())
+    assert native_update.suits_update(update, vector)
+    assert not native_update.suits_update(update, vector.double())
+    assert not native_update.suits_update(replace(update, gradients=vector.half()))
+    assert not native_update.suits_update(replace(update, bfloat16_out=vector))
     weights = torch.ones(4, dtype=torch.float64)
     make_sgd(torch.ones(4, dtype=torch.float64), 0.0).step(
-        weights, torch.ones(4, dtype=torch.float64), learning_rate=0.5
+        Update(weights, torch.ones(4, dtype=torch.float64), learning_rate=0.5)
     )
     assert weights.tolist() == [0.5] * 4

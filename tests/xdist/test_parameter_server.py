@@ -27,6 +27,7 @@ from xdist.lead import Lead
 from xdist.parameter_server import ParameterServer
 from xdist.sequencer import Push, PushId, Vector
 from xdist.servers_config import ServersConfig
+from xdist.update import Update
 
 NUM_SAMPLES = 40
 NUM_STATISTICS = 8
@@ -129,7 +130,7 @@ def test_any_number_of_servers_equals_one_optimizer_to_the_bit(
             decay = optim.average_decay(
                 CONFIG.optimizer, num_samples=commit.num_samples - num_samples, num_updates=number
             )
-            optimizer.step(weights, torch.from_numpy(gradient.copy()), learning_rate=rate)
+            optimizer.step(Update(weights, torch.from_numpy(gradient.copy()), learning_rate=rate))
             optim.fold(average, weights, share=1 - decay)
             num_samples = commit.num_samples
             assert np.array_equal(await servers.pull(commit.version), weights.numpy())

@@ -1,0 +1,64 @@
+"""A range's state moves the same way, wherever its versions are written."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from xdist.config import OptimizerConfig
+from xdist.state import RangeState
+
+SIZE = 1003
+SGD = OptimizerConfig(name="sgd", l2=1e-4, average_decay=0.9)
+RMSPROP = OptimizerConfig(name="rmsprop", l2=4e-5, average_decay=0.9)
+
+
+def normal(seed: int) -> Tensor:
+    return torch.randn(SIZE, generator=torch.Generator().manual_seed(seed))
+
+
+def state(config: OptimizerConfig) -> RangeState:
+    mask = (torch.arange(SIZE) % 3 > 0).float()
+    return RangeState.from_tensors(
+        {"weights": normal(0)}, config=config, start=0, stop=SIZE, l2_mask=mask
+    )
+
+
+def assert_equal(one: RangeState, other: RangeState) -> None:
+    expected = other.tensors()
+    for name, tensor in one.tensors().items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+@pytest.mark.parametrize("config", [SGD, RMSPROP], ids=["sgd", "rmsprop"])
+def test_versions_in_turns_equal_those_in_place(config: OptimizerConfig) -> None:
+    in_place, in_turns = state(config), state(config)
+    buffers = [in_turns.weights, torch.empty(SIZE)]
+    rounded = torch.empty(SIZE, dtype=torch.bfloat16)
+    for version in range(1, 5):
+        before = in_turns.weights.clone()
+        in_place.apply(normal(version), learning_rate=0.1, average_decay=0.9)
+        in_turns.apply(
+            normal(version),
+            learning_rate=0.1,
+            average_decay=0.9,
+            weights_out=buffers[version % 2],
+            bfloat16_out=rounded,
+        )
+        assert in_turns.weights is buffers[version % 2]
+        assert torch.equal(buffers[1 - version % 2], before)  # Who still reads it, reads it whole.
+        assert torch.equal(rounded, in_turns.weights.to(torch.bfloat16))
+        assert_equal(in_turns, in_place)
+
+
+@pytest.mark.parametrize("config", [SGD, RMSPROP], ids=["sgd", "rmsprop"])
+def test_gradients_are_scaled_and_may_be_bfloat16(config: OptimizerConfig) -> None:
+    plain, scaled, half = state(config), state(config), state(config)
+    for version in range(1, 5):
+        gradients = normal(version).to(torch.bfloat16)
+        plain.apply(gradients.float() * 0.3, learning_rate=0.1, average_decay=0.9)
+        scaled.apply(gradients.float(), learning_rate=0.1, average_decay=0.9, scale=0.3)
+        half.apply(gradients, learning_rate=0.1, average_decay=0.9, scale=0.3, num_threads=2)
+    assert_equal(scaled, plain)
+    assert_equal(half, plain)
