@@ -59,7 +59,7 @@ def test_a_drained_node_is_left_at_the_end_of_a_step_and_then_leaves(
     node = own.add_node(num_cpus=1)
     config = config_of(tmp_path, num_workers=3)
     planned = Planned("drain", None, 10, partial(node.drain, deadline_s=120), node_id=nodes.here())
-    topologies = recorded_topology(tmp_path / "recording", [planned], full_size=3)
+    topologies = recorded_topology(tmp_path / "recording", [planned])
     run(config, tmp_path / "run", topologies=topologies)
     assert check(config, tmp_path).sizes() == [3, 2]
     assert causes(tmp_path / "run") == []
@@ -74,7 +74,7 @@ def test_nodes_that_join_are_used_and_nobody_starts_again(tmp_path: Path) -> Non
         cluster = ClusterConfig(max_world_size=3)
         config = replace(config_of(tmp_path, cluster=cluster), num_workers="auto", num_epochs=20)
         planned = Planned("raise", None, 20, partial(raise_max_workers, scaling.file, 2))
-        topologies = recorded_topology(tmp_path / "recording", [planned], full_size=3)
+        topologies = recorded_topology(tmp_path / "recording", [planned], num_slow_steps=100)
         run(config, tmp_path / "run", topologies=topologies)
         recording = check(config, tmp_path)
         assert recording.sizes() == [1, 2, 3]
