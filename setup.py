@@ -23,7 +23,7 @@ setup(
         ),
         Extension(
             "xdist_update",
-            sources=["native/update.c"],
+            sources=["native/update.c", "native/bfloat16.c"],
             depends=["native/bfloat16.h", "native/cpus.h"],
             libraries=["m"],
             extra_compile_args=[

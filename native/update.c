@@ -10,7 +10,7 @@
 #include "bfloat16.h"
 #include "cpus.h"
 
-#define ABI_VERSION 2
+#define ABI_VERSION 3
 
 /* Vectors of a whole range, of which a call updates elements [start, stop). */
 typedef struct {

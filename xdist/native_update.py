@@ -1,8 +1,8 @@
-"""Updates of weights on a CPU, each in one pass: `native/update.c` by ctypes.
+"""Updates of weights on a CPU in one pass, and rounding to bfloat16: `native/` by ctypes.
 
-It is installed beside the packages, where a compiler was present. `xdist.optim` does the same
-operations one after the other where it is missing, and for all other vectors: to the same bits.
-The GIL is free meanwhile. num_threads: as in `run_in_chunks`.
+It is installed beside the packages, where a compiler was present. `xdist.optim` and
+`xdist.bfloat16` do the same operations with torch where it is missing, and for all other vectors:
+to the same bits. The GIL is free meanwhile. num_threads: as in `run_in_chunks`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from xdist.chunks import run_in_chunks
 from xdist.update import Update
 
 MODULE = "xdist_update"
-ABI_VERSION = 2
+ABI_VERSION = 3
 
 
 class _RangeUpdate(ctypes.Structure):
@@ -154,6 +154,11 @@ def fold(average: Tensor, values: Tensor, *, share: float) -> None:
     _run("update_fold", (*_pointers(average, values), share), len(average), None)
 
 
+def narrow(values: Tensor, out: Tensor, residual: Tensor, *, num_threads: int | None) -> None:
+    """As `bfloat16.narrow`."""
+    _run("bfloat16_narrow", _pointers(values, residual, out), len(values), num_threads)
+
+
 def _run(name: str, arguments: tuple[object, ...], size: int, num_threads: int | None) -> None:
     """Call a function, whose last arguments are start and stop, on all of the vectors."""
     function: Callable[..., None] = getattr(_library(), name)
@@ -169,4 +174,5 @@ def _library() -> ctypes.CDLL | None:
         library.update_sgd.argtypes = (ctypes.POINTER(_RangeUpdate), place, place)
         library.update_rmsprop.argtypes = (ctypes.POINTER(_RangeUpdate), place, place)
         library.update_fold.argtypes = (pointer, pointer, number, place, place)
+        library.bfloat16_narrow.argtypes = (pointer, pointer, pointer, place, place)
     return library

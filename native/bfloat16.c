@@ -1,0 +1,16 @@
+/* Rounding to bfloat16 with error feedback, as in xdist/bfloat16.py. */
+
+#include "bfloat16.h"
+
+#include <stdint.h>
+
+/* Elements [start, stop); residual: what earlier roundings left, it takes what this one leaves. */
+FOR_ALL_CPUS
+void bfloat16_narrow(const float *restrict values, float *restrict residual, uint16_t *restrict out,
+                     int64_t start, int64_t stop) {
+    for (int64_t i = start; i < stop; i++) {
+        float value = values[i] + residual[i];
+        out[i] = narrowed(value);
+        residual[i] = value - widened(narrowed(value));
+    }
+}
