@@ -102,6 +102,12 @@ NOT_OF_THE_PAPER = {  # field: (values of ImageNet and JFT, why)
     "on_resize": (("keep_global_batch",) * 2, "60 workers, always"),
     "compress_gradients": (("none", "none"), "not mentioned"),
     "optimizer.clip_norm": ((None, None), "not mentioned"),
+    **dict.fromkeys(("servers.replicas", "servers.lease_timeout_s"), (None, LIFE)),
+    "servers.overlap": ((0, 0), "not mentioned"),
+    "servers.max_clock_lead": ((None, None), "not mentioned"),
+    "servers.scale_by_staleness": ((False, False), "not mentioned"),
+    "servers.commit_first": ((None, None), "JFT is asynchronous"),
+    "servers.start_over_steps": ((0, 0), "not mentioned"),
     **dict.fromkeys((
         "model.layout", "model.small_input", "model.pooled_size", "model.conv_bias",
         "optimizer.decay_unit", "optimizer.average_half_life_samples",
