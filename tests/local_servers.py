@@ -6,21 +6,29 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Awaitable, Coroutine, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 
+from datapipe.config import DataConfig
 from datapipe.order import SampleOrder
-from datapipe.position import Span
-from xdist.checkpoint import Checkpoint, Cut
-from xdist.config import TrainConfig
+from datapipe.position import Position, Span
+from xdist import checkpoint
+from xdist.checkpoint import Checkpoint, Cut, Manifest
+from xdist.config import OptimizerConfig, TrainConfig
 from xdist.errors import PeerLost
-from xdist.flat import even_ranges
-from xdist.parameter_server import ParameterServer, Reply, ServerCopy
+from xdist.flat import FlatModel, even_ranges
+from xdist.lead import Lead
+from xdist.parameter_server import ParameterServer
 from xdist.sequencer import Commit, Decision, Push, PushId, Vector
+from xdist.server_messages import Reply, ServerCopy
 from xdist.server_plan import ServerPlan
+from xdist.servers_config import ServersConfig
 
 
 class LocalServer:
@@ -204,3 +212,97 @@ def push_of(
     """A push of these places."""
     places = tuple(span for span in spans if span is not None)
     return Push(name, places, (), base_version, np.ones(num_statistics, np.float32))
+
+
+NUM_SAMPLES = 40
+NUM_STATISTICS = 8
+CONFIG = TrainConfig(
+    data=DataConfig(train="somewhere"),
+    strategy="push_pull",
+    loss="sigmoid",
+    batch_size=4,
+    num_epochs=1,
+    optimizer=OptimizerConfig(
+        name="rmsprop",
+        learning_rate=0.05,
+        l2=0.01,
+        decay_every=10,
+        average_half_life_samples=8,
+    ),
+)
+GENERATOR = np.random.default_rng(0)
+
+
+def start_checkpoint(run_dir: Path) -> Checkpoint:
+    torch.manual_seed(0)
+    flat = FlatModel(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    url = checkpoint.checkpoint_url(str(run_dir), 0)
+    size = flat.layout.num_weights
+    parts = (
+        checkpoint.write_range(url, {"weights": flat.weights}, start=0, stop=size),
+        checkpoint.write_statistics(url, {"statistics": flat.statistics}),
+    )
+    cut = Cut(0, 0, Position(), is_final=False)
+    return checkpoint.publish(url, Manifest(cut, flat.layout, parts, {}, {}, {}))
+
+
+def servers_of(
+    run_dir: Path, *, num_servers: int, config: TrainConfig = CONFIG, save_every: int = 10**9
+) -> LocalServers:
+    start = start_checkpoint(run_dir)
+    return LocalServers(start, config, num_servers, NUM_SAMPLES, save_every=save_every)
+
+
+def with_servers(**options: Any) -> TrainConfig:
+    return replace(CONFIG, servers=ServersConfig(**options))
+
+
+class Worker:
+    """A worker that pushes what it is told."""
+
+    def __init__(self, servers: LocalServers, number: int, token: int) -> None:
+        self._servers = servers
+        self._number = number
+        self.token = token
+        self._sequence = 0
+
+    @classmethod
+    async def registered(cls, servers: LocalServers, number: int) -> Worker:
+        return cls(servers, number, (await servers.lead.register(number))[0])
+
+    @property
+    def name(self) -> PushId:
+        """Of its next push."""
+        return PushId(self._number, self.token, self._sequence + 1)
+
+    async def described(self, *, base_version: int = 0, **facts: Any) -> Push:
+        """A push of the next places."""
+        span = await self._servers.lead.lease(self._number, self.token)
+        push = push_of(self.name, [span], num_statistics=NUM_STATISTICS, base_version=base_version)
+        self._sequence += 1
+        return replace(push, **facts)
+
+    async def push(self, gradients: Vector, **facts: Any) -> Any:
+        return await self._servers.push(await self.described(**facts), gradients)
+
+
+def gradients_of(servers: LocalServers, count: int) -> list[Vector]:
+    size = servers.ranges[-1][1]
+    return [GENERATOR.standard_normal(size, np.float32) for _ in range(count)]
+
+
+def check(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(asyncio.wait_for(scenario(), 20))
+
+
+def lead_of(servers: LocalServers) -> Lead:
+    lead = servers.lead._lead
+    assert lead is not None
+    return lead
+
+
+async def lease_all(lead: ParameterServer, worker: int, token: int) -> list[Span]:
+    spans = []
+    while (span := await lead.lease(worker, token)) is not None:
+        spans.append(span)
+    return spans

@@ -14,8 +14,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,79 +27,16 @@ from xdist import checkpoint
 from xdist.changes import Changes
 from xdist.checkpoint import Checkpoint, Cut, Part
 from xdist.errors import LeaseLost, PeerLost
-from xdist.lead import Follower, Lead
-from xdist.sequencer import Commit, Decision, Push, PushId, Sequencer, Vector
+from xdist.lead import Lead
+from xdist.sequencer import Commit, Decision, Push, PushId, Vector
+from xdist.server_messages import Replica, Reply, Server, ServerCopy
 from xdist.server_plan import ServerPlan
-from xdist.staging import StagedPiece, Staging
+from xdist.staging import Staging
 from xdist.state import copies
 
 Result = TypeVar("Result")
 
 TOKENS_OF_TERM = 1 << 32
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What a worker gets for a push, once that is in the weights, or was dropped."""
-
-    version: int
-    """Of the weights."""
-    weights: Vector
-    """(stop - start,) float32."""
-    commit: Commit | None = None
-    """None where the push was dropped."""
-
-
-class Server(Follower, Protocol):
-    """A server, as the lead of a new term finds it."""
-
-    def enter(self, term: int, lead: Any) -> Awaitable[int]:
-        """Have it end what belongs to the term before; it says which version it is at. lead: whom
-        it tells what it has staged.
-        """
-
-    def forget_all(self, token: int) -> Awaitable[None]:
-        """Drop what has a token below this one, and is in no commit that has come."""
-
-    def staged(self, name: PushId) -> Awaitable[None]:
-        """The lead: another server has staged a push."""
-
-
-class Replica(Protocol):
-    """The replica of a server, as that one tells it what happens."""
-
-    def take(self, copy: ServerCopy) -> Awaitable[None]:
-        """Be what the primary is."""
-
-    def stage(self, name: PushId, offset: int, values: Any) -> Awaitable[None]:
-        """Stage a part of a piece."""
-
-    def follow(self, decision: Decision) -> Awaitable[None]:
-        """The replica of server 0: know of a commit before anybody else does."""
-
-    def apply(self, commit: Commit) -> Awaitable[None]:
-        """Apply an update, in the order of versions."""
-
-    def free(self, name: PushId) -> Awaitable[None]:
-        """Drop a push."""
-
-    def forget_all(self, token: int) -> Awaitable[None]:
-        """Drop what has a token below this one, and is in no commit that has come."""
-
-    def forget(self, worker: int, token: int) -> Awaitable[None]:
-        """The same, of one worker."""
-
-
-@dataclass(frozen=True)
-class ServerCopy:
-    """All that a replica needs to be what its primary is."""
-
-    term: int
-    version: int
-    tensors: dict[str, Tensor]
-    staged: dict[PushId, StagedPiece]
-    pending: tuple[Commit, ...]
-    sequencer: Sequencer | None
 
 
 class ParameterServer:
@@ -136,16 +74,14 @@ class ParameterServer:
 
     # What workers ask.
 
-    async def stage(self, name: PushId, offset: int, values: Any) -> None:
-        """Keep a part of a push's piece until its commit. values: float32, from `offset` of this
-        range; or an awaitable of them, in a list. Raises `LeaseLost`.
+    async def stage(self, name: PushId, offset: int, values: Vector) -> None:
+        """Keep a part of a push's piece until its commit. values: from `offset` of this range.
+        Raises `LeaseLost`.
         """
         self._staging.check(name)
         if self._replica is not None:
             copied = self._copied.setdefault(name, [])
             copied.append(self._replica.stage(name, offset, values))
-        if isinstance(values, list):
-            values = await values[0]
         self._staging.write(name, offset, values)
         self._tell_if_staged(name)
 
@@ -192,9 +128,12 @@ class ParameterServer:
 
     async def _tell_staged(self, name: PushId) -> None:
         """Tell the lead that a piece is here, and on the replica."""
-        copied = self._copied.pop(name, [])
-        if copied:
-            await asyncio.gather(*copied, return_exceptions=True)  # A replica that is lost is none.
+        try:
+            for copied in self._copied.pop(name, ()):
+                with suppress(PeerLost):  # A replica that is lost is none.
+                    await copied
+        except LeaseLost:
+            return  # Its worker hears of it by itself.
         if self._report is not None:
             self._report.staged(name)
 
@@ -221,10 +160,11 @@ class ParameterServer:
         try:
             async with self._at_rest:
                 while (due := self._pending.get(self._version + 1)) is not None:
-                    await self._in_thread(self._apply, due)
+                    waiting = [name for name in due.pushes if name in self._outcomes]
+                    weights = await self._in_thread(self._apply, due, bool(waiting))
                     self._version = due.version
                     del self._pending[due.version]
-                    self._answer(due)
+                    self._answer(due, weights)
                     await self._snapshot_if_due()
         except BaseException as error:
             self._broken = error
@@ -232,13 +172,15 @@ class ParameterServer:
         finally:
             self._changes.tell()
 
-    def _apply(self, commit: Commit) -> None:
+    def _apply(self, commit: Commit, is_waited_for: bool) -> Vector | None:
+        """Returns a copy of the weights if anybody waits for them."""
         self._state.apply(
             self._staging.mean(commit),
             learning_rate=commit.learning_rate,
             average_decay=commit.average_decay,
             scale=commit.scale,
         )
+        return self._weights() if is_waited_for else None
 
     async def _snapshot_if_due(self) -> None:
         """Keep a copy of the state, if it is that of a cut. To be called at rest."""
@@ -252,14 +194,11 @@ class ParameterServer:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, function, *arguments)
 
-    def _answer(self, commit: Commit) -> None:
-        waiting = [self._outcomes.pop(name) for name in commit.pushes if name in self._outcomes]
-        if waiting:
-            reply = Reply(self._version, self._weights(), commit)
-            for outcome in waiting:
-                _resolve(outcome, reply)
+    def _answer(self, commit: Commit, weights: Vector | None) -> None:
         for name in commit.pushes:
             self._staging.free(name)
+            if weights is not None and name in self._outcomes:
+                _resolve(self._outcomes.pop(name), Reply(self._version, weights, commit))
 
     async def drop(self, name: PushId, version: int) -> None:
         """A push will not be applied; its worker gets weights of that version or a later one."""
@@ -277,6 +216,7 @@ class ParameterServer:
     async def forget(self, worker: int, token: int) -> None:
         """Refuse what comes of the tokens of a worker below this one."""
         self._staging.forget(worker, token, spare=self._committed())
+        self._forget_copied()
         if self._replica is not None:
             self._replica.forget(worker, token)
         old = [name for name in self._outcomes if name.worker == worker and name.token < token]
@@ -285,8 +225,12 @@ class ParameterServer:
     async def forget_all(self, token: int) -> None:
         """Drop what has a token below this one, and is in no commit that has come."""
         self._staging.forget_all(token, spare=self._committed())
+        self._forget_copied()
         if self._replica is not None:
             self._replica.forget_all(token)
+
+    def _forget_copied(self) -> None:
+        self._copied = {name: c for name, c in self._copied.items() if self._staging.accepts(name)}
 
     async def keep(self, cut: Cut) -> None:
         """Keep the state of a cut, which is no commit's, until it is saved."""

@@ -52,9 +52,13 @@ class Staging:
         """Whether all of a piece is there."""
         return self._num_missing.get(name) == 0
 
+    def accepts(self, name: PushId) -> bool:
+        """Whether its worker has not been replaced."""
+        return name.token >= self._tokens.get(name.worker, self._least_token)
+
     def check(self, name: PushId) -> None:
         """Raise `LeaseLost` for a push of a worker that was replaced."""
-        if name.token < self._tokens.get(name.worker, self._least_token):
+        if not self.accepts(name):
             raise LeaseLost(f"worker {name.worker} holds token {name.token}; it was replaced")
 
     def write(self, name: PushId, offset: int, values: NDArray[np.float32]) -> None:

@@ -25,8 +25,8 @@ from xdist.computation import BatchSums
 from xdist.config import TrainConfig
 from xdist.errors import LeaseLost, PeerLost
 from xdist.flat import FlatModel
-from xdist.parameter_server import Reply
 from xdist.sequencer import Push, PushId
+from xdist.server_messages import Reply
 from xdist.step_phases import Nobody, StepObserver
 from xdist.strategies import Progress
 

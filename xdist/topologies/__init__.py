@@ -82,6 +82,11 @@ class Task:
     """start: what its node lacks is its own fault; the run goes on without it."""
 
     @property
+    def role(self) -> str:
+        """Of the actor: worker, server, link."""
+        return self.actor.split()[0]
+
+    @property
     def ends(self) -> bool:
         """Whether it comes to an end by itself when the run does."""
         return self.action in ("train", "save")

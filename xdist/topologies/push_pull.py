@@ -36,7 +36,6 @@ from xdist.worker import WorkerReport
 logger = logging.getLogger(__name__)
 
 MakeStrategy = Callable[..., UpdateStrategy]
-OF_SERVERS = "server"
 
 
 class PushPullTopology:
@@ -114,7 +113,7 @@ class PushPullTopology:
         )
 
     def receive(self, task: Task, result: Any) -> Outcome:
-        if task.actor.startswith(OF_SERVERS):
+        if task.role == "server":
             return self._receive_of_server(task, result)
         hand = self._workers.find(task)
         if hand is None:
@@ -229,7 +228,7 @@ class PushPullTopology:
         return saves if is_last else saves | self._next_cut()
 
     def replace(self, lost: Task, /) -> Outcome | None:
-        if lost.actor.startswith(OF_SERVERS):
+        if lost.role == "server":
             server = self._servers.find(lost.life)
             assert server is not None
             pending = self._servers.lose(server)
@@ -249,7 +248,7 @@ class PushPullTopology:
         return pending
 
     def is_current(self, task: Task, /) -> bool:
-        if task.actor.startswith(OF_SERVERS):
+        if task.role == "server":
             return self._servers.find(task.life) is not None
         return self._workers.find(task) is not None
 

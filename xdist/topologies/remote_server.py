@@ -11,8 +11,8 @@ from ray.exceptions import RayActorError
 
 from xdist.checkpoint import Cut
 from xdist.errors import PeerLost
-from xdist.parameter_server import ServerCopy
 from xdist.sequencer import Commit, Decision, PushId
+from xdist.server_messages import ServerCopy
 
 
 class RemoteServer:

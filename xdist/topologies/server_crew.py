@@ -20,14 +20,11 @@ from ray.actor import ActorHandle
 
 from xdist.parameter_server import ParameterServer
 from xdist.topologies import Fault, Pending, Task, nodes
+from xdist.topologies.crew import LEAST_PATIENCE_S, PULSE_S
 from xdist.topologies.nodes import Process
 from xdist.topologies.remote_server import RemoteServer
 
 logger = logging.getLogger(__name__)
-
-PULSE_S = 1.0
-PATIENCE_S = 10.0
-"""For a pulse, once a server has started."""
 
 MakeServer = Callable[[int, str | None], ActorHandle[Any]]
 """From the number of a server, and the node that it is to be away from, if it can."""
@@ -179,7 +176,7 @@ class ServerCrew:
 
     def silent(self) -> list[Fault]:
         """Servers whose process does not answer."""
-        limit_s, now = PULSE_S + PATIENCE_S, time.monotonic()
+        limit_s, now = PULSE_S + LEAST_PATIENCE_S, time.monotonic()
         cause = f"gave no answer for {limit_s:g} s"
         return [
             Fault(hand.task("pulse"), cause, "lost")

@@ -1,0 +1,163 @@
+"""A replica takes the place of a lost server, and nothing is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.local_servers import (
+    LocalServers,
+    Worker,
+    check,
+    gradients_of,
+    lead_of,
+    servers_of,
+    settled,
+)
+from xdist.errors import LeaseLost, PeerLost
+
+
+async def begun(directory: Path) -> LocalServers:
+    """Two servers in their first term."""
+    servers = servers_of(directory, num_servers=2)
+    await servers.begin()
+    return servers
+
+
+async def replicated(directory: Path) -> LocalServers:
+    """The same, each with a replica."""
+    servers = await begun(directory)
+    for number in range(2):
+        await servers.replicate(number)
+    return servers
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_replica_takes_over_and_nothing_is_lost(tmp_path: Path, number: int) -> None:
+    async def scenario() -> None:
+        servers, plain = await replicated(tmp_path / "a"), await begun(tmp_path / "b")
+        gradients = gradients_of(servers, 4)
+        worker, alone = await Worker.registered(servers, 0), await Worker.registered(plain, 0)
+        for gradient in gradients[:2]:
+            await worker.push(gradient)
+            await alone.push(gradient)
+        await servers.fail_over(number)
+        await servers.begin()
+        assert np.array_equal(await servers.pull(2), await plain.pull(2))
+        worker = await Worker.registered(servers, 0)
+        assert (
+            lead_of(servers).sequencer.ledger.num_done == lead_of(plain).sequencer.ledger.num_done
+        )
+        for gradient in gradients[2:]:
+            commit = await worker.push(gradient, base_version=2)
+            await alone.push(gradient)
+        assert commit.version == 4
+        assert np.array_equal(await servers.pull(4), await plain.pull(4))
+
+    check(scenario)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_commit_that_a_new_primary_has_not_heard_of_is_made_up_for(
+    tmp_path: Path, number: int
+) -> None:
+    """Server 1 did not hear of the last commit before a primary was lost."""
+
+    async def scenario() -> None:
+        servers, plain = await replicated(tmp_path / "a"), await begun(tmp_path / "b")
+        [gradient] = gradients_of(servers, 1)
+        await (await Worker.registered(plain, 0)).push(gradient)
+        worker = await Worker.registered(servers, 0)
+        servers.primaries[1].held_back = []
+        push = servers.pushing(await worker.described(), gradient)
+        await servers.lead.pull(1)
+        servers.primaries[1].forget_held_back()
+        await servers.fail_over(number)
+        await servers.begin()
+        assert np.array_equal(await servers.pull(1), await plain.pull(1))
+        if number == 0:
+            with pytest.raises(PeerLost):
+                await push
+        push.cancel()
+
+    check(scenario)
+
+
+def test_a_push_that_was_not_committed_is_dropped_with_its_term(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        servers = await replicated(tmp_path)
+        worker = await Worker.registered(servers, 0)
+        described = await worker.described()
+        start, stop = servers.ranges[0]
+        [gradient] = gradients_of(servers, 1)
+        await servers.lead.stage(described.id, 0, gradient[start:stop])
+        push = asyncio.ensure_future(servers.lead.push(described.id, described))
+        await settled()
+        await servers.fail_over(1)
+        await servers.begin()
+        with pytest.raises(PeerLost):
+            await push
+        await settled()
+        with pytest.raises(LeaseLost):
+            await servers.primaries[1].server.stage(described.id, 0, gradient[stop:])
+        again = await (await Worker.registered(servers, 0)).described()
+        assert again.spans == described.spans
+        assert (await servers.push(again, gradient)).version == 1
+
+    check(scenario)
+
+
+def test_a_replica_that_is_lost_stops_nobody(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        servers = await replicated(tmp_path)
+        for replica in servers.replicas:
+            replica.is_dead = True
+        worker = await Worker.registered(servers, 0)
+        for version, gradient in enumerate(gradients_of(servers, 2), start=1):
+            assert (await worker.push(gradient)).version == version
+
+    check(scenario)
+
+
+def test_a_replica_that_comes_late_has_what_is_under_way(tmp_path: Path) -> None:
+    """Its primary has half of a push when it comes."""
+
+    async def scenario() -> None:
+        servers = servers_of(tmp_path / "a", num_servers=1)
+        plain = servers_of(tmp_path / "b", num_servers=1)
+        for each in (servers, plain):
+            await each.begin()
+        first, second = gradients_of(servers, 2)
+        worker, alone = await Worker.registered(servers, 0), await Worker.registered(plain, 0)
+        await worker.push(first)
+        described = await worker.described()
+        await servers.lead.stage(described.id, 50, second[50:])
+        await servers.replicate(0)
+        await servers.lead.stage(described.id, 0, second[:50])
+        assert (await servers.lead.push(described.id, described)).version == 2
+        for gradient in (first, second):
+            await alone.push(gradient)
+        await servers.fail_over(0)
+        await servers.begin()
+        assert np.array_equal(await servers.pull(2), await plain.pull(2))
+
+    check(scenario)
+
+
+def test_a_new_term_begins_with_a_cut_that_can_be_saved(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        servers = await replicated(tmp_path)
+        worker = await Worker.registered(servers, 0)
+        await worker.push(gradients_of(servers, 1)[0])
+        await servers.fail_over(0)
+        await servers.begin()
+        cut = await servers.lead.next_cut(0)
+        assert cut is not None
+        assert cut.step == 1
+        saved = [await each.server.save(1, str(tmp_path / "cut")) for each in servers.primaries]
+        assert [len(parts) for parts, _ in saved] == [2, 1]
+
+    check(scenario)

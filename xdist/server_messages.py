@@ -1,0 +1,77 @@
+"""What parameter servers tell each other, and what they answer."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from xdist.lead import Follower
+from xdist.sequencer import Commit, Decision, PushId, Sequencer, Vector
+from xdist.staging import StagedPiece
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a worker gets for a push, once that is in the weights, or was dropped."""
+
+    version: int
+    """Of the weights."""
+    weights: Vector
+    """(stop - start,) float32."""
+    commit: Commit | None = None
+    """None where the push was dropped."""
+
+
+class Server(Follower, Protocol):
+    """A server, as the lead of a new term finds it."""
+
+    def enter(self, term: int, lead: Any) -> Awaitable[int]:
+        """Have it end what belongs to the term before; it says which version it is at. lead: whom
+        it tells what it has staged.
+        """
+
+    def forget_all(self, token: int) -> Awaitable[None]:
+        """Drop what has a token below this one, and is in no commit that has come."""
+
+    def staged(self, name: PushId) -> Awaitable[None]:
+        """The lead: another server has staged a push."""
+
+
+class Replica(Protocol):
+    """The replica of a server, as that one tells it what happens."""
+
+    def take(self, copy: ServerCopy) -> Awaitable[None]:
+        """Be what the primary is."""
+
+    def stage(self, name: PushId, offset: int, values: Vector) -> Awaitable[None]:
+        """Stage a part of a piece."""
+
+    def follow(self, decision: Decision) -> Awaitable[None]:
+        """The replica of server 0: know of a commit before anybody else does."""
+
+    def apply(self, commit: Commit) -> Awaitable[None]:
+        """Apply an update, in the order of versions."""
+
+    def free(self, name: PushId) -> Awaitable[None]:
+        """Drop a push."""
+
+    def forget_all(self, token: int) -> Awaitable[None]:
+        """Drop what has a token below this one, and is in no commit that has come."""
+
+    def forget(self, worker: int, token: int) -> Awaitable[None]:
+        """The same, of one worker."""
+
+
+@dataclass(frozen=True)
+class ServerCopy:
+    """All that a replica needs to be what its primary is."""
+
+    term: int
+    version: int
+    tensors: dict[str, Tensor]
+    staged: dict[PushId, StagedPiece]
+    pending: tuple[Commit, ...]
+    sequencer: Sequencer | None
