@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
@@ -299,12 +300,21 @@ class Holder:
         """Return when it holds them."""
 
 
-def ends_node(node: AddedNode, on_node: str, marker: Path, *arguments: Any, **named: Any) -> Any:
-    """The worker on one node ends the other one, or its own."""
-    strategy = push_pull_strategy(*arguments, **named)
+def ends_node(
+    node: AddedNode, on_node: str, directory: Path, num_workers: int, *arguments: Any, **named: Any
+) -> Any:
+    """The worker on one node ends the other one, or its own, once the one elsewhere is at work:
+    that one makes one push, and then holds what it has leased.
+    """
+    strategy, at_work = push_pull_strategy(*arguments, **named), directory / "at-work"
     if ray.get_runtime_context().get_node_id() != on_node:
-        return strategy
-    return ActsBefore(strategy, 5, marker, node.end)
+        return ActsBefore(strategy, 2, at_work, threading.Event().wait)
+
+    def end_node() -> None:
+        wait_until(lambda: num_workers == 1 or at_work.exists() or None)
+        node.end()
+
+    return ActsBefore(strategy, 5, directory / "struck", end_node)
 
 
 def on_first_node(first_node: str, make_strategy: MakeStrategy, plan: RunPlan) -> PushPullTopology:
@@ -320,7 +330,7 @@ def run_with_a_node_that_ends(
     ray.get(holder.ready.remote())
     cluster = ClusterConfig(cpus_per_worker=1.5, wait_s=10)
     config = small_config(tmp_path, strategy="push_pull", cluster=cluster, num_workers=num_workers)
-    make_strategy = partial(ends_node, node, on_node, tmp_path / "struck")
+    make_strategy = partial(ends_node, node, on_node, tmp_path, num_workers)
     make = partial(on_first_node, nodes.here(), make_strategy)
     try:
         run(config, tmp_path / "run", topologies={"push_pull": make})
