@@ -15,7 +15,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -23,20 +23,41 @@ from torch import Tensor
 
 from datapipe.errors import CorruptSample
 from datapipe.position import Span
-from xdist import checkpoint
+from xdist import checkpoint, wire
 from xdist.changes import Changes
 from xdist.checkpoint import Checkpoint, Cut, Part
 from xdist.errors import LeaseLost, PeerLost
+from xdist.gradient_slots import SlotsAddress
 from xdist.lead import Lead
-from xdist.sequencer import Commit, Decision, Push, PushId, Vector
+from xdist.node_memory import NodeMemory
+from xdist.own_server import OwnServer
+from xdist.sequencer import Commit, Decision, Push, PushId
 from xdist.server_messages import Replica, Reply, Server, ServerCopy
 from xdist.server_plan import ServerPlan
 from xdist.staging import Staging
 from xdist.state import copies
+from xdist.weights_board import BoardAddress
 
 Result = TypeVar("Result")
 
 TOKENS_OF_TERM = 1 << 32
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A worker waits for what comes of a push."""
+
+    outcome: asyncio.Future[Reply]
+    wants_weights: bool
+    """It does not see them in memory."""
+
+    def answer(self, reply: Reply) -> None:
+        if not self.outcome.done():
+            self.outcome.set_result(reply)
+
+    def refuse(self, error: Exception) -> None:
+        if not self.outcome.done():
+            self.outcome.set_exception(error)
 
 
 class ParameterServer:
@@ -57,8 +78,10 @@ class ParameterServer:
         self._report: Server | None = None
         """Where the lead is."""
         self._replica: Replica | None = None
-        self._staging = Staging(plan.stop - plan.start)
-        self._outcomes: dict[PushId, asyncio.Future[Reply]] = {}
+        servers = plan.config.servers
+        self._memory = NodeMemory(servers, start=plan.start, stop=plan.stop)
+        self._staging = Staging(plan.stop - plan.start, wire.dtype_of(servers))
+        self._asked: dict[PushId, _Asked] = {}
         self._copied: dict[PushId, list[Awaitable[None]]] = {}
         """What the replica is staging."""
         self._pending: dict[int, Commit] = {}
@@ -74,37 +97,53 @@ class ParameterServer:
 
     # What workers ask.
 
-    async def stage(self, name: PushId, offset: int, values: Vector) -> None:
+    async def connect(self, worker: int, token: int, slots: SlotsAddress) -> BoardAddress | None:
+        """Read a worker's gradients in its slots, and tell it where weights are published; None
+        where that cannot be. Raises `LeaseLost`.
+        """
+        self._staging.check(PushId(worker, token, 0))
+        if not self._memory.open_slots(worker, token, slots):
+            return None
+        async with self._at_rest:
+            return await self._in_thread(self._memory.publish, self._state, self._version)
+
+    async def stage(self, name: PushId, offset: int, values: wire.WireVector) -> None:
         """Keep a part of a push's piece until its commit. values: from `offset` of this range.
         Raises `LeaseLost`.
         """
         self._staging.check(name)
-        if self._replica is not None:
-            copied = self._copied.setdefault(name, [])
-            copied.append(self._replica.stage(name, offset, values))
+        self._copy(name, offset, values)
         self._staging.write(name, offset, values)
         self._tell_if_staged(name)
 
-    async def push(self, name: PushId, described: Push | None = None) -> Reply:
+    async def push(
+        self, name: PushId, described: Push | None = None, slot: int | None = None
+    ) -> Reply:
         """The weights with a push, which is committed once all of it is staged on all servers.
-        described: to server 0. Raises `LeaseLost`, and `PeerLost` when a new term begins.
+        described: to server 0. slot: where all of its piece lies. Raises `LeaseLost`, and
+        `PeerLost` when a new term begins.
         """
         self._staging.check(name)
         if described is not None:
             self._leading.describe(described)
+        if slot is not None:
+            piece = self._memory.piece(name, slot)
+            self._copy(name, 0, wire.as_vector(piece))
+            self._staging.lend(name, piece)
         outcome: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        self._outcomes[name] = outcome
+        self._asked[name] = _Asked(outcome, wants_weights=slot is None)
         self._tell_if_staged(name)
         reply = await outcome
         if described is not None:
             await self._leading.wait_for_others(name.worker)
         return reply
 
-    async def pull(self, min_version: int) -> Reply:
-        """The weights, at `min_version` or later."""
+    async def pull(self, min_version: int, wants_weights: bool = True) -> Reply:
+        """The weights, at `min_version` or later, if the worker does not see them in memory."""
         await self._changes.until(lambda: self._version >= min_version)
         async with self._at_rest:
-            return Reply(self._version, self._weights())
+            weights = self._memory.copy(self._state) if wants_weights else None
+            return Reply(self._version, weights)
 
     async def register(self, worker: int) -> tuple[int, int]:
         """Server 0: a new fencing token for a worker, once it is its turn to begin, and the version
@@ -122,8 +161,14 @@ class ParameterServer:
         """
         return await self._leading.await_lease(worker, token)
 
+    def _copy(self, name: PushId, offset: int, values: wire.WireVector) -> None:
+        """Have the replica stage it too."""
+        if self._replica is not None:
+            copied = self._copied.setdefault(name, [])
+            copied.append(self._replica.stage(name, offset, values))
+
     def _tell_if_staged(self, name: PushId) -> None:
-        if name in self._outcomes and self._staging.is_complete(name):
+        if name in self._asked and self._staging.is_complete(name):
             self._soon(self._tell_staged(name))
 
     async def _tell_staged(self, name: PushId) -> None:
@@ -136,10 +181,6 @@ class ParameterServer:
             return  # Its worker hears of it by itself.
         if self._report is not None:
             self._report.staged(name)
-
-    def _weights(self) -> Vector:
-        weights: Vector = self._state.weights.numpy().copy()
-        return weights
 
     # What the lead asks.
 
@@ -160,8 +201,9 @@ class ParameterServer:
         try:
             async with self._at_rest:
                 while (due := self._pending.get(self._version + 1)) is not None:
-                    waiting = [name for name in due.pushes if name in self._outcomes]
-                    weights = await self._in_thread(self._apply, due, bool(waiting))
+                    asked = [self._asked[name] for name in due.pushes if name in self._asked]
+                    is_wanted = any(one.wants_weights for one in asked)
+                    weights = await self._in_thread(self._apply, due, is_wanted)
                     self._version = due.version
                     del self._pending[due.version]
                     self._answer(due, weights)
@@ -172,15 +214,17 @@ class ParameterServer:
         finally:
             self._changes.tell()
 
-    def _apply(self, commit: Commit, is_waited_for: bool) -> Vector | None:
-        """Returns a copy of the weights if anybody waits for them."""
-        self._state.apply(
+    def _apply(self, commit: Commit, is_wanted: bool) -> wire.WireVector | None:
+        """Returns a copy of the weights if anybody wants one."""
+        self._memory.update(
+            self._state,
             self._staging.mean(commit),
+            version=commit.version,
             learning_rate=commit.learning_rate,
             average_decay=commit.average_decay,
             scale=commit.scale,
         )
-        return self._weights() if is_waited_for else None
+        return self._memory.copy(self._state) if is_wanted else None
 
     async def _snapshot_if_due(self) -> None:
         """Keep a copy of the state, if it is that of a cut. To be called at rest."""
@@ -194,18 +238,21 @@ class ParameterServer:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, function, *arguments)
 
-    def _answer(self, commit: Commit, weights: Vector | None) -> None:
+    def _answer(self, commit: Commit, weights: wire.WireVector | None) -> None:
         for name in commit.pushes:
             self._staging.free(name)
-            if weights is not None and name in self._outcomes:
-                _resolve(self._outcomes.pop(name), Reply(self._version, weights, commit))
+            asked = self._asked.get(name)
+            if asked is not None and (weights is not None or not asked.wants_weights):
+                del self._asked[name]
+                seen = weights if asked.wants_weights else None
+                asked.answer(Reply(self._version, seen, commit))
 
     async def drop(self, name: PushId, version: int) -> None:
         """A push will not be applied; its worker gets weights of that version or a later one."""
         await self.free(name)
-        outcome = self._outcomes.pop(name, None)
-        if outcome is not None:
-            _resolve(outcome, await self.pull(version))
+        asked = self._asked.pop(name, None)
+        if asked is not None:
+            asked.answer(await self.pull(version, asked.wants_weights))
 
     async def free(self, name: PushId) -> None:
         """Drop a push."""
@@ -216,15 +263,17 @@ class ParameterServer:
     async def forget(self, worker: int, token: int) -> None:
         """Refuse what comes of the tokens of a worker below this one."""
         self._staging.forget(worker, token, spare=self._committed())
+        self._memory.forget(worker, token)
         self._forget_copied()
         if self._replica is not None:
             self._replica.forget(worker, token)
-        old = [name for name in self._outcomes if name.worker == worker and name.token < token]
+        old = [name for name in self._asked if name.worker == worker and name.token < token]
         self._refuse(old, LeaseLost(f"worker {worker} was replaced"))
 
     async def forget_all(self, token: int) -> None:
         """Drop what has a token below this one, and is in no commit that has come."""
         self._staging.forget_all(token, spare=self._committed())
+        self._memory.forget_all(token)
         self._forget_copied()
         if self._replica is not None:
             self._replica.forget_all(token)
@@ -243,38 +292,39 @@ class ParameterServer:
 
     def _refuse(self, names: Iterable[PushId], error: Exception) -> None:
         for name in names:
-            outcome = self._outcomes.pop(name)
-            if not outcome.done():
-                outcome.set_exception(error)
+            self._asked.pop(name).refuse(error)
 
     # What a new term asks.
 
     async def begin_term(self, term: int, servers: Sequence[Server], saved_step: int) -> bool:
-        """Server 0: lead from now on. servers: all, in the order of their ranges; this one as it
-        reaches itself. saved_step: of the last checkpoint; what came after it is saved first. False
-        where another server is gone.
+        """Server 0: lead from now on. servers: all, in the order of their ranges; this one as the
+        others reach it. saved_step: of the last checkpoint; what came after it is saved first.
+        False where another server is gone.
         """
-        sequencer, own = self._sequencer, servers[0]
+        lead, *others = servers
+        own, sequencer = OwnServer(self), self._sequencer
         assert sequencer is not None, "server 0 and its replica have one"
         if self._lead is not None:
             await self._lead.end_term()
         try:
-            versions = await asyncio.gather(*(server.enter(term, own) for server in servers))
+            entering = [own.enter(term, own), *(other.enter(term, lead) for other in others)]
+            versions = await asyncio.gather(*entering)
         except PeerLost:
             return False
+        followers = (own, *others)
         for commit in sequencer.commits:
-            for server, version in zip(servers, versions, strict=True):
+            for server, version in zip(followers, versions, strict=True):
                 if commit.version > version:
                     server.apply(replace(commit, term=term, cut=None))
         token = term * TOKENS_OF_TERM
-        for server in servers:
+        for server in followers:
             server.forget_all(token)
         ledger = self._plan.ledger(sequencer.ledger.position, first_token=token)
         sequencer.begin_term(ledger)
         self._lead = Lead(
             sequencer,
             term=term,
-            servers=servers,
+            servers=followers,
             replicate=self._replicate,
             num_workers=self._plan.num_workers,
             start_over_steps=self._plan.config.servers.start_over_steps,
@@ -286,7 +336,7 @@ class ParameterServer:
     async def enter(self, term: int, lead: Server) -> int:
         """End what belongs to the term before; returns the version that this server is at."""
         self._term, self._report = term, lead
-        self._refuse(list(self._outcomes), PeerLost("the servers have changed"))
+        self._refuse(list(self._asked), PeerLost("the servers have changed"))
         async with self._at_rest:  # What has come is applied first.
             return self._version
 
@@ -381,8 +431,3 @@ class ParameterServer:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _resolve(outcome: asyncio.Future[Reply], reply: Reply) -> None:
-    if not outcome.done():
-        outcome.set_result(reply)

@@ -9,8 +9,9 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from xdist.lead import Follower
-from xdist.sequencer import Commit, Decision, PushId, Sequencer, Vector
+from xdist.sequencer import Commit, Decision, PushId, Sequencer
 from xdist.staging import StagedPiece
+from xdist.wire import WireVector
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,8 @@ class Reply:
 
     version: int
     """Of the weights."""
-    weights: Vector
-    """(stop - start,) float32."""
+    weights: WireVector | None
+    """(stop - start,); None for a worker that sees them in memory."""
     commit: Commit | None = None
     """None where the push was dropped."""
 
@@ -46,7 +47,7 @@ class Replica(Protocol):
     def take(self, copy: ServerCopy) -> Awaitable[None]:
         """Be what the primary is."""
 
-    def stage(self, name: PushId, offset: int, values: Vector) -> Awaitable[None]:
+    def stage(self, name: PushId, offset: int, values: WireVector) -> Awaitable[None]:
         """Stage a part of a piece."""
 
     def follow(self, decision: Decision) -> Awaitable[None]:

@@ -11,12 +11,22 @@ from xdist.checks import check, check_least
 @dataclass(frozen=True)
 class ServersConfig:
     """push_pull: the parameter servers. With the defaults one worker trains exactly as without
-    servers; with `overlap` it does not.
+    servers; with `overlap` or a `wire` of bfloat16 it does not.
     """
 
     replicas: Literal[0, 1] = 0
     """Copies of each server, on other nodes where there are any. With 1, a lost server loses
     nothing; with 0, the run goes back to its last checkpoint.
+    """
+    shared_memory: bool = True
+    """Gradients and weights pass through shared memory between a worker and a server that can map
+    each other's, being on one node; False: through Ray's object store everywhere.
+    """
+    wire: Literal["float32", "bfloat16"] = "float32"
+    """What gradients and weights are sent as. The servers keep float32."""
+    error_feedback: bool = False
+    """What rounding a gradient to bfloat16 leaves is added to the worker's next one (Seide et al.
+    2014).
     """
     overlap: int = 0
     """Pushes that a worker need not see through before it computes the next gradient, on weights
@@ -46,6 +56,10 @@ class ServersConfig:
         prefix = "servers."
         check_least(self, prefix, overlap=0, start_over_steps=0, lease_timeout_s=1)
         check_least(self, prefix, max_clock_lead=1, commit_first=1)
+        allowed = "False with servers.wire float32, which rounds nothing"
+        is_rounded = self.wire == "bfloat16"
+        feeds_back = self.error_feedback
+        check(is_rounded or not feeds_back, "servers.error_feedback", feeds_back, allowed)
         if self.commit_first is not None:
             allowed = "with servers.commit_first, whose pushes are all of one version"
             check(self.overlap == 0, "servers.overlap", self.overlap, f"0 {allowed}")

@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from xdist.errors import NotShared
 from xdist.liveness import Process
+from xdist.wire import as_tensor
 
 PAGE = 4096
 """What lies in a segment begins at multiples of it."""
@@ -138,28 +139,14 @@ class VectorLayout:
         )
 
 
-class _Mapping:
-    """Mapped memory as numpy takes it; unmapped when nothing refers to it any more.
-
-    It calls itself writable, as torch warns of every tensor of read-only memory.
-    """
-
-    def __init__(self, memory: mmap.mmap) -> None:
-        self._memory = memory  # Never closed: that would unmap it under the views.
-
-    @property
-    def __array_interface__(self) -> dict[str, Any]:
-        as_array = np.frombuffer(self._memory, np.uint8)
-        return {**as_array.__array_interface__, "data": (as_array.ctypes.data, False)}
-
-
 def _mapped(descriptor: int, num_bytes: int, protection: int) -> Tensor:
     """What follows the page of the key: (num_bytes,) uint8. Its pages are there already, so that
     the first update is as fast as the others.
     """
     flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
     memory = mmap.mmap(descriptor, PAGE + num_bytes, flags=flags, prot=protection)
-    return torch.from_numpy(np.asarray(_Mapping(memory)))[PAGE:]
+    # Never closed, as that would unmap it under its views: it ends with the last of these.
+    return as_tensor(np.frombuffer(memory, np.uint8))[PAGE:]
 
 
 @contextmanager

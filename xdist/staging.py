@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from xdist import wire
 from xdist.errors import LeaseLost
 from xdist.sequencer import Commit, PushId
 
@@ -24,14 +24,17 @@ class StagedPiece:
 
 
 class Staging:
-    """Pieces of pushes, (size,) float32 each, in memory of this server, which does not go with a
-    worker. It is kept for the next ones: new pages cost more than a copy.
+    """Pieces of pushes, (size,) each, float32 or bfloat16, in memory that does not go with a
+    worker. That of the server's own is kept for the next ones: new pages cost more than a copy.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, dtype: torch.dtype) -> None:
         self._size = size
+        self._dtype = dtype
         self._pieces: dict[PushId, Tensor] = {}
         self._num_missing: dict[PushId, int] = {}
+        self._lent: set[PushId] = set()
+        """Those whose pieces lie in a worker's slots, and are only read."""
         self._spare: list[Tensor] = []
         self._tokens: dict[int, int] = {}
         self._least_token = 0
@@ -61,14 +64,23 @@ class Staging:
         if not self.accepts(name):
             raise LeaseLost(f"worker {name.worker} holds token {name.token}; it was replaced")
 
-    def write(self, name: PushId, offset: int, values: NDArray[np.float32]) -> None:
+    def write(self, name: PushId, offset: int, values: wire.WireVector) -> None:
         """Copy part of a piece. Raises `LeaseLost`."""
         self.check(name)
         if name not in self._pieces:
-            self._pieces[name] = self._spare.pop() if self._spare else torch.empty(self._size)
-            self._num_missing[name] = self._size
-        np.copyto(self._pieces[name][offset : offset + len(values)].numpy(), values)
+            new = self._spare.pop() if self._spare else torch.empty(self._size, dtype=self._dtype)
+            self._pieces[name], self._num_missing[name] = new, self._size
+        out = wire.as_vector(self._pieces[name][offset : offset + len(values)])
+        np.copyto(out, values, casting="no")
         self._num_missing[name] -= len(values)
+
+    def lend(self, name: PushId, piece: Tensor) -> None:
+        """All of a piece is here, where its worker leaves it until its commit. Raises
+        `LeaseLost`.
+        """
+        self.check(name)
+        self._pieces[name], self._num_missing[name] = piece, 0
+        self._lent.add(name)
 
     def mean(self, commit: Commit) -> Tensor:
         """The mean of the pieces of a commit, by their shares: that of one push is itself."""
@@ -77,14 +89,19 @@ class Staging:
             return pieces[0]
         mean = torch.zeros(self._size)
         for piece, share in zip(pieces, commit.shares, strict=True):
-            mean += piece * share
+            mean += piece.float() * share
         return mean
 
     def free(self, name: PushId) -> None:
         """A push was applied, or dropped."""
-        if name in self._pieces:
-            self._spare.append(self._pieces.pop(name))
-            del self._num_missing[name]
+        if name not in self._pieces:
+            return
+        piece = self._pieces.pop(name)
+        del self._num_missing[name]
+        if name in self._lent:
+            self._lent.remove(name)
+        else:
+            self._spare.append(piece)
 
     def forget(self, worker: int, token: int, *, spare: frozenset[PushId]) -> None:
         """Refuse what comes of a worker's tokens below this one, and drop what has come, but for

@@ -106,6 +106,8 @@ class JoinReport:
     """The update whose weights the worker has; None if it has none."""
     interrupted: str | None
     """Why it did not join, if so: what it says of who is lost."""
+    num_shared: int = 0
+    """Parameter servers that it shares memory with."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +207,7 @@ class Worker:
         if interrupted is not None:
             strategy.leave()
         self._enter("idle")
-        return JoinReport(strategy.state_step, interrupted)
+        return JoinReport(strategy.state_step, interrupted, strategy.num_shared)
 
     def train(self, until_step: int, *, save: bool = False) -> WorkerReport:
         """Make updates until `until_step` of the strategy's own count, or until no batch is left,

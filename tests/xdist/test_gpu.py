@@ -25,8 +25,8 @@ from xdist.model_config import ModelConfig
 from xdist.state import STATISTICS, WEIGHTS, RangeState, StatisticsState
 from xdist.step_phases import StepObserver
 from xdist.strategies import Progress
-from xdist.strategies.buckets import GradientReduction
 from xdist.strategies.group import Group, Rendezvous, open_store
+from xdist.strategies.reduction import GradientReduction
 from xdist.strategies.summed import StopVotes, mean_statistics, scale
 from xdist.worker import Worker
 
@@ -56,6 +56,7 @@ class Alone:
     lacks_samples = False
     peer_wait_s = 0.0
     state_step = 0
+    num_shared = 0
 
     def __init__(self, config: TrainConfig, flat: FlatModel) -> None:
         self.flat = flat

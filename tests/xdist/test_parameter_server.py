@@ -128,7 +128,9 @@ def test_a_piece_may_come_in_parts(tmp_path: Path) -> None:
         whole = servers_of(tmp_path / "b", num_servers=1)
         await whole.begin()
         await (await Worker.registered(whole, 0)).push(gradient)
-        assert np.array_equal((await push).weights, await whole.pull(1))
+        weights = (await push).weights
+        assert weights is not None
+        assert np.array_equal(weights, await whole.pull(1))
 
     check(scenario)
 

@@ -74,6 +74,7 @@ class Descent:
     lacks_samples = False
     peer_wait_s = 0.0
     state_step = 0
+    num_shared = 0
 
     def __init__(self, flat: FlatModel) -> None:
         self.flat = flat

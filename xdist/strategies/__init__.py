@@ -76,6 +76,10 @@ class UpdateStrategy(Protocol):
         """
 
     @property
+    def num_shared(self) -> int:
+        """Servers that it shares memory with."""
+
+    @property
     def lacks_samples(self) -> bool:
         """Whether it waits for samples that others have, and may give back; from any thread."""
 

@@ -29,8 +29,8 @@ from xdist.segments import Dealing
 from xdist.state import STATISTICS, WEIGHTS, RangeState, StatisticsState
 from xdist.step_phases import Nobody, StepObserver
 from xdist.strategies import Progress
-from xdist.strategies.buckets import GradientReduction
 from xdist.strategies.group import Group, NoteBoard, Rendezvous, Store, reach_store
+from xdist.strategies.reduction import GradientReduction
 from xdist.strategies.summed import StopVotes, mean_statistics, scale
 
 
@@ -216,6 +216,10 @@ class AllReduce:
 
     def finish(self) -> None:
         """Nothing is on its way."""
+
+    @property
+    def num_shared(self) -> int:
+        return 0
 
     @property
     def lacks_samples(self) -> bool:

@@ -1,20 +1,15 @@
-"""Buckets: parts of the flat gradient that are summed over the ranks while backward still runs.
+"""Buckets: parts of the flat gradient that are sent while backward still runs.
 
-A bucket is a slice of the flat vector, so nothing is copied into it and the optimizer runs over the
-result as it lies. Backward reaches the last parameters first: buckets are cut from the end. All
-ranks send them in the same order.
+A bucket is a slice of the flat vector, so nothing is copied into it. Backward reaches the last
+parameters first: buckets are cut from the end, and always sent in the same order.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-import torch
-from torch import Tensor
-
-from xdist.flat import FlatModel, Layout
-from xdist.strategies.group import Group
+from xdist.flat import Layout
 
 BUCKET_BYTES = 25 << 20
 
@@ -43,53 +38,32 @@ def cut_buckets(layout: Layout, *, num_weights: int) -> tuple[Bucket, ...]:
     return tuple(buckets)
 
 
-class GradientReduction:
-    """Sums the flat gradient over the ranks, once for each step. Raises `PeerLost`."""
+class Backward:
+    """Which buckets are whole, as one backward goes on."""
 
-    def __init__(self, flat: FlatModel, *, compress: bool) -> None:
-        """compress: send and sum bfloat16."""
-        self._gradients = flat.gradients
-        size = BUCKET_BYTES // flat.gradients.element_size()
-        self._buckets = cut_buckets(flat.layout, num_weights=size)
+    def __init__(self, layout: Layout, *, num_weights: int) -> None:
+        """num_weights: of a bucket, at least."""
+        self.buckets = cut_buckets(layout, num_weights=num_weights)
         self._bucket_of = {
             number: index
-            for index, bucket in enumerate(self._buckets)
+            for index, bucket in enumerate(self.buckets)
             for number in bucket.parameters
         }
-        self._compressed = flat.gradients.to(torch.bfloat16) if compress else None
-        self._group: Group | None = None
-        self.begin(None)
+        self.begin()
 
-    def begin(self, group: Group | None) -> None:
-        """Another backward follows; its gradients go to this group."""
-        self._group = group
-        self._num_missing = [len(bucket.parameters) for bucket in self._buckets]
-        self._work: list[Any] = []
+    def begin(self) -> None:
+        """Another backward follows."""
+        self._num_missing = [len(bucket.parameters) for bucket in self.buckets]
+        self._num_taken = 0
 
-    def ready(self, parameter: int) -> None:
-        """This parameter's gradient is in the flat vector."""
+    def ready(self, parameter: int) -> Iterator[Bucket]:
+        """This parameter's gradient is there; the buckets, in order, that are whole with it."""
         self._num_missing[self._bucket_of[parameter]] -= 1
-        while len(self._work) < len(self._buckets) and not self._num_missing[len(self._work)]:
-            self._send(self._buckets[len(self._work)])
+        while self._num_taken < len(self.buckets) and not self._num_missing[self._num_taken]:
+            self._num_taken += 1
+            yield self.buckets[self._num_taken - 1]
 
-    def finish(self) -> None:
-        """Wait until the flat gradient is the sum over the ranks."""
-        assert self._group is not None
-        while len(self._work) < len(self._buckets):
-            self._send(self._buckets[len(self._work)])
-        for bucket, work in zip(self._buckets, self._work, strict=True):
-            self._group.wait(work)
-            if self._compressed is not None:
-                self._slice(self._gradients, bucket).copy_(self._slice(self._compressed, bucket))
-        self._work = []
-
-    def _send(self, bucket: Bucket) -> None:
-        assert self._group is not None
-        tensor = self._slice(self._gradients, bucket)
-        if self._compressed is not None:
-            tensor = self._slice(self._compressed, bucket).copy_(tensor)
-        self._work.append(self._group.all_reduce(tensor))
-
-    @staticmethod
-    def _slice(vector: Tensor, bucket: Bucket) -> Tensor:
-        return vector[bucket.start : bucket.stop]
+    def rest(self) -> tuple[Bucket, ...]:
+        """All gradients are there; the buckets, in order, that nobody has been told of."""
+        rest, self._num_taken = self.buckets[self._num_taken :], len(self.buckets)
+        return rest

@@ -1,8 +1,8 @@
 """PushPull: asynchronous data parallelism over parameter servers.
 
-A push sends each server the gradient of its range, and returns the weights that contain it: one
-worker alone trains exactly like a plain loop. Nobody waits for another worker. With `overlap` the
-next gradient is computed while pushes are on their way.
+A push sends each server the gradient of its range, part by part while backward still runs, and
+returns the weights that contain it: one worker alone trains exactly like a plain loop. Nobody waits
+for another worker. With `overlap` the next gradient is computed while pushes are on their way.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import ray
 import torch
 from ray.actor import ActorHandle
@@ -29,6 +28,9 @@ from xdist.sequencer import Push, PushId
 from xdist.server_messages import Reply
 from xdist.step_phases import Nobody, StepObserver
 from xdist.strategies import Progress
+from xdist.strategies.outbox import Outbox, Outgoing
+from xdist.strategies.server_link import ServerLink
+from xdist.weights_board import BoardAddress
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,10 @@ class PushPull:
         self._overlap = config.servers.overlap
         self._clips = config.optimizer.clip_norm is not None
         self._host_weights = flat.weights.to("cpu")  # On a CPU it is the same memory.
+        self._outbox = Outbox(config.servers, flat)
+        self._links: tuple[ServerLink, ...] = ()
+        self._staged: list[ray.ObjectRef[Any]] = []
+        """Of the push that is being computed."""
         self._progress = Progress(own_step=0, step=0, num_samples=0, learning_rate=0.0)
         self._observer: StepObserver = Nobody()
         self._base_version: int | None = None
@@ -59,14 +65,29 @@ class PushPull:
 
     def join(self, membership: Servers) -> None:
         """Get this incarnation's fencing token, and the weights."""
-        self._servers = membership.servers
-        self._ranges = membership.ranges
+        servers = self._servers = membership.servers
         self._worker = membership.worker
         self._on_the_way.clear()
+        self._staged = []
         self._lacks_samples = False
-        [(self._token, version)] = self._call([self._servers[0].register.remote(self._worker)])
+        [(self._token, version)] = self._call([servers[0].register.remote(self._worker)])
         self._progress = Progress(own_step=0, step=version, num_samples=0, learning_rate=0.0)
-        self._take(self._call([server.pull.remote(version) for server in self._servers]))
+        boards = self._share(servers)
+        self._links = tuple(
+            ServerLink.through(board, server, weights)
+            for board, server, weights in zip(boards, servers, membership.ranges, strict=True)
+        )
+        if not any(link.board for link in self._links):
+            self._outbox.keep()
+        self._take(self._call([link.pull(version) for link in self._links]))
+
+    def _share(self, servers: tuple[ActorHandle[Any], ...]) -> list[BoardAddress | None]:
+        """Where the servers publish weights that see this worker's gradients in memory."""
+        slots = self._outbox.share(f"gradients of worker {self._worker}")
+        if slots is None:
+            return [None] * len(servers)
+        who = self._worker, self._token
+        return self._call([server.connect.remote(*who, slots) for server in servers])
 
     @property
     def progress(self) -> Progress:
@@ -89,6 +110,10 @@ class PushPull:
         return 0.0
 
     @property
+    def num_shared(self) -> int:
+        return sum(link.board is not None for link in self._links)
+
+    @property
     def lacks_samples(self) -> bool:
         return self._lacks_samples
 
@@ -100,11 +125,12 @@ class PushPull:
         """Its samples: a push is a mean."""
         return max(1, batch.num_samples)
 
-    def begin(self, sums: BatchSums) -> None:
-        """Nothing is sent before the gradient is whole."""
+    def begin(self, _sums: BatchSums) -> None:
+        self._outbox.begin()
 
     def gradient_ready(self, parameter: int) -> None:
-        """Nothing is sent before the gradient is whole."""
+        for part in self._outbox.ready(parameter):
+            self._stage(part)
 
     def request_stop(self) -> None:
         """Workers that do not know each other need no common step."""
@@ -134,28 +160,36 @@ class PushPull:
         while self._on_the_way:
             self._receive()
 
+    @property
+    def _name(self) -> PushId:
+        """Of the next push."""
+        return PushId(self._worker, self._token, self._progress.own_step + 1)
+
+    def _stage(self, part: Outgoing) -> None:
+        for link in self._links:
+            self._staged += link.stage(self._name, part)
+
     def _send(self, batch: Batch, sums: BatchSums) -> None:
         assert self._base_version is not None
-        own_step = self._progress.own_step + 1
-        name = PushId(self._worker, self._token, own_step)
-        gradients = self._flat.gradients.cpu().numpy()
+        for part in self._outbox.rest():
+            self._stage(part)
         mean = sums.statistics / sums.num_parts if sums.num_parts else self._flat.statistics
         norm = torch.linalg.vector_norm(self._flat.gradients).item() if self._clips else 0.0
-        push = Push(
-            name, batch.spans, batch.corrupt, self._base_version, mean.cpu().numpy().copy(), norm
-        )
-        staged = [
-            server.stage.remote(name, 0, gradients[start:stop])
-            for server, (start, stop) in zip(self._servers, self._ranges, strict=True)
-        ]
-        lead, *others = self._servers
-        replies = [server.push.remote(name) for server in others]
-        self._on_the_way.append([lead.push.remote(name, push), *replies, *staged])
-        self._progress = replace(self._progress, own_step=own_step)
+        statistics = mean.cpu().numpy().copy()
+        name, base_version = self._name, self._base_version
+        push = Push(name, batch.spans, batch.corrupt, base_version, statistics, norm)
+        lead, *others = self._links
+        slot = self._outbox.slot
+        replies = [link.push(name, None, slot=slot) for link in others]
+        replies.insert(0, lead.push(name, push, slot=slot))
+        self._on_the_way.append([*replies, *self._staged])
+        self._staged = []
+        self._outbox.end()
+        self._progress = replace(self._progress, own_step=self._progress.own_step + 1)
 
     def _receive(self) -> None:
         """Wait for the oldest push that is on its way."""
-        replies: list[Reply] = self._call(self._on_the_way[0])[: len(self._servers)]
+        replies: list[Reply] = self._call(self._on_the_way[0])[: len(self._links)]
         self._on_the_way.popleft()
         self._take(replies)
         commit = replies[0].commit
@@ -168,11 +202,11 @@ class PushPull:
 
     def _take(self, replies: list[Reply]) -> None:
         """Compute with these weights from now on."""
-        for (start, stop), reply in zip(self._ranges, replies, strict=True):
-            np.copyto(self._host_weights[start:stop].numpy(), reply.weights)
+        host = self._host_weights
+        versions = [link.take(r, host) for link, r in zip(self._links, replies, strict=True)]
         if self._flat.weights.device.type != "cpu":
-            self._flat.weights.copy_(self._host_weights)
-        self._base_version = min(reply.version for reply in replies)
+            self._flat.weights.copy_(host)
+        self._base_version = min(versions)
 
     def _call(self, references: list[ray.ObjectRef[Any]]) -> list[Any]:
         try:

@@ -130,6 +130,9 @@ class PushPullTopology:
                 if result.interrupted is not None:
                     logger.info("%s did not join cause=%s", task.actor, result.interrupted)
                     return Outcome()  # It is told again when the servers have changed, or soon.
+                num_servers = self._plan.num_servers
+                joined = "%s joined servers=%d sharing_memory=%d"
+                logger.info(joined, task.actor, num_servers, result.num_shared)
                 return Outcome(pending=self._train(hand, own_step=0))
             case "train":
                 return self._receive_report(hand, result)

@@ -1,0 +1,92 @@
+"""NodeMemory: what a parameter server shares with the workers of its node.
+
+It reads their gradients where these lie, and publishes each version of its weights where it makes
+it. Without such workers it is nothing. The torch fallback of updates would write into gradients, so
+memory is shared where updates are compiled.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xdist import native_update, weights_board, wire
+from xdist.errors import LeaseLost, NotShared
+from xdist.gradient_slots import GradientSlots, SlotsAddress
+from xdist.sequencer import PushId
+from xdist.servers_config import ServersConfig
+from xdist.state import RangeState
+from xdist.weights_board import BoardAddress, WeightsBoard
+
+
+class NodeMemory:
+    """For a server of the weights [start, stop)."""
+
+    def __init__(self, config: ServersConfig, *, start: int, stop: int) -> None:
+        self._dtype = wire.dtype_of(config)
+        self._start, self._stop = start, stop
+        self._slots: dict[int, tuple[int, tuple[Tensor, ...]]] = {}
+        """By worker: its token, and its slots."""
+        self._board: WeightsBoard | None = None
+
+    def open_slots(self, worker: int, token: int, address: SlotsAddress) -> bool:
+        """Read the gradients of this incarnation of a worker there; False where that cannot be."""
+        if not (native_update.is_available() and weights_board.is_available()):
+            return False
+        try:
+            slots = GradientSlots.open(address).slots
+        except NotShared:
+            return False
+        self._slots[worker] = token, tuple(slot[self._start : self._stop] for slot in slots)
+        return True
+
+    def piece(self, name: PushId, slot: int) -> Tensor:
+        """(stop - start,): the piece of a push that lies in a slot. Raises `LeaseLost`."""
+        token, slots = self._slots.get(name.worker, (-1, ()))
+        if token != name.token:
+            raise LeaseLost(f"worker {name.worker} has no slots under token {name.token}")
+        return slots[slot]
+
+    def forget(self, worker: int, token: int) -> None:
+        """What this worker had under tokens below this one is not asked for any more."""
+        if worker in self._slots and self._slots[worker][0] < token:
+            del self._slots[worker]
+
+    def forget_all(self, token: int) -> None:
+        """The same for all workers."""
+        for worker in list(self._slots):
+            self.forget(worker, token)
+
+    def publish(self, state: RangeState, version: int) -> BoardAddress | None:
+        """Publish this version, if nothing was published before, and each one that is made from now
+        on; None where there is no such memory. To be called at rest.
+        """
+        if self._board is None:
+            name, size = f"weights {self._start} to {self._stop}", self._stop - self._start
+            try:
+                self._board = WeightsBoard(name, size=size, dtype=self._dtype)
+            except NotShared:
+                return None
+            first = self._board.next_buffer().copy_(state.weights)
+            self._board.publish(version)
+            if self._dtype == torch.float32:
+                state.weights = first
+        return self._board.address
+
+    def update(self, state: RangeState, gradients: Tensor, *, version: int, **how: Any) -> None:
+        """`state.apply(gradients, **how)`, which makes this version."""
+        if self._board is None:
+            state.apply(gradients, **how)
+            return
+        out = self._board.next_buffer()
+        if self._dtype == torch.float32:
+            state.apply(gradients, weights_out=out, **how)
+        else:
+            state.apply(gradients, bfloat16_out=out, **how)
+        self._board.publish(version)
+
+    def copy(self, state: RangeState) -> wire.WireVector:
+        """The weights, as they are sent to workers elsewhere. To be called at rest."""
+        return wire.as_vector(state.weights.to(self._dtype, copy=True))

@@ -1,0 +1,99 @@
+"""Outbox: a worker's gradient on its way out, in the type that it is sent as, bucket by bucket."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from xdist import bfloat16, wire
+from xdist.errors import NotShared
+from xdist.flat import FlatModel
+from xdist.gradient_slots import GradientSlots, SlotsAddress
+from xdist.servers_config import ServersConfig
+from xdist.strategies.buckets import BUCKET_BYTES, Backward, Bucket
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """A part of the gradient that can be sent."""
+
+    start: int
+    """Its first weight."""
+    values: Tensor
+    """Float32 or bfloat16, on the host; they stay so until the slot has its turn again."""
+
+
+class Outbox:
+    """The gradient lies in as many slots, which take turns, as pushes are on their way at once.
+    Where servers read them, they are shared memory. Else what is sent is copied at once, so there
+    is one, and without rounding it is the flat gradient itself.
+    """
+
+    def __init__(self, config: ServersConfig, flat: FlatModel) -> None:
+        self._gradients = flat.gradients
+        self._dtype = wire.dtype_of(config)
+        self._num_shared = config.overlap + 1 if config.shared_memory else 0
+        size = len(flat.gradients)
+        self._residual = torch.zeros(size) if config.error_feedback else None
+        num_weights = BUCKET_BYTES // self._dtype.itemsize
+        self._backward = Backward(flat.layout, num_weights=num_weights)
+        self._shared: GradientSlots | None = None
+        self._slots: tuple[Tensor, ...] = ()
+        self._is_early = flat.gradients.device.type == "cpu"
+        """Elsewhere a copy would keep the host from queueing the rest of backward."""
+        self.slot = 0
+        """The number of the one that the next push lies in."""
+
+    def share(self, name: str) -> SlotsAddress | None:
+        """New slots in shared memory, where servers find them; None where there is no such memory.
+        Those before are never written again: a server may have to read them yet.
+        """
+        self._slots, self.slot, self._shared = (), 0, None
+        if not self._num_shared:
+            return None
+        size, dtype = len(self._gradients), self._dtype
+        try:
+            self._shared = GradientSlots.create(
+                name, num_slots=self._num_shared, size=size, dtype=dtype
+            )
+        except NotShared:
+            return None
+        self._slots = self._shared.slots
+        return self._shared.address
+
+    def keep(self) -> None:
+        """One slot, which is this worker's own."""
+        is_sent_as_it_is = self._is_early and self._dtype == self._gradients.dtype
+        size = len(self._gradients)
+        own = self._gradients if is_sent_as_it_is else torch.empty(size, dtype=self._dtype)
+        self._slots, self.slot, self._shared = (own,), 0, None
+
+    def begin(self) -> None:
+        """Another backward follows."""
+        self._backward.begin()
+
+    def ready(self, parameter: int) -> Iterator[Outgoing]:
+        """This parameter's gradient is in the flat vector; what can be sent now."""
+        if self._is_early:
+            yield from map(self._take, self._backward.ready(parameter))
+
+    def rest(self) -> Iterator[Outgoing]:
+        """All gradients are in the flat vector; what is left to be sent."""
+        yield from map(self._take, self._backward.rest())
+
+    def end(self) -> None:
+        """The push is on its way; the next one lies in the next slot."""
+        self.slot = (self.slot + 1) % len(self._slots)
+        self._backward.begin()
+
+    def _take(self, bucket: Bucket) -> Outgoing:
+        places = slice(bucket.start, bucket.stop)
+        gradients, out = self._gradients[places], self._slots[self.slot][places]
+        if self._residual is not None:
+            bfloat16.narrow(gradients.cpu(), out, residual=self._residual[places])
+        elif out.data_ptr() != gradients.data_ptr():
+            out.copy_(gradients)
+        return Outgoing(bucket.start, out)
