@@ -25,6 +25,7 @@ from xdist.errors import PeerLost
 from xdist.flat import FlatModel, even_ranges
 from xdist.lead import Lead
 from xdist.parameter_server import ParameterServer
+from xdist.product import Product
 from xdist.sequencer import Commit, Decision, Push, PushId, Vector
 from xdist.server_messages import Reply, ServerCopy
 from xdist.server_plan import ServerPlan
@@ -103,6 +104,9 @@ class LocalServer:
 
     def stage(self, name: PushId, offset: int, values: Any) -> Awaitable[None]:
         return self._call(self.server.stage(name, offset, values))
+
+    def stage_product(self, name: PushId, offset: int, product: Product) -> Awaitable[None]:
+        return self._call(self.server.stage_product(name, offset, product))
 
     def follow(self, decision: Decision) -> Awaitable[None]:
         return self._call(self.server.follow(decision))

@@ -304,6 +304,10 @@ class TrainConfig:
                 allowed = f"{default!r} with strategy push_pull"
                 check(value == default, f"{prefix}{name}", value, allowed)
 
+        for name in ("compile", "cuda_graphs") if self.servers.factors else ():
+            allowed = "False with servers.factors, which are taken out of the network's layers"
+            is_on = getattr(self.compute, name)
+            check(not is_on, f"compute.{name}", is_on, allowed)
         first, workers = self.servers.commit_first, self.num_workers
         if first is not None:
             allowed = f"at most num_workers, which is {workers}"

@@ -31,6 +31,7 @@ from xdist.gradient_slots import SlotsAddress
 from xdist.lead import Lead
 from xdist.node_memory import NodeMemory
 from xdist.own_server import OwnServer
+from xdist.product import Product
 from xdist.sequencer import Commit, Decision, Push, PushId
 from xdist.server_messages import Replica, Reply, Server, ServerCopy
 from xdist.server_plan import ServerPlan
@@ -112,8 +113,17 @@ class ParameterServer:
         Raises `LeaseLost`.
         """
         self._staging.check(name)
-        self._copy(name, offset, values)
+        if self._replica is not None:
+            self._copied_to_replica(name, self._replica.stage(name, offset, values))
         self._staging.write(name, offset, values)
+        self._tell_if_staged(name)
+
+    async def stage_product(self, name: PushId, offset: int, product: Product) -> None:
+        """The same, of values that are computed here. Raises `LeaseLost`."""
+        self._staging.check(name)
+        if self._replica is not None:
+            self._copied_to_replica(name, self._replica.stage_product(name, offset, product))
+        self._staging.write(name, offset, await asyncio.to_thread(product.values))
         self._tell_if_staged(name)
 
     async def push(
@@ -128,7 +138,9 @@ class ParameterServer:
             self._leading.describe(described)
         if slot is not None:
             piece = self._memory.piece(name, slot)
-            self._copy(name, 0, wire.as_vector(piece))
+            if self._replica is not None:
+                copied = self._replica.stage(name, 0, wire.as_vector(piece))
+                self._copied_to_replica(name, copied)
             self._staging.lend(name, piece)
         outcome: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._asked[name] = _Asked(outcome, wants_weights=slot is None)
@@ -161,11 +173,9 @@ class ParameterServer:
         """
         return await self._leading.await_lease(worker, token)
 
-    def _copy(self, name: PushId, offset: int, values: wire.WireVector) -> None:
-        """Have the replica stage it too."""
-        if self._replica is not None:
-            copied = self._copied.setdefault(name, [])
-            copied.append(self._replica.stage(name, offset, values))
+    def _copied_to_replica(self, name: PushId, copied: Awaitable[None]) -> None:
+        """A push is not staged before its replica has this too."""
+        self._copied.setdefault(name, []).append(copied)
 
     def _tell_if_staged(self, name: PushId) -> None:
         if name in self._asked and self._staging.is_complete(name):

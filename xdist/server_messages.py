@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from xdist.lead import Follower
+from xdist.product import Product
 from xdist.sequencer import Commit, Decision, PushId, Sequencer
 from xdist.staging import StagedPiece
 from xdist.wire import WireVector
@@ -49,6 +50,9 @@ class Replica(Protocol):
 
     def stage(self, name: PushId, offset: int, values: WireVector) -> Awaitable[None]:
         """Stage a part of a piece."""
+
+    def stage_product(self, name: PushId, offset: int, product: Product) -> Awaitable[None]:
+        """Stage a part of a piece that is computed there."""
 
     def follow(self, decision: Decision) -> Awaitable[None]:
         """The replica of server 0: know of a commit before anybody else does."""

@@ -11,7 +11,7 @@ from xdist.checks import check, check_least
 @dataclass(frozen=True)
 class ServersConfig:
     """push_pull: the parameter servers. With the defaults one worker trains exactly as without
-    servers; with `overlap` or a `wire` of bfloat16 it does not.
+    servers; with `overlap`, `factors` or a `wire` of bfloat16 it does not.
     """
 
     replicas: Literal[0, 1] = 0
@@ -27,6 +27,10 @@ class ServersConfig:
     error_feedback: bool = False
     """What rounding a gradient to bfloat16 leaves is added to the worker's next one (Seide et al.
     2014).
+    """
+    factors: bool = False
+    """The gradient of a linear layer goes to servers elsewhere as the factors that it is the
+    product of, inputs and output gradients of a batch, where these are less than half as large.
     """
     overlap: int = 0
     """Pushes that a worker need not see through before it computes the next gradient, on weights
@@ -60,6 +64,8 @@ class ServersConfig:
         is_rounded = self.wire == "bfloat16"
         feeds_back = self.error_feedback
         check(is_rounded or not feeds_back, "servers.error_feedback", feeds_back, allowed)
+        allowed = "False with servers.error_feedback, as what factors leave is not known"
+        check(not (feeds_back and self.factors), "servers.factors", True, allowed)
         if self.commit_first is not None:
             allowed = "with servers.commit_first, whose pushes are all of one version"
             check(self.overlap == 0, "servers.overlap", self.overlap, f"0 {allowed}")

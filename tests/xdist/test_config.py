@@ -49,6 +49,16 @@ CONFIG = TrainConfig(
         (ClusterConfig, {"gpus_per_worker": -1}, "cluster.gpus_per_worker is -1"),
         (ComputeConfig, {"accumulation_steps": 0}, "accumulation_steps is 0; allowed: at least 1"),
         (ServersConfig, {"overlap": -1}, "servers.overlap is -1; allowed: at least 0"),
+        (
+            ServersConfig,
+            {"error_feedback": True},
+            "servers.error_feedback is True; allowed: False with servers.wire float32",
+        ),
+        (
+            ServersConfig,
+            {"error_feedback": True, "wire": "bfloat16", "factors": True},
+            "servers.factors is True; allowed: False with servers.error_feedback",
+        ),
         (ServersConfig, {"max_clock_lead": 0}, "servers.max_clock_lead is 0; allowed: at least 1"),
         (
             ServersConfig,
@@ -106,6 +116,14 @@ def test_a_part_says_what_is_wrong(kind: type, values: dict[str, Any], message: 
         (
             {"strategy": "push_pull", "compress_gradients": "bfloat16"},
             "compress_gradients is 'bfloat16'; allowed: 'none' with strategy push_pull",
+        ),
+        (
+            {
+                "strategy": "push_pull",
+                "servers": ServersConfig(factors=True),
+                "compute": ComputeConfig(compile=True),
+            },
+            "compute.compile is True; allowed: False with servers.factors",
         ),
         (
             {"strategy": "all_reduce", "servers": ServersConfig(replicas=1)},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, replace
@@ -43,6 +44,7 @@ from xdist.computation import make_loss
 from xdist.config import CheckpointConfig, ClusterConfig, TrainConfig
 from xdist.errors import NotEnoughResources, RunDirectoryError, RunFailed
 from xdist.flat import FlatModel
+from xdist.servers_config import ServersConfig
 from xdist.strategies import UpdateStrategy
 from xdist.topologies.all_reduce import AllReduceTopology, all_reduce_strategy
 from xdist.topologies.push_pull import PushPullTopology, push_pull_strategy
@@ -56,7 +58,10 @@ STRATEGIES = ("all_reduce", "push_pull")
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_run_trains_saves_and_scores(tmp_path: Path, strategy: str) -> None:
+def test_a_run_trains_saves_and_scores(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, strategy: str
+) -> None:
+    caplog.set_level(logging.INFO)
     config = small_config(tmp_path, strategy=strategy, is_scored=True)
     summary = run(config, tmp_path / "run")
     assert final(tmp_path / "run").manifest.cut.position == Position(epoch=2)
@@ -70,6 +75,21 @@ def test_a_run_trains_saves_and_scores(tmp_path: Path, strategy: str) -> None:
     assert train[-1]["samples"] == 2 * NUM_TRAIN
     assert (train[-1]["staleness_mean"] is None) == (strategy == "all_reduce")
     assert all(math.isfinite(record["loss"]) for record in train)
+    if strategy == "push_pull" and native_update.is_available():
+        assert "worker 1 joined servers=2 sharing_memory=2" in caplog.text
+
+
+@pytest.mark.long
+def test_less_may_be_sent_to_servers_elsewhere(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    config = small_config(tmp_path, strategy="push_pull", max_steps=12)
+    servers = ServersConfig(shared_memory=False, wire="bfloat16", factors=True)
+    config = replace(config, servers=servers, model=replace(config.model, fc=(64,)))
+    run(config, tmp_path / "run")
+    assert final(tmp_path / "run").manifest.cut.num_samples == 48
+    assert "worker 1 joined servers=2 sharing_memory=0" in caplog.text
 
 
 def test_two_synchronous_runs_are_equal_to_the_bit(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from datapipe.batch import Batch
 from datapipe.position import Span
+from xdist import wire
 from xdist.checkpoint import Part
 from xdist.computation import BatchSums
 from xdist.config import TrainConfig
@@ -28,6 +29,7 @@ from xdist.sequencer import Push, PushId
 from xdist.server_messages import Reply
 from xdist.step_phases import Nobody, StepObserver
 from xdist.strategies import Progress
+from xdist.strategies.factors import Factors
 from xdist.strategies.outbox import Outbox, Outgoing
 from xdist.strategies.server_link import ServerLink
 from xdist.weights_board import BoardAddress
@@ -53,6 +55,9 @@ class PushPull:
         self._clips = config.optimizer.clip_norm is not None
         self._host_weights = flat.weights.to("cpu")  # On a CPU it is the same memory.
         self._outbox = Outbox(config.servers, flat)
+        self._factors = (
+            Factors(flat, wire.dtype_of(config.servers)) if config.servers.factors else None
+        )
         self._links: tuple[ServerLink, ...] = ()
         self._staged: list[ray.ObjectRef[Any]] = []
         """Of the push that is being computed."""
@@ -77,8 +82,11 @@ class PushPull:
             ServerLink.through(board, server, weights)
             for board, server, weights in zip(boards, servers, membership.ranges, strict=True)
         )
-        if not any(link.board for link in self._links):
+        if not self.num_shared:
             self._outbox.keep()
+        if self._factors is not None:
+            self._factors.is_wanted = self.num_shared < len(servers)
+            self._factors.clear()
         self._take(self._call([link.pull(version) for link in self._links]))
 
     def _share(self, servers: tuple[ActorHandle[Any], ...]) -> list[BoardAddress | None]:
@@ -167,7 +175,7 @@ class PushPull:
 
     def _stage(self, part: Outgoing) -> None:
         for link in self._links:
-            self._staged += link.stage(self._name, part)
+            self._staged += link.stage(self._name, part, self._factors)
 
     def _send(self, batch: Batch, sums: BatchSums) -> None:
         assert self._base_version is not None
@@ -185,6 +193,8 @@ class PushPull:
         self._on_the_way.append([*replies, *self._staged])
         self._staged = []
         self._outbox.end()
+        if self._factors is not None:
+            self._factors.clear()
         self._progress = replace(self._progress, own_step=self._progress.own_step + 1)
 
     def _receive(self) -> None:

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from xdist import wire
 from xdist.errors import NotShared
+from xdist.product import Product
 from xdist.sequencer import Push, PushId
 from xdist.server_messages import Reply
+from xdist.strategies.factors import Factors
 from xdist.strategies.outbox import Outgoing
 from xdist.weights_board import BoardAddress, BoardReader
 
@@ -42,13 +44,25 @@ class ServerLink:
             reader = None
         return cls(server, *weights, reader)
 
-    def stage(self, name: PushId, part: Outgoing) -> list[ray.ObjectRef[Any]]:
-        """Send what the server needs of a part of a push; nothing where it sees all of it."""
+    def stage(
+        self, name: PushId, part: Outgoing, factors: Factors | None
+    ) -> list[ray.ObjectRef[Any]]:
+        """Send what the server needs of a part of a push, as factors where these are given and
+        small; nothing where it sees all of it.
+        """
         start, stop = max(part.start, self.start), min(part.start + len(part.values), self.stop)
         if self.board is not None or start >= stop:
             return []
+        pieces = [(start, stop, None)] if factors is None else factors.split(start, stop)
+        return [self._stage(name, part, *piece) for piece in pieces]
+
+    def _stage(
+        self, name: PushId, part: Outgoing, start: int, stop: int, product: Product | None
+    ) -> ray.ObjectRef[Any]:
+        if product is not None:
+            return self.server.stage_product.remote(name, start - self.start, product)
         values = wire.as_vector(part.values[start - part.start : stop - part.start])
-        return [self.server.stage.remote(name, start - self.start, values)]
+        return self.server.stage.remote(name, start - self.start, values)
 
     def push(self, name: PushId, described: Push | None, *, slot: int) -> ray.ObjectRef[Any]:
         """All of a push is sent; what comes of it."""

@@ -11,6 +11,7 @@ from ray.exceptions import RayActorError
 
 from xdist.checkpoint import Cut
 from xdist.errors import PeerLost
+from xdist.product import Product
 from xdist.sequencer import Commit, Decision, PushId
 from xdist.server_messages import ServerCopy
 
@@ -50,6 +51,9 @@ class RemoteServer:
 
     def stage(self, name: PushId, offset: int, values: Any) -> Awaitable[None]:
         return _Answer(self._actor.stage.remote(name, offset, values))
+
+    def stage_product(self, name: PushId, offset: int, product: Product) -> Awaitable[None]:
+        return _Answer(self._actor.stage_product.remote(name, offset, product))
 
     def follow(self, decision: Decision) -> Awaitable[None]:
         return _Answer(self._actor.follow.remote(decision))
