@@ -9,6 +9,7 @@
 
 #include "bfloat16.h"
 #include "cpus.h"
+#include "stream.h"
 
 #define ABI_VERSION 3
 
@@ -39,6 +40,9 @@ typedef struct {
     float l2;
 } stretch;
 
+/* What waits in the caches until it is written past them. */
+enum { BLOCK = 1024 };
+
 /* What an update has, besides. */
 enum { BFLOAT16_GRADIENTS = 1, BFLOAT16_OUT = 2, AVERAGE = 4 };
 
@@ -61,8 +65,10 @@ INLINE float rmsprop_change(const range_update *u, float gradient, float *moment
     return *momentum;
 }
 
-/* `has` and `is_rmsprop` are constants where this is inlined: every combination is a loop. */
-INLINE void update_elements(const range_update *range, stretch s, int is_rmsprop, int has) {
+/* `has` and `is_rmsprop` are constants where this is inlined: every combination is a loop.
+ * The new weights go to `out` and `halves_out`, from their first element on. */
+INLINE void update_elements(const range_update *range, stretch s, float *out, uint16_t *halves_out,
+                            int is_rmsprop, int has) {
     const range_update u = *range; /* A copy: no store to a vector can change it. */
     const float *gradients = u.gradients;
     const uint16_t *halves = u.gradients;
@@ -76,15 +82,39 @@ INLINE void update_elements(const range_update *range, stretch s, int is_rmsprop
         float change = is_rmsprop ? rmsprop_change(&u, gradient, &u.momentum[i], &u.mean_square[i])
                                   : sgd_change(&u, gradient, &u.momentum[i]);
         weight = weight - change;
-        u.weights_out[i] = weight;
-        if (has & BFLOAT16_OUT) u.bfloat16_out[i] = narrowed(weight);
+        out[i - s.start] = weight;
+        if (has & BFLOAT16_OUT) halves_out[i - s.start] = narrowed(weight);
         if (has & AVERAGE) u.average[i] = u.average[i] + (weight - u.average[i]) * u.average_share;
     }
 }
 
+/* A vector that is only written would be read first, line by line: it is written past the caches,
+ * in blocks. */
+INLINE void update_apart(const range_update *u, stretch s, int is_rmsprop, int has) {
+    int is_in_place = u->weights_out == u->weights;
+    float weights[BLOCK];
+    uint16_t halves[BLOCK];
+    for (int64_t start = s.start; start < s.stop; start += BLOCK) {
+        stretch block = {start, start + BLOCK < s.stop ? start + BLOCK : s.stop, s.l2};
+        size_t size = (size_t)(block.stop - start);
+        float *out = is_in_place ? u->weights_out + start : weights;
+        update_elements(u, block, out, halves, is_rmsprop, has);
+        if (!is_in_place) stream(u->weights_out + start, weights, size * sizeof *weights);
+        if (has & BFLOAT16_OUT) stream(u->bfloat16_out + start, halves, size * sizeof *halves);
+    }
+    end_stream();
+}
+
+INLINE void update_all(const range_update *u, stretch s, int is_rmsprop, int has) {
+    if (has & BFLOAT16_OUT || u->weights_out != u->weights)
+        update_apart(u, s, is_rmsprop, has);
+    else
+        update_elements(u, s, u->weights_out + s.start, 0, is_rmsprop, has);
+}
+
 #define CASE(has) \
     case has:     \
-        return update_elements(u, s, is_rmsprop, has);
+        return update_all(u, s, is_rmsprop, has);
 #define CASES_2(has) CASE(has) CASE(has | 1)
 #define CASES_4(has) CASES_2(has) CASES_2(has | 2)
 #define CASES_8(has) CASES_4(has) CASES_4(has | 4)
