@@ -83,11 +83,9 @@ class Computation:
             _check_has_gpu(flat)
             self._graphs = CudaGraphs(self._forward_and_backward, accumulated=flat.gradients)
             self._begin_part = self._replay
-        views = [entry.view(flat.gradients) for entry in flat.layout.parameters]
         parameters: list[Any] = list(flat.model.parameters())
         for number, parameter in enumerate(parameters):
-            collect = partial(self._collect, number, views[number])
-            parameter.register_post_accumulate_grad_hook(collect)
+            parameter.register_post_accumulate_grad_hook(partial(self._collect, number))
 
     def compute(
         self, batch: Batch, *, seeds: Sequence[int], divisor: float, listener: GradientListener
@@ -193,11 +191,12 @@ class Computation:
             for (start, stop), (first, last) in zip(rows, itertools.pairwise(labels), strict=True)
         ]
 
-    def _collect(self, number: int, view: Tensor, parameter: Tensor) -> None:
+    def _collect(self, number: int, parameter: Tensor) -> None:
         """Bring a gradient into the flat vector: copied for the first part, which spares setting
         the vector to zero, added for those that follow.
         """
         assert parameter.grad is not None
+        view = self._flat.layout.parameters[number].view(self._flat.gradients)
         if self._is_first:
             view.copy_(parameter.grad)
         else:

@@ -95,7 +95,8 @@ class FlatModel:
     """A model whose parameters and batch-norm statistics are views into flat vectors.
 
     `weights`, `gradients`: (P,), in the order of `model.parameters()`. Backward leaves gradients
-    where torch does, in `.grad`; a `Computation` brings them into the vector.
+    where torch does, in `.grad`; a `Computation` brings them into the vector, which may be
+    exchanged for another one between two batches.
 
     `statistics`: (S,), running mean and variance of every batch norm. The layers' momentum
     becomes 1, so after a training forward it holds the raw statistics of that batch (torch's: the

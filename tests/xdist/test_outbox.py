@@ -80,15 +80,15 @@ def test_servers_see_a_push_in_its_slot_while_the_next_one_is_computed(flat: Fla
     address = outbox.share("gradients")
     assert address is not None
     slots = GradientSlots.open(address).slots
-    first = flat.gradients.clone()
+    gradients = torch.randn(3, len(flat.gradients))
     numbers = []
-    for _ in range(2):
+    for gradient in gradients:
         numbers.append(outbox.slot)
+        flat.gradients.copy_(gradient)
         list(sent(outbox))
-        flat.gradients.normal_()
-    assert numbers == [0, 1]
-    assert outbox.slot == 0
-    assert torch.equal(slots[0], first)
+    assert numbers == [0, 1, 0]
+    assert torch.equal(slots[0], gradients[2])
+    assert torch.equal(slots[1], gradients[1])
 
 
 def test_another_incarnation_writes_elsewhere(flat: FlatModel) -> None:
@@ -96,8 +96,10 @@ def test_another_incarnation_writes_elsewhere(flat: FlatModel) -> None:
     address = outbox.share("gradients")
     assert address is not None
     [old] = GradientSlots.open(address).slots
+    flat.gradients.normal_()
     list(sent(outbox))
-    before = flat.gradients.clone()
+    before = old.clone()
+    assert before.any()
     outbox.share("gradients")
     flat.gradients.normal_()
     list(sent(outbox))

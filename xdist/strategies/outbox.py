@@ -29,47 +29,54 @@ class Outgoing:
 class Outbox:
     """The gradient lies in as many slots, which take turns, as pushes are on their way at once.
     Where servers read them, they are shared memory. Else what is sent is copied at once, so there
-    is one, and without rounding it is the flat gradient itself.
+    is one. Without rounding a slot is the flat gradient itself.
     """
 
     def __init__(self, config: ServersConfig, flat: FlatModel) -> None:
-        self._gradients = flat.gradients
+        self._flat = flat
         self._dtype = wire.dtype_of(config)
         self._num_shared = config.overlap + 1 if config.shared_memory else 0
-        size = len(flat.gradients)
-        self._residual = torch.zeros(size) if config.error_feedback else None
+        self._size = len(flat.gradients)
+        self._residual = torch.zeros(self._size) if config.error_feedback else None
         num_weights = BUCKET_BYTES // self._dtype.itemsize
         self._backward = Backward(flat.layout, num_weights=num_weights)
+        is_on_host = flat.gradients.device.type == "cpu"
+        self._is_early = is_on_host
+        """Elsewhere a copy would keep the host from queueing the rest of backward."""
+        self._is_in_place = is_on_host and self._dtype == flat.gradients.dtype
         self._shared: GradientSlots | None = None
         self._slots: tuple[Tensor, ...] = ()
-        self._is_early = flat.gradients.device.type == "cpu"
-        """Elsewhere a copy would keep the host from queueing the rest of backward."""
-        self.slot = 0
-        """The number of the one that the next push lies in."""
 
     def share(self, name: str) -> SlotsAddress | None:
         """New slots in shared memory, where servers find them; None where there is no such memory.
         Those before are never written again: a server may have to read them yet.
         """
-        self._slots, self.slot, self._shared = (), 0, None
+        self._shared = None
         if not self._num_shared:
             return None
-        size, dtype = len(self._gradients), self._dtype
         try:
             self._shared = GradientSlots.create(
-                name, num_slots=self._num_shared, size=size, dtype=dtype
+                name, num_slots=self._num_shared, size=self._size, dtype=self._dtype
             )
         except NotShared:
             return None
-        self._slots = self._shared.slots
+        self._use(self._shared.slots)
         return self._shared.address
 
     def keep(self) -> None:
         """One slot, which is this worker's own."""
-        is_sent_as_it_is = self._is_early and self._dtype == self._gradients.dtype
-        size = len(self._gradients)
-        own = self._gradients if is_sent_as_it_is else torch.empty(size, dtype=self._dtype)
-        self._slots, self.slot, self._shared = (own,), 0, None
+        self._shared = None
+        self._use((torch.zeros(self._size, dtype=self._dtype),))
+
+    def _use(self, slots: tuple[Tensor, ...]) -> None:
+        self._slots = slots
+        self._turn_to(0)
+
+    def _turn_to(self, slot: int) -> None:
+        self.slot = slot
+        """The number of the one that the next push lies in."""
+        if self._is_in_place:
+            self._flat.gradients = self._slots[slot]
 
     def begin(self) -> None:
         """Another backward follows."""
@@ -86,14 +93,15 @@ class Outbox:
 
     def end(self) -> None:
         """The push is on its way; the next one lies in the next slot."""
-        self.slot = (self.slot + 1) % len(self._slots)
+        self._turn_to((self.slot + 1) % len(self._slots))
         self._backward.begin()
 
     def _take(self, bucket: Bucket) -> Outgoing:
         places = slice(bucket.start, bucket.stop)
-        gradients, out = self._gradients[places], self._slots[self.slot][places]
+        out = self._slots[self.slot][places]
         if self._residual is not None:
-            bfloat16.narrow(gradients.cpu(), out, residual=self._residual[places])
-        elif out.data_ptr() != gradients.data_ptr():
-            out.copy_(gradients)
+            gradients = self._flat.gradients[places].cpu()
+            bfloat16.narrow(gradients, out, residual=self._residual[places])
+        elif not self._is_in_place:
+            out.copy_(self._flat.gradients[places])
         return Outgoing(bucket.start, out)
