@@ -237,9 +237,8 @@ CONFIG = TrainConfig(
 GENERATOR = np.random.default_rng(0)
 
 
-def start_checkpoint(run_dir: Path) -> Checkpoint:
-    torch.manual_seed(0)
-    flat = FlatModel(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+def start_checkpoint(run_dir: Path, flat: FlatModel) -> Checkpoint:
+    """A run that begins with the weights and statistics of a model."""
     url = checkpoint.checkpoint_url(str(run_dir), 0)
     size = flat.layout.num_weights
     parts = (
@@ -253,7 +252,10 @@ def start_checkpoint(run_dir: Path) -> Checkpoint:
 def servers_of(
     run_dir: Path, *, num_servers: int, config: TrainConfig = CONFIG, save_every: int = 10**9
 ) -> LocalServers:
-    start = start_checkpoint(run_dir)
+    torch.manual_seed(0)
+    start = start_checkpoint(
+        run_dir, FlatModel(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    )
     return LocalServers(start, config, num_servers, NUM_SAMPLES, save_every=save_every)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,13 @@ from typing import Any
 from rich.console import Console
 from torch import Tensor
 
+from datapipe.batch import Batch
+from datapipe.batch_stream import BatchStream
 from datapipe.config import DataConfig
 from datapipe.index import ShardIndex
 from datapipe.labels import Label
+from datapipe.order import SampleOrder
+from datapipe.plan import BatchPlan
 from datapipe.writer import RawImage, write_shards
 from tests.datapipe.small_sets import encode, labels_of, picture
 from tests.strategies import ActsBefore
@@ -86,6 +91,17 @@ def run(config: TrainConfig, run_dir: Path, **arguments: Any) -> Summary:
     console = Console(stderr=True, force_terminal=False)
     with RunDirectory(str(run_dir), config) as directory:
         return driver.train(config, directory, console=console, **arguments)
+
+
+def batches_of(config: TrainConfig, plans: Iterable[BatchPlan]) -> list[Batch]:
+    """Batches of the training set, as the workers of a run get them."""
+    index = ShardIndex.open(config.data.train)
+    data = config.data
+    order = SampleOrder(index.num_samples, data.block_size, data.blocks_per_pool, config.seed)
+    with BatchStream.of_plans(
+        index, data, plans, order=order, training=True, num_classes=NUM_LABELS
+    ) as stream:
+        return list(stream)
 
 
 def final(run_dir: Path) -> Checkpoint:

@@ -18,17 +18,15 @@ import torch
 from local_head import LocalHead
 from torch import Tensor
 
-from datapipe.batch import Batch, normalize
-from datapipe.batch_stream import BatchStream
+from datapipe.batch import normalize
 from datapipe.decode import active_kernel
-from datapipe.index import ShardIndex
-from datapipe.order import SampleOrder
 from datapipe.plan import BatchPlan, lane_batches, leased_batches
 from datapipe.position import Position, Span
 from tests.small_runs import (
     NUM_LABELS,
     NUM_TRAIN,
     Fault,
+    batches_of,
     causes,
     faulty,
     final,
@@ -144,7 +142,7 @@ def plain_loop(config: TrainConfig, plans: Iterable[BatchPlan]) -> tuple[Tensor,
     mask = flat.layout.l2_mask(config.optimizer.l2_on)
     optimizer = optim.make_optimizer(config.optimizer, size=size, l2_mask=mask)
     compute_losses = make_loss(config)
-    for step, batch in enumerate(plain_batches(config, plans)):
+    for step, batch in enumerate(batches_of(config, plans)):
         logits = flat.model(normalize(batch.images))
         loss = compute_losses(logits, batch.label_ids, batch.label_offsets)
         torch.autograd.backward((loss * batch.sample_weights).sum() / batch.num_samples)
@@ -155,16 +153,6 @@ def plain_loop(config: TrainConfig, plans: Iterable[BatchPlan]) -> tuple[Tensor,
         optim.fold(average, flat.weights, share=1 - decay)
         optim.fold(running, flat.statistics, share=flat.layout.statistics_momentum)
     return flat.weights, average, running
-
-
-def plain_batches(config: TrainConfig, plans: Iterable[BatchPlan]) -> list[Batch]:
-    index = ShardIndex.open(config.data.train)
-    data = config.data
-    order = SampleOrder(index.num_samples, data.block_size, data.blocks_per_pool, config.seed)
-    with BatchStream.of_plans(
-        index, data, plans, order=order, training=True, num_classes=NUM_LABELS
-    ) as stream:
-        return list(stream)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
