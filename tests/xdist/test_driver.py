@@ -20,8 +20,8 @@ from torch import Tensor
 
 from datapipe.batch import normalize
 from datapipe.decode import active_kernel
-from datapipe.plan import BatchPlan, lane_batches, leased_batches
-from datapipe.position import Position, Span
+from datapipe.plan import BatchPlan, lane_batches
+from datapipe.position import Position
 from tests.small_runs import (
     NUM_LABELS,
     NUM_TRAIN,
@@ -101,32 +101,15 @@ def test_two_synchronous_runs_are_equal_to_the_bit(tmp_path: Path) -> None:
     assert torch.equal(weights_of(final(tmp_path / "one")), weights_of(final(tmp_path / "two")))
 
 
-@pytest.mark.parametrize("num_servers", [1, 3])
-def test_one_asynchronous_worker_equals_a_plain_loop_to_the_bit(
-    tmp_path: Path, num_servers: int
-) -> None:
-    config = small_config(
-        tmp_path, strategy="push_pull", num_workers=1, num_servers=num_servers, max_steps=12
-    )
-    plans = leased_batches([Span(0, 0, 48)], batch_size=4)
-    check_equals_a_plain_loop(config, plans, tmp_path / "run")
-
-
 def test_one_synchronous_worker_equals_a_plain_loop_to_the_bit(tmp_path: Path) -> None:
     config = small_config(tmp_path, strategy="all_reduce", num_workers=1, max_steps=12)
     plans = lane_batches(
         Position(), num_samples=NUM_TRAIN, num_lanes=4, samples_per_lane=1, lanes=range(4),
         num_epochs=1,
     )  # fmt: skip
-    check_equals_a_plain_loop(config, itertools.islice(plans, 12), tmp_path / "run")
-
-
-def check_equals_a_plain_loop(
-    config: TrainConfig, plans: Iterable[BatchPlan], run_dir: Path
-) -> None:
-    run(config, run_dir)
-    flat, average, statistics = plain_loop(config, plans)
-    saved = final(run_dir)
+    run(config, tmp_path / "run")
+    flat, average, statistics = plain_loop(config, itertools.islice(plans, 12))
+    saved = final(tmp_path / "run")
     assert saved.manifest.cut.step == 12
     assert torch.equal(weights_of(saved), flat)
     assert torch.equal(weights_of(saved, "average"), average)
@@ -134,7 +117,7 @@ def check_equals_a_plain_loop(
 
 
 def plain_loop(config: TrainConfig, plans: Iterable[BatchPlan]) -> tuple[Tensor, Tensor, Tensor]:
-    """The same training without Ray, servers and ledger: weights, average, statistics."""
+    """The same training without Ray and lanes: weights, average, statistics."""
     config = config.resolved(NUM_TRAIN)
     flat = FlatModel(initial_model(config, num_classes=NUM_LABELS).train())
     running, average = flat.statistics.clone(), flat.weights.clone()
