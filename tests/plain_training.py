@@ -58,7 +58,7 @@ class PlainTraining:
         self, weights: Tensor, batch: Batch, *, worker: int, step: int
     ) -> tuple[Tensor, Tensor]:
         """What a worker computes: the gradient at these weights, and the statistics of its batch.
-        step: the last update that it has heard of.
+        step: the last update that it has heard of, and those of its own that it has not.
         """
         flat = self._flat
         flat.weights.copy_(weights)

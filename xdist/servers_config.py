@@ -34,7 +34,8 @@ class ServersConfig:
     """
     overlap: int = 0
     """Pushes that a worker need not see through before it computes the next gradient, on weights
-    that lack them.
+    that may lack them. Where it shares memory with its servers it has the newest weights that are
+    there, so that also one worker alone is not reproducible.
     """
     max_clock_lead: int | None = None
     """Pushes that a worker may be ahead of the slowest one (stale synchronous parallel, Ho et al.

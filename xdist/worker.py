@@ -272,8 +272,8 @@ class Worker:
             return False
         self._enter("compute")
         observer.enter("other")
-        step = strategy.progress.step
-        seeds = [dropout_seed(self._config.seed, key, step) for key in strategy.dropout_keys]
+        seed, step = self._config.seed, strategy.seed_step
+        seeds = [dropout_seed(seed, key, step) for key in strategy.dropout_keys]
         sums = self._computation.compute(
             batch, seeds=seeds, divisor=strategy.loss_divisor(batch), listener=strategy
         )

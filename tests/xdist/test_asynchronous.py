@@ -259,7 +259,7 @@ class Held:
     version: int = 0
     """Of its weights."""
     step: int = 0
-    """The last update that it has heard of, which its dropout follows from."""
+    """The last update that it has heard of."""
 
 
 class DelayedGradients:
@@ -276,7 +276,8 @@ class DelayedGradients:
     def push(self, worker: int, batch: Batch) -> None:
         held, plain = self._held[worker], self.plain
         weights = self._versions[held.version]
-        gradient, statistics = plain.gradient(weights, batch, worker=worker, step=held.step)
+        step = held.step + len(self._on_the_way[worker])
+        gradient, statistics = plain.gradient(weights, batch, worker=worker, step=step)
         staleness = plain.version - held.version
         is_scaled = self._servers.scale_by_staleness
         plain.apply(gradient, statistics, rate_divisor=max(1, staleness) if is_scaled else 1)

@@ -82,6 +82,10 @@ class Alone:
         self.reduction = GradientReduction(flat, compress=is_bfloat16)
         self.votes = StopVotes()
 
+    @property
+    def seed_step(self) -> int:
+        return self.progress.step
+
     def join(self, _membership: Any) -> None:
         self.store = open_store("127.0.0.1")
         rendezvous = Rendezvous("127.0.0.1", self.store.port, generation=1)

@@ -85,6 +85,10 @@ class Descent:
         self.loses_peer_at: int | None = None
         self.stops_after: int | None = None
 
+    @property
+    def seed_step(self) -> int:
+        return self.progress.step
+
     def join(self, _membership: Any) -> None:
         self.has_left = False
 

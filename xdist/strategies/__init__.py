@@ -47,6 +47,12 @@ class UpdateStrategy(Protocol):
     def dropout_keys(self) -> Sequence[int]:
         """What dropout is seeded with, besides seed and step: one number, or one for each lane."""
 
+    @property
+    def seed_step(self) -> int:
+        """What dropout is seeded with, too: no two batches of a key have the same. Where nothing is
+        on its way, the update that is done.
+        """
+
     def join(self, membership: Any) -> None:
         """Take part in the run, for the first time or again. Raises `PeerLost`."""
 

@@ -120,6 +120,10 @@ class AllReduce:
         return self._membership.lanes if is_lane else (self._membership.rank,)
 
     @property
+    def seed_step(self) -> int:
+        return self._progress.step
+
+    @property
     def wants_stop(self) -> bool:
         return self._wants_stop
 

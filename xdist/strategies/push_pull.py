@@ -110,6 +110,10 @@ class PushPull:
         return (self._worker,)
 
     @property
+    def seed_step(self) -> int:
+        return self._progress.step + len(self._on_the_way)
+
+    @property
     def wants_stop(self) -> bool:
         return False
 
