@@ -5,6 +5,7 @@ Names are in base units; counters end in `_total`; no label has many values.
 
 from __future__ import annotations
 
+import collections
 import json
 import logging
 import math
@@ -136,7 +137,10 @@ class Metrics:
         # Each rank of a group knows all of its samples; one may have made a step more than others.
         fullest = max(reports, key=lambda report: report.num_steps)
         num_samples, loss = fullest.num_samples, fullest.loss
-        staleness = [value for report in reports for value in report.staleness.items()]
+        stale: collections.Counter[int] = collections.Counter()
+        for report in reports:
+            stale.update(report.staleness)
+        staleness = sorted(stale.items())
         self._count(reports, num_samples)
         straggler = self._compare(reports)
         rate = self._samples_per_s()
@@ -158,7 +162,8 @@ class Metrics:
             "straggler": straggler.worker if straggler else None,
             "straggler_cost_s": straggler.cost_s if straggler else None,
             "staleness_mean": _mean(staleness),
-            "staleness_max": max((value for value, _ in staleness), default=None),
+            "staleness_max": max(stale, default=None),
+            "staleness": {str(value): count for value, count in staleness},
         }
 
     def resize(self, num_workers: int, *, pause_s: float) -> None:

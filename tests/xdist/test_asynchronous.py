@@ -70,9 +70,7 @@ def recorded(path: Path, config: TrainConfig, flat: FlatModel, *, number: int) -
     return Recorded(push_pull_strategy(config, flat, number=number), flat, path)
 
 
-@pytest.mark.parametrize(
-    ("num_servers", "shared_memory"), [(1, True), (2, True), (2, False), (5, True)]
-)
+@pytest.mark.parametrize(("num_servers", "shared_memory"), [(1, True), (2, False), (5, True)])
 def test_one_worker_equals_plain_training_after_every_step_to_the_bit(
     tmp_path: Path, num_servers: int, shared_memory: bool
 ) -> None:

@@ -48,6 +48,7 @@ def test_a_record_of_a_group_is_that_of_its_fullest_report() -> None:
     assert metrics.registry.get_sample_value("xdist_samples_total") == 40
     assert (record["step"], record["samples"], record["epoch"]) == (4, 32, 0.32)
     assert (record["staleness_mean"], record["staleness_max"]) == (1.5, 3)
+    assert record["staleness"] == {"0": 2, "3": 2}
 
 
 def test_records_do_not_fall_behind_when_reports_overtake_each_other() -> None:
