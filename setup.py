@@ -24,7 +24,7 @@ setup(
         Extension(
             "xdist_update",
             sources=["native/update.c", "native/bfloat16.c"],
-            depends=["native/bfloat16.h", "native/cpus.h", "native/stream.h"],
+            depends=["native/bfloat16.h", "native/cpus.h", "native/stream.h", "native/widening.h"],
             libraries=["m"],
             extra_compile_args=[
                 "-O3",

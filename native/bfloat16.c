@@ -1,8 +1,16 @@
-/* Rounding to bfloat16 with error feedback, as in xdist/bfloat16.py. */
+/* Rounding to bfloat16 with error feedback, and back, as in xdist/bfloat16.py. */
 
 #include "bfloat16.h"
 
 #include <stdint.h>
+
+#include "widening.h"
+
+/* Elements [start, stop). */
+void bfloat16_widen(const uint16_t *restrict values, float *restrict out, int64_t start,
+                    int64_t stop) {
+    widen_past_caches(out + start, values + start, (size_t)(stop - start));
+}
 
 /* Elements [start, stop); residual: what earlier roundings left, it takes what this one leaves. */
 FOR_ALL_CPUS

@@ -19,9 +19,8 @@
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
-#ifdef __SSE2__
-#include <emmintrin.h>
-#endif
+
+#include "widening.h"
 
 #define ABI_VERSION 1
 #define NONE -1
@@ -62,28 +61,6 @@ int board_wait(board *shared, uint32_t seen, double timeout_s) {
     return board_num_published(shared) != seen;
 }
 
-/* bfloat16 is the upper half of a float32. */
-static inline void widen(float *out, uint16_t value) {
-    uint32_t bits = (uint32_t)value << 16;
-    memcpy(out, &bits, sizeof bits);
-}
-
-/* Stored past the caches where that is half the time (x86), as memcpy does with so many bytes. */
-static void copy_bfloat16(float *out, const uint16_t *values, size_t n) {
-    size_t i = 0;
-#ifdef __SSE2__
-    const __m128i zeros = _mm_setzero_si128();
-    for (; i < n && (uintptr_t)(out + i) % sizeof zeros; i++) widen(out + i, values[i]);
-    for (; i + 8 <= n; i += 8) {
-        __m128i eight = _mm_loadu_si128((const __m128i *)(values + i));
-        _mm_stream_si128((__m128i *)(out + i), _mm_unpacklo_epi16(zeros, eight));
-        _mm_stream_si128((__m128i *)(out + i + 4), _mm_unpackhi_epi16(zeros, eight));
-    }
-    _mm_sfence();
-#endif
-    for (; i < n; i++) widen(out + i, values[i]);
-}
-
 static void copy_float32(float *out, const float *values, size_t n) {
     memcpy(out, values, n * sizeof *out);
 }
@@ -103,7 +80,7 @@ int64_t board_read(board *shared, int num_buffers, const char *buffers, size_t s
     if (newest <= min_version) return NONE;
     const void *values = buffers + (size_t)buffer * stride_bytes;
     if (is_bfloat16)
-        copy_bfloat16(out, values, n);
+        widen_past_caches(out, values, n);
     else
         copy_float32(out, values, n);
     atomic_thread_fence(memory_order_seq_cst);

@@ -11,7 +11,7 @@
 #include "cpus.h"
 #include "stream.h"
 
-#define ABI_VERSION 3
+#define ABI_VERSION 4
 
 /* Vectors of a whole range, of which a call updates elements [start, stop). */
 typedef struct {

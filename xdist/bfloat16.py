@@ -1,7 +1,7 @@
-"""Rounding to bfloat16 with error feedback, in one pass: `native/bfloat16.c`; with torch's
-operations where it is missing or does not suit, to the same bits.
+"""Rounding to bfloat16 with error feedback, and back, in one pass: `native/bfloat16.c`; with
+torch's operations where it is missing or does not suit, to the same bits.
 
-Without feedback, and back to float32, `Tensor.copy_` is as fast.
+Without feedback `Tensor.copy_` rounds as fast.
 """
 
 from __future__ import annotations
@@ -27,3 +27,11 @@ def narrow(
         residual.add_(values)
         out.copy_(residual)
         residual.sub_(out)
+
+
+def widen(values: Tensor, out: Tensor, *, num_threads: int | None = None) -> None:
+    """Copy `values` (size,), bfloat16, to `out` (size,), float32. num_threads: as in `narrow`."""
+    if native_update.suits(values, dtype=bfloat16) and native_update.suits(out):
+        native_update.widen(values, out, num_threads=num_threads)
+    else:
+        out.copy_(values)

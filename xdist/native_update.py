@@ -20,7 +20,7 @@ from xdist.chunks import run_in_chunks
 from xdist.update import Update
 
 MODULE = "xdist_update"
-ABI_VERSION = 3
+ABI_VERSION = 4
 
 
 class _RangeUpdate(ctypes.Structure):
@@ -159,6 +159,11 @@ def narrow(values: Tensor, out: Tensor, residual: Tensor, *, num_threads: int | 
     _run("bfloat16_narrow", _pointers(values, residual, out), len(values), num_threads)
 
 
+def widen(values: Tensor, out: Tensor, *, num_threads: int | None) -> None:
+    """As `bfloat16.widen`."""
+    _run("bfloat16_widen", _pointers(values, out), len(values), num_threads)
+
+
 def _run(name: str, arguments: tuple[object, ...], size: int, num_threads: int | None) -> None:
     """Call a function, whose last arguments are start and stop, on all of the vectors."""
     function: Callable[..., None] = getattr(_library(), name)
@@ -174,5 +179,6 @@ def _library() -> ctypes.CDLL | None:
         library.update_sgd.argtypes = (ctypes.POINTER(_RangeUpdate), place, place)
         library.update_rmsprop.argtypes = (ctypes.POINTER(_RangeUpdate), place, place)
         library.update_fold.argtypes = (pointer, pointer, number, place, place)
+        library.bfloat16_widen.argtypes = (pointer, pointer, place, place)
         library.bfloat16_narrow.argtypes = (pointer, pointer, pointer, place, place)
     return library

@@ -7,6 +7,7 @@ memory is shared where updates are compiled.
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ class NodeMemory:
         self._slots: dict[int, tuple[int, tuple[Tensor, ...]]] = {}
         """By worker: its token, and its slots."""
         self._board: WeightsBoard | None = None
+        self._spare: list[Tensor] = []
 
     def open_slots(self, worker: int, token: int, address: SlotsAddress) -> bool:
         """Read the gradients of this incarnation of a worker there; False where that cannot be."""
@@ -75,18 +77,36 @@ class NodeMemory:
                 state.weights = first
         return self._board.address
 
-    def update(self, state: RangeState, gradients: Tensor, *, version: int, **how: Any) -> None:
-        """`state.apply(gradients, **how)`, which makes this version."""
-        if self._board is None:
-            state.apply(gradients, **how)
-            return
-        out = self._board.next_buffer()
-        if self._dtype == torch.float32:
-            state.apply(gradients, weights_out=out, **how)
-        else:
+    def update(
+        self, state: RangeState, gradients: Tensor, *, version: int, is_wanted: bool, **how: Any
+    ) -> wire.WireVector | None:
+        """`state.apply(gradients, **how)`, which makes this version. Returns `copy` if that is
+        wanted.
+        """
+        is_rounded, board = self._dtype == torch.bfloat16, self._board
+        if board is None and is_rounded and is_wanted:
+            out = self._buffer()
             state.apply(gradients, bfloat16_out=out, **how)
-        self._board.publish(version)
+            return self._lent(out)
+        if board is None:
+            state.apply(gradients, **how)
+        else:
+            how["bfloat16_out" if is_rounded else "weights_out"] = board.next_buffer()
+            state.apply(gradients, **how)
+            board.publish(version)
+        return self.copy(state) if is_wanted else None
 
     def copy(self, state: RangeState) -> wire.WireVector:
         """The weights, as they are sent to workers elsewhere. To be called at rest."""
-        return wire.as_vector(state.weights.to(self._dtype, copy=True))
+        out = self._buffer()
+        return self._lent(out.copy_(state.weights))
+
+    def _buffer(self) -> Tensor:
+        size = self._stop - self._start
+        return self._spare.pop() if self._spare else torch.empty(size, dtype=self._dtype)
+
+    def _lent(self, buffer: Tensor) -> wire.WireVector:
+        """It is used again when nobody has this array any more: new pages cost more than a copy."""
+        vector = wire.as_vector(buffer)
+        weakref.finalize(vector, self._spare.append, buffer)
+        return vector

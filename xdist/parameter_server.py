@@ -226,15 +226,15 @@ class ParameterServer:
 
     def _apply(self, commit: Commit, is_wanted: bool) -> wire.WireVector | None:
         """Returns a copy of the weights if anybody wants one."""
-        self._memory.update(
+        return self._memory.update(
             self._state,
             self._staging.mean(commit),
             version=commit.version,
+            is_wanted=is_wanted,
             learning_rate=commit.learning_rate,
             average_decay=commit.average_decay,
             scale=commit.scale,
         )
-        return self._memory.copy(self._state) if is_wanted else None
 
     async def _snapshot_if_due(self) -> None:
         """Keep a copy of the state, if it is that of a cut. To be called at rest."""

@@ -29,6 +29,14 @@ def test_every_way_to_round_is_torchs() -> None:
         assert same_bits(out, (values + 0.0).to(torch.bfloat16))
 
 
+@pytest.mark.parametrize("offset", range(5))
+def test_every_value_is_widened(offset: int) -> None:
+    values = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int16).view(torch.bfloat16)[offset:]
+    out = torch.zeros(len(values) + offset)[offset:]
+    bfloat16.widen(values, out)
+    assert same_bits(out, values.float())
+
+
 @properties
 @given(st.sampled_from([0, 1, 15, 16, 17, 33]) | st.integers(0, 300), st.integers(0, 3))
 def test_what_rounding_left_is_added_to_the_next(size: int, offset: int) -> None:

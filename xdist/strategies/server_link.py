@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+import torch
 from ray.actor import ActorHandle
 from torch import Tensor
 
-from xdist import wire
+from xdist import bfloat16, wire
 from xdist.errors import NotShared
 from xdist.product import Product
 from xdist.sequencer import Push, PushId
@@ -75,13 +76,17 @@ class ServerLink:
         reference: ray.ObjectRef[Any] = self.server.pull.remote(version, self.board is None)
         return reference
 
-    def take(self, reply: Reply, weights: Tensor) -> int:
-        """Copy what the server gives into its range of `weights`: (P,) float32, on the host. The
+    def take(self, reply: Reply, out: Tensor) -> int:
+        """Copy what the server gives into its range of `out`: (P,) float32, on the host. The
         version that it is of, or a later one. Raises `PeerLost`.
         """
-        own = weights[self.start : self.stop]
+        own = out[self.start : self.stop]
         if self.board is not None:
             return self.board.read(own, min_version=reply.version, timeout_s=READ_LIMIT_S)
         assert reply.weights is not None
-        own.copy_(wire.as_tensor(reply.weights))
+        weights = wire.as_tensor(reply.weights)
+        if weights.dtype == torch.bfloat16:
+            bfloat16.widen(weights, own)
+        else:
+            own.copy_(weights)
         return reply.version
