@@ -7,7 +7,7 @@ NATIVE := $(wildcard native/*.[ch] native/*/*.[ch])
 CLANG ?= clang
 FUZZ_SECONDS ?= 1800
 
-.PHONY: demo test test-faults bench-datapipe bench-scale bench-sync bench-gpu soak fuzz lint clean
+.PHONY: demo test test-faults bench-datapipe bench-scale bench-sync bench-gpu soak soak-async fuzz lint clean
 
 demo: $(INSTALLED)  ## train on synthetic scenes, on a Ray cluster of its own; minutes
 	@$(BIN)/python jobs/demo.py
@@ -29,6 +29,9 @@ bench-sync: $(INSTALLED)  ## steps a second and a killed worker, against torchru
 
 soak: $(INSTALLED)  ## a run whose workers are killed every 20 seconds, for 20 minutes
 	PYTHONPATH=jobs $(BIN)/python -m tests.benchmarks.soak
+
+soak-async: $(INSTALLED)  ## the same with parameter servers, which are killed too
+	PYTHONPATH=jobs $(BIN)/python -m tests.benchmarks.soak --strategy push_pull --every-s 15
 
 bench-gpu: $(INSTALLED)  ## steps on one GPU, in each way that compute offers
 	$(BIN)/python -m tests.benchmarks.gpu

@@ -137,12 +137,13 @@ class LocalServers:
         self.ranges = even_ranges(self.start.manifest.layout.num_weights, self.num_servers)
         self.primaries = [self.new(number) for number in range(self.num_servers)]
 
-    def new(self, number: int) -> LocalServer:
+    def new(self, number: int, *, is_replica: bool = False) -> LocalServer:
         start, stop = self.ranges[number]
         plan = ServerPlan(
             config=self.config,
             num_workers=self.num_workers,
-            checkpoint_url=self.start.url,
+            checkpoint_url=None if is_replica else self.start.url,
+            layout=self.start.manifest.layout,
             start=start,
             stop=stop,
             order=SampleOrder(self.num_samples, block_size=4, blocks_per_pool=2, seed=0),
@@ -168,7 +169,7 @@ class LocalServers:
 
     async def replicate(self, number: int) -> None:
         """Give a server a replica."""
-        replica = self.new(number)
+        replica = self.new(number, is_replica=True)
         assert await self.primaries[number].server.attach(replica)
         self.replicas.insert(number, replica)
 

@@ -32,11 +32,11 @@ from xdist.lead import Lead
 from xdist.node_memory import NodeMemory
 from xdist.own_server import OwnServer
 from xdist.product import Product
-from xdist.sequencer import Commit, Decision, Push, PushId
+from xdist.sequencer import Commit, Decision, Push, PushId, Sequencer
 from xdist.server_messages import Replica, Reply, Server, ServerCopy
 from xdist.server_plan import ServerPlan
 from xdist.staging import Staging
-from xdist.state import copies
+from xdist.state import RangeState, copies
 from xdist.weights_board import BoardAddress
 
 Result = TypeVar("Result")
@@ -69,11 +69,11 @@ class ParameterServer:
     def __init__(self, plan: ServerPlan) -> None:
         torch.set_num_threads(max(1, int(plan.config.cluster.cpus_per_server)))
         self._plan = plan
-        self._source = Checkpoint.open(plan.checkpoint_url)
-        tensors = self._source.read_range(plan.start, plan.stop)
-        self._state = plan.range_state(self._source, tensors)
-        self._version = self._source.manifest.cut.step
-        self._sequencer = plan.sequencer(self._source) if plan.is_first else None
+        self._state: RangeState
+        self._version = 0
+        self._sequencer: Sequencer | None = None
+        if plan.checkpoint_url is not None:
+            self._load(Checkpoint.open(plan.checkpoint_url))
         self._term = 0
         self._lead: Lead | None = None
         self._report: Server | None = None
@@ -95,6 +95,12 @@ class ParameterServer:
         """Who holds it may change the weights, or read them."""
         self._changes = Changes()
         self._tasks: set[asyncio.Task[Any]] = set()
+
+    def _load(self, source: Checkpoint) -> None:
+        plan = self._plan
+        self._state = plan.range_state(source.read_range(plan.start, plan.stop))
+        self._version = source.manifest.cut.step
+        self._sequencer = plan.sequencer(source) if plan.is_first else None
 
     # What workers ask.
 
@@ -389,7 +395,7 @@ class ParameterServer:
 
     async def take(self, copy: ServerCopy) -> None:
         """Be what the primary is."""
-        self._state = self._plan.range_state(self._source, copy.tensors)
+        self._state = self._plan.range_state(copy.tensors)
         self._term, self._version, self._sequencer = copy.term, copy.version, copy.sequencer
         self._staging.take(copy.staged)
         for commit in copy.pending:

@@ -10,6 +10,7 @@ from datapipe.order import Order
 from datapipe.position import Position
 from xdist.checkpoint import Checkpoint
 from xdist.config import TrainConfig
+from xdist.flat import Layout
 from xdist.ledger import Ledger
 from xdist.sequencer import Sequencer
 from xdist.state import RangeState, StatisticsState
@@ -21,7 +22,9 @@ class ServerPlan:
 
     config: TrainConfig
     num_workers: int
-    checkpoint_url: str
+    checkpoint_url: str | None
+    """None for a replica, which takes what its primary has: that of the start may be gone."""
+    layout: Layout
     start: int
     stop: int
     order: Order
@@ -40,9 +43,9 @@ class ServerPlan:
             first_token=first_token,
         )
 
-    def range_state(self, source: Checkpoint, tensors: dict[str, Tensor]) -> RangeState:
+    def range_state(self, tensors: dict[str, Tensor]) -> RangeState:
         """The range of the server, with these tensors."""
-        mask = source.manifest.layout.l2_mask(self.config.optimizer.l2_on)
+        mask = self.layout.l2_mask(self.config.optimizer.l2_on)
         return RangeState.from_tensors(
             tensors,
             config=self.config.optimizer,
@@ -60,7 +63,7 @@ class ServerPlan:
             statistics=StatisticsState.from_tensors(
                 source.read_statistics(),
                 config=self.config.optimizer,
-                momentum=source.manifest.layout.statistics_momentum,
+                momentum=self.layout.statistics_momentum,
             ),
             version=cut.step,
             save_every_samples=self.save_every_samples,

@@ -1,11 +1,14 @@
-"""A synchronous run under fire: a worker is killed every 20 seconds or so, for 20 minutes.
+"""A run under fire: a worker is killed every 20 seconds or so, for 20 minutes.
 
 PYTHONPATH=jobs python -m tests.benchmarks.soak --minutes 20
+PYTHONPATH=jobs python -m tests.benchmarks.soak --strategy push_pull --every-s 15
 
-Two workers of a small network on real shards. At the end every step must have been made once, with
-the same weights on both, and every sample of each epoch must have been seen once. The last line is
-one JSON object: steps, kills, groups, the pauses of training, and the memory of the driver and of
-its workers, at the beginning and at the end.
+Two workers of a small network on real shards. At the end of a synchronous run every step must have
+been made once, with the same weights on both, and every sample of each epoch must have been seen
+once. Of an asynchronous one, whose servers are killed too, no version and no sample may have come
+twice, and none may be missing but what a worker was killed over. The last line is one JSON object:
+what was made, killed and lost, pauses, and the memory of the processes at the beginning and at the
+end.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import json
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 import tyro
 from local_head import LocalHead
@@ -33,8 +37,11 @@ class Arguments:
 
     minutes: float = 20.0
     """How long it trains."""
+    strategy: Literal["all_reduce", "push_pull"] = "all_reduce"
     every_s: float = 20.0
     """Between two kills, in the mean; drawn evenly from half to one and a half of it."""
+    server_every_s: float = 120.0
+    """The same, of parameter servers."""
     seed: int = 0
     """Of the moments, and of whom they strike."""
 

@@ -17,38 +17,15 @@ import time
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import ray
 
+from tests.benchmarks import soak_servers
 from tests.benchmarks.soak import NUM_WORKERS, Arguments
-from tests.recorded import Announcing, Recording, recorded_topology
+from tests.benchmarks.soak_parts import Ending, TimeIsUp, resident_mib
+from tests.recorded import Recording, recorded_topology
 from tests.small_runs import NUM_TRAIN, records, run, small_config
 from xdist.config import CheckpointConfig, ClusterConfig
-from xdist.topologies import Outcome, RunPlan
-
-MIB = 1 << 20
-
-
-class TimeIsUp(Exception):
-    """The run has lasted as long as it was to."""
-
-
-class Ending:
-    """A topology that ends its run after a while."""
-
-    def __init__(self, plan: RunPlan, *, make: Any, deadline: float) -> None:
-        self._topology: Announcing = make(plan)
-        self._deadline = deadline
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._topology, name)
-
-    def watch(self) -> Outcome:
-        if time.monotonic() > self._deadline:
-            raise TimeIsUp
-        outcome: Outcome = self._topology.watch()
-        return outcome
 
 
 @dataclass
@@ -79,15 +56,6 @@ class Killer:
         names = (path.stem for path in sorted(self.directory.glob("worker-*.jsonl")))
         processes = (int(name.rsplit("-", 1)[1]) for name in names)
         return [process for process in processes if resident_mib(process) > 0]
-
-
-def resident_mib(process: int) -> float:
-    """Resident memory of a process that is alive; 0 of one that is not."""
-    try:
-        pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
-    except (OSError, IndexError):
-        return 0.0
-    return pages * os.sysconf("SC_PAGE_SIZE") / MIB
 
 
 def soak(arguments: Arguments, directory: Path) -> dict[str, float]:
@@ -134,8 +102,9 @@ def soak(arguments: Arguments, directory: Path) -> dict[str, float]:
 def main(arguments: Arguments) -> None:
     """Train under fire."""
     ray.init(log_to_driver=False)
+    is_sync = arguments.strategy == "all_reduce"
     with tempfile.TemporaryDirectory(prefix="soak-") as directory:
-        figures = soak(arguments, Path(directory))
+        figures = (soak if is_sync else soak_servers.soak)(arguments, Path(directory))
     sys.stdout.write(json.dumps(figures) + "\n")
 
 

@@ -164,6 +164,7 @@ def remote_servers(
             config=config,
             num_workers=2,
             checkpoint_url=start.url,
+            layout=start.manifest.layout,
             start=first,
             stop=last,
             order=SampleOrder(1000, block_size=4, blocks_per_pool=2, seed=0),

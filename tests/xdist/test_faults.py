@@ -112,8 +112,37 @@ def test_replicas_take_over_and_nothing_is_lost(tmp_path: Path, names: list[str]
     assert not was_set_back(tmp_path)
 
 
-def test_a_lost_replica_is_replaced(tmp_path: Path) -> None:
-    run_with_struck_servers(tmp_path, "replica 1", replicas=1)
+class TellsOfReplicas(StrikesServers):
+    """Leaves a file when another replica is what its primary is; workers wait for it."""
+
+    def __init__(self, plan: RunPlan, *, file: Path, **how: Any) -> None:
+        super().__init__(plan, **how)
+        make_strategy = partial(waits_for_file, file, before_step=15)
+        self._topology = PushPullTopology(plan, make_strategy=make_strategy)
+        self._file = file
+
+    def receive(self, task: Task, result: Any) -> Outcome:
+        if task.action == "attach" and self.has_struck:
+            self._file.touch()
+        return super().receive(task, result)
+
+
+def waits_for_file(file: Path, *arguments: Any, before_step: int, **named: Any) -> Any:
+    strategy = push_pull_strategy(*arguments, **named)
+    marker = file.with_name(f"waits-{named['number']}")
+    return ActsBefore(
+        strategy, before_step, marker, lambda: wait_until(lambda: file.exists() or None)
+    )
+
+
+def test_a_lost_replica_is_replaced_also_when_the_first_checkpoint_is_gone(tmp_path: Path) -> None:
+    config = small_config(tmp_path, strategy="push_pull")
+    keeps_one = replace(config.checkpoint, every_samples=12, keep=1)
+    config = replace(config, servers=ServersConfig(replicas=1), checkpoint=keeps_one)
+    make = partial(TellsOfReplicas, names=("replica 1",), file=tmp_path / "attached", step=20)
+    run(config, tmp_path / "run", topologies={"push_pull": make})
+    assert not (tmp_path / "run" / "checkpoints" / "step-000000000000").exists()
+    assert final(tmp_path / "run").manifest.cut.position == DONE
     assert causes(tmp_path / "run") == ["server 1 lost"]
     assert not was_set_back(tmp_path)
 

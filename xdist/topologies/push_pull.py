@@ -85,7 +85,8 @@ class PushPullTopology:
         plan = ServerPlan(
             config=self._plan.config,
             num_workers=self._plan.num_workers,
-            checkpoint_url=self._start.url,
+            checkpoint_url=self._start.url if away_from is None else None,
+            layout=self._start.manifest.layout,
             start=first,
             stop=last,
             order=self._plan.order,

@@ -27,7 +27,7 @@ from xdist.topologies.remote_server import RemoteServer
 logger = logging.getLogger(__name__)
 
 MakeServer = Callable[[int, str | None], ActorHandle[Any]]
-"""From the number of a server, and the node that it is to be away from, if it can."""
+"""From the number of a server and, of a replica, the node that it is to be away from, if it can."""
 
 
 @dataclass
@@ -121,7 +121,8 @@ class ServerCrew:
 
     def _start_replica(self, number: int) -> Pending:
         process = self._primaries[number].process
-        hand = self._new(number, process.node_id if process else None)
+        assert process is not None, "a replica follows its primary"
+        hand = self._new(number, process.node_id)
         self._replicas[number] = hand
         return self._watched(hand)
 

@@ -1,0 +1,174 @@
+"""The asynchronous run of `tests.benchmarks.soak`: workers and parameter servers are killed.
+
+Each worker writes down what it is about to push, and then which version that became. A worker that
+is killed in between leaves the first without the second: its push was committed or was not, and the
+samples of those that were not have come again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from datapipe.batch import Batch
+from datapipe.position import Position, Span
+from tests.benchmarks.soak import NUM_WORKERS, Arguments
+from tests.benchmarks.soak_parts import Ending, TimeIsUp, resident_mib
+from tests.small_runs import NUM_TRAIN, records, run, small_config
+from tests.strategies import Wrapped
+from xdist.computation import BatchSums
+from xdist.config import CheckpointConfig, ClusterConfig
+from xdist.servers_config import ServersConfig
+from xdist.topologies.push_pull import PushPullTopology, push_pull_strategy
+
+NUM_SERVERS = 2
+
+
+class RecordsPushes(Wrapped):
+    """Writes a line for each push that it tries, and for each that is in the weights."""
+
+    def __init__(self, strategy: Any, path: Path) -> None:
+        super().__init__(strategy)
+        self._path = path
+
+    def update(self, batch: Batch, sums: BatchSums) -> None:
+        spans = [[span.epoch, span.start, span.stop] for span in batch.spans]
+        self._write({"tried": spans})
+        self.strategy.update(batch, sums)
+        self._write({"version": self.strategy.progress.step, "spans": spans})
+
+    def _write(self, line: dict[str, Any]) -> None:
+        with self._path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def recorded_strategy(directory: Path, *arguments: Any, **named: Any) -> Any:
+    strategy = push_pull_strategy(*arguments, **named)
+    return RecordsPushes(strategy, directory / f"worker-{named['number']}-{os.getpid()}.jsonl")
+
+
+@dataclass
+class Killer:
+    """Kills workers and servers now and then, and notes how much memory these have."""
+
+    arguments: Arguments
+    topology: PushPullTopology | None = None
+    kills: Counter[str] = field(default_factory=Counter)
+    driver_mib: list[float] = field(default_factory=list)
+    worker_mib: list[float] = field(default_factory=list)
+    server_mib: list[float] = field(default_factory=list)
+    over: threading.Event = field(default_factory=threading.Event)
+
+    def work(self, role: str, every_s: float) -> None:
+        """Kill one of these now and then, until `over`."""
+        draws = random.Random(f"{self.arguments.seed} {role}")
+        while not self.over.wait(every_s * draws.uniform(0.5, 1.5)):
+            processes = self._processes(role)
+            if len(processes) < (NUM_WORKERS if role == "worker" else 2 * NUM_SERVERS):
+                continue  # Somebody is on the way; a server and its replica are not both killed.
+            self.driver_mib.append(resident_mib(os.getpid()))
+            sizes = self.worker_mib if role == "worker" else self.server_mib
+            sizes.append(max(map(resident_mib, processes)))
+            os.kill(draws.choice(processes), signal.SIGKILL)
+            self.kills[role] += 1
+
+    def _processes(self, role: str) -> list[int]:
+        if self.topology is None:
+            return []
+        if role == "worker":
+            hands = [hand for hand in self.topology._workers if hand.has_trained]
+            found = [hand.process for hand in hands]
+        else:
+            servers = self.topology._servers
+            ready = [*servers.primaries, *servers._replicas.values()]
+            is_whole = len(servers._attached) == NUM_SERVERS
+            found = [hand.process for hand in ready] if is_whole else []
+        return [process.process_id for process in found if process is not None]
+
+
+def soak(arguments: Arguments, directory: Path) -> dict[str, float]:
+    """One run; raises `AssertionError` where anything was lost or came twice."""
+    config = replace(
+        small_config(directory, strategy="push_pull", num_workers=NUM_WORKERS),
+        num_servers=NUM_SERVERS,
+        num_epochs=10**6,
+        servers=ServersConfig(replicas=1),
+        checkpoint=CheckpointConfig(every_samples=20_000, keep=2, evaluate_every=0),
+        cluster=ClusterConfig(max_recoveries=10**6),
+        report_every_steps=20,
+    )
+    recording = directory / "recording"
+    recording.mkdir()
+    killer = Killer(arguments)
+
+    def make(plan: Any) -> PushPullTopology:
+        make_strategy = partial(recorded_strategy, recording)
+        killer.topology = PushPullTopology(plan, make_strategy=make_strategy)
+        return killer.topology
+
+    deadline = time.monotonic() + 60 * arguments.minutes
+    paces = (("worker", arguments.every_s), ("server", arguments.server_every_s))
+    threads = [threading.Thread(target=killer.work, args=pace, daemon=True) for pace in paces]
+    for thread in threads:
+        thread.start()
+    try:
+        topologies = {"push_pull": partial(Ending, make=make, deadline=deadline)}
+        run(config, directory / "run", topologies=topologies)
+    except TimeIsUp:
+        pass
+    finally:
+        killer.over.set()
+        for thread in threads:
+            thread.join()
+    return {
+        **check(recording, num_kills=killer.kills.total()),
+        "workers_killed": killer.kills["worker"],
+        "servers_killed": killer.kills["server"],
+        "recoveries": len(records(directory / "run", "recovery")),
+        **{
+            f"{name}_mib_{when}": round(sizes[place], 1)
+            for name, sizes in (
+                ("driver", killer.driver_mib),
+                ("worker", killer.worker_mib),
+                ("server", killer.server_mib),
+            )
+            if sizes
+            for when, place in (("first", 0), ("last", -1))
+        },
+    }
+
+
+def check(recording: Path, *, num_kills: int) -> dict[str, float]:
+    """No version was made twice and no sample came twice; those of pushes that nobody has seen
+    through are of workers that were killed.
+    """
+    lines = [
+        json.loads(line)
+        for path in sorted(recording.glob("worker-*.jsonl"))
+        for line in path.read_text().splitlines()
+        if line.endswith("}")  # The last line of a worker that was killed may be a part of one.
+    ]
+    made = [line for line in lines if "version" in line]
+    versions = [line["version"] for line in made]
+    assert len(set(versions)) == len(versions), "a version was made twice"
+    position = Position()
+    for line in made:  # Raises where a sample comes twice.
+        spans = [Span(*span) for span in line["spans"]]
+        position = position.with_done(spans, num_samples=NUM_TRAIN)
+    missing = max(versions) - len(versions)
+    assert missing <= num_kills + NUM_WORKERS, f"{missing} versions, {num_kills} kills"
+    return {
+        "updates": max(versions),
+        "updates_lost": 0,
+        "updates_double": 0,
+        "updates_unseen": missing,
+    }
