@@ -50,6 +50,14 @@ class LeadSnapshot:
     corrupt: tuple[CorruptSample, ...]
 
 
+@dataclass(frozen=True)
+class _Forget:
+    """Servers are to refuse what comes of the tokens of a worker below this one."""
+
+    worker: int
+    token: int
+
+
 class Lead:
     """Leads the servers for one term."""
 
@@ -79,7 +87,7 @@ class Lead:
         self._num_staged: dict[PushId, int] = {}
         self._waiting: set[int] = set()
         """Workers that have no samples for now."""
-        self._decided: deque[Decision] = deque()
+        self._to_send: deque[Decision | _Forget] = deque()
         self._sending: asyncio.Task[None] | None = None
         self._is_over = False
         self._changes = Changes()
@@ -106,8 +114,8 @@ class Lead:
             del self._described[name]
         for name in [name for name in self._num_staged if name.worker == worker]:
             del self._num_staged[name]
-        for server in self._servers:
-            server.forget(worker, token)
+        self._to_send.append(_Forget(worker, token))  # After what is decided of its pushes.
+        self._send_soon()
 
     def lease(self, worker: int, token: int) -> Span | None:
         """The next places for a worker; None when none is free. Raises `LeaseLost`."""
@@ -169,16 +177,19 @@ class Lead:
         """Something has changed: commit what can be committed, and wake who waits for it."""
         num_active = len(self.sequencer.workers - self._waiting)
         while (decision := self.sequencer.decide(num_active=num_active)) is not None:
-            self._decided.append(
+            self._to_send.append(
                 replace(decision, commit=replace(decision.commit, term=self._term))
             )
             if decision.commit.cut is not None:
                 self._keep(decision.commit.cut)
             for push in self.sequencer.take_late():
                 self._drop(push.id)
-        if self._decided and (self._sending is None or self._sending.done()):
-            self._sending = asyncio.create_task(self._send())
+        self._send_soon()
         self._changes.tell()
+
+    def _send_soon(self) -> None:
+        if self._to_send and (self._sending is None or self._sending.done()):
+            self._sending = asyncio.create_task(self._send())
 
     def _keep(self, cut: Cut) -> None:
         statistics = copies(self.sequencer.statistics.tensors())
@@ -193,8 +204,12 @@ class Lead:
         self.cuts.append(cut)
 
     async def _send(self) -> None:
-        while self._decided:
-            decision = self._decided.popleft()
+        while self._to_send:
+            decision = self._to_send.popleft()
+            if isinstance(decision, _Forget):
+                for server in self._servers:
+                    server.forget(decision.worker, decision.token)
+                continue
             await self._replicate(decision)
             for server in self._servers:
                 server.apply(decision.commit)

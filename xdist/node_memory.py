@@ -1,14 +1,13 @@
-"""NodeMemory: what a parameter server shares with the workers of its node.
+"""NodeMemory: how gradients and weights pass between a parameter server and its workers.
 
-It reads their gradients where these lie, and publishes each version of its weights where it makes
-it. Without such workers it is nothing. The torch fallback of updates would write into gradients, so
-memory is shared where updates are compiled.
+It reads the gradients of workers of its node where these lie, and publishes each version of the
+weights where it makes it. Workers elsewhere get copies. The torch fallback of updates would write
+into gradients, so memory is shared where updates are compiled.
 """
 
 from __future__ import annotations
 
 import weakref
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,10 +15,12 @@ from torch import Tensor
 from xdist import native_update, weights_board, wire
 from xdist.errors import LeaseLost, NotShared
 from xdist.gradient_slots import GradientSlots, SlotsAddress
-from xdist.sequencer import PushId
+from xdist.sequencer import Commit, PushId
 from xdist.servers_config import ServersConfig
 from xdist.state import RangeState
 from xdist.weights_board import BoardAddress, WeightsBoard
+
+SPARE_BUFFERS = 3
 
 
 class NodeMemory:
@@ -34,9 +35,13 @@ class NodeMemory:
         self._spare: list[Tensor] = []
 
     def open_slots(self, worker: int, token: int, address: SlotsAddress) -> bool:
-        """Read the gradients of this incarnation of a worker there; False where that cannot be."""
+        """Read the gradients of this incarnation of a worker there; False where that cannot be.
+        Raises `LeaseLost`.
+        """
         if not (native_update.is_available() and weights_board.is_available()):
             return False
+        if self._slots.get(worker, (-1, ()))[0] > token:
+            raise LeaseLost(f"worker {worker} holds token {token}; it was replaced")
         try:
             slots = GradientSlots.open(address).slots
         except NotShared:
@@ -61,9 +66,9 @@ class NodeMemory:
         for worker in list(self._slots):
             self.forget(worker, token)
 
-    def publish(self, state: RangeState, version: int) -> BoardAddress | None:
-        """Publish this version, if nothing was published before, and each one that is made from now
-        on; None where there is no such memory. To be called at rest.
+    def open_board(self, state: RangeState, version: int) -> BoardAddress | None:
+        """Publish this version, and each one that is made from now on. Returns where; None if there
+        is no such memory. To be called at rest.
         """
         if self._board is None:
             name, size = f"weights {self._start} to {self._stop}", self._stop - self._start
@@ -78,22 +83,26 @@ class NodeMemory:
         return self._board.address
 
     def update(
-        self, state: RangeState, gradients: Tensor, *, version: int, is_wanted: bool, **how: Any
+        self, state: RangeState, gradients: Tensor, commit: Commit, *, is_wanted: bool
     ) -> wire.WireVector | None:
-        """`state.apply(gradients, **how)`, which makes this version. Returns `copy` if that is
+        """Apply an update to `state`, and publish what that makes. Returns `copy` if it is
         wanted.
         """
         is_rounded, board = self._dtype == torch.bfloat16, self._board
-        if board is None and is_rounded and is_wanted:
-            out = self._buffer()
-            state.apply(gradients, bfloat16_out=out, **how)
+        is_for_reply = is_rounded and is_wanted and board is None
+        out = self._buffer() if is_for_reply else board.next_buffer() if board else None
+        state.apply(
+            gradients,
+            learning_rate=commit.learning_rate,
+            average_decay=commit.average_decay,
+            scale=commit.scale,
+            weights_out=None if is_rounded else out,
+            bfloat16_out=out if is_rounded else None,
+        )
+        if board is not None:
+            board.publish(commit.version)
+        if is_for_reply and out is not None:
             return self._lent(out)
-        if board is None:
-            state.apply(gradients, **how)
-        else:
-            how["bfloat16_out" if is_rounded else "weights_out"] = board.next_buffer()
-            state.apply(gradients, **how)
-            board.publish(version)
         return self.copy(state) if is_wanted else None
 
     def copy(self, state: RangeState) -> wire.WireVector:
@@ -108,5 +117,9 @@ class NodeMemory:
     def _lent(self, buffer: Tensor) -> wire.WireVector:
         """It is used again when nobody has this array any more: new pages cost more than a copy."""
         vector = wire.as_vector(buffer)
-        weakref.finalize(vector, self._spare.append, buffer)
+        weakref.finalize(vector, self._take_back, buffer)
         return vector
+
+    def _take_back(self, buffer: Tensor) -> None:
+        if len(self._spare) < SPARE_BUFFERS:
+            self._spare.append(buffer)

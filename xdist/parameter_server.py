@@ -112,7 +112,7 @@ class ParameterServer:
         if not self._memory.open_slots(worker, token, slots):
             return None
         async with self._at_rest:
-            return await self._in_thread(self._memory.publish, self._state, self._version)
+            return await self._in_thread(self._memory.open_board, self._state, self._version)
 
     async def stage(self, name: PushId, offset: int, values: wire.WireVector) -> None:
         """Keep a part of a push's piece until its commit. values: from `offset` of this range.
@@ -127,9 +127,12 @@ class ParameterServer:
     async def stage_product(self, name: PushId, offset: int, product: Product) -> None:
         """The same, of values that are computed here. Raises `LeaseLost`."""
         self._staging.check(name)
+        values = await asyncio.to_thread(product.values)
+        self._staging.check(name)
+        # From here on at once: whoever has become the replica meanwhile has nothing of it.
         if self._replica is not None:
             self._copied_to_replica(name, self._replica.stage_product(name, offset, product))
-        self._staging.write(name, offset, await asyncio.to_thread(product.values))
+        self._staging.write(name, offset, values)
         self._tell_if_staged(name)
 
     async def push(
@@ -232,15 +235,8 @@ class ParameterServer:
 
     def _apply(self, commit: Commit, is_wanted: bool) -> wire.WireVector | None:
         """Returns a copy of the weights if anybody wants one."""
-        return self._memory.update(
-            self._state,
-            self._staging.mean(commit),
-            version=commit.version,
-            is_wanted=is_wanted,
-            learning_rate=commit.learning_rate,
-            average_decay=commit.average_decay,
-            scale=commit.scale,
-        )
+        gradients = self._staging.mean(commit)
+        return self._memory.update(self._state, gradients, commit, is_wanted=is_wanted)
 
     async def _snapshot_if_due(self) -> None:
         """Keep a copy of the state, if it is that of a cut. To be called at rest."""
@@ -446,4 +442,10 @@ class ParameterServer:
     def _soon(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._broken = error
+            self._changes.tell()

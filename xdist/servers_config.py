@@ -39,7 +39,7 @@ class ServersConfig:
     """
     max_clock_lead: int | None = None
     """Pushes that a worker may be ahead of the slowest one (stale synchronous parallel, Ho et al.
-    2013); None: any number.
+    2013), and `overlap` more; None: any number.
     """
     scale_by_staleness: bool = False
     """The learning rate of a push is divided by its staleness, where that is above 1 (Zhang et al.
@@ -70,6 +70,7 @@ class ServersConfig:
         if self.commit_first is not None:
             allowed = "with servers.commit_first, whose pushes are all of one version"
             check(self.overlap == 0, "servers.overlap", self.overlap, f"0 {allowed}")
+            check(not feeds_back, "servers.error_feedback", feeds_back, f"False {allowed}")
             lead = self.max_clock_lead
             check(lead is None, "servers.max_clock_lead", lead, f"None {allowed}")
             scales = self.scale_by_staleness

@@ -84,6 +84,7 @@ class Staging:
 
     def mean(self, commit: Commit) -> Tensor:
         """The mean of the pieces of a commit, by their shares: that of one push is itself."""
+        assert all(map(self.is_complete, commit.pushes)), "staged before it is committed"
         pieces = [self._pieces[name] for name in commit.pushes]
         if len(pieces) == 1:
             return pieces[0]

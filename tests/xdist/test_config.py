@@ -59,6 +59,11 @@ CONFIG = TrainConfig(
             {"error_feedback": True, "wire": "bfloat16", "factors": True},
             "servers.factors is True; allowed: False with servers.error_feedback",
         ),
+        (
+            ServersConfig,
+            {"error_feedback": True, "wire": "bfloat16", "commit_first": 2},
+            "servers.error_feedback is True; allowed: False with servers.commit_first",
+        ),
         (ServersConfig, {"max_clock_lead": 0}, "servers.max_clock_lead is 0; allowed: at least 1"),
         (
             ServersConfig,

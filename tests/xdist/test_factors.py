@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def test_nothing_is_kept_that_nobody_wants() -> None:
     flat = network()
     factors = Factors(flat, torch.float32)
     gradients = backward(flat)
-    assert not any(layer.inputs for layer in factors.layers)
+    assert not any(layer.factors for layer in factors.layers)
     assert assembled(factors, 0, len(gradients), gradients)[1] == 0
 
 
@@ -96,6 +97,40 @@ def test_factors_are_rounded_as_all_that_is_sent() -> None:
     assert product.inputs.dtype == product.output_gradients.dtype == np.uint16
     whole, _ = assembled(factors, 0, len(gradients), gradients)
     assert torch.allclose(whole, gradients, rtol=0.05, atol=0.05 * gradients.abs().max().item())
+
+
+def test_a_layer_may_be_used_twice_and_one_that_shares_its_weight_is_sent_as_it_is() -> None:
+    layer, shared = nn.Linear(30, 30, bias=False), nn.Linear(30, 30, bias=False)
+    other = nn.Linear(30, 30, bias=False)
+    other.weight = shared.weight
+    flat = FlatModel(nn.Sequential(layer, layer, shared, other))
+    factors = Factors(flat, torch.float32)
+    factors.is_wanted = True
+    flat.model(torch.randn(NUM_SAMPLES, 30)).square().sum().backward()
+    collect_gradients(flat)
+    whole, num_in_products = assembled(factors, 0, len(flat.gradients), flat.gradients)
+    assert num_in_products == 900
+    assert torch.allclose(whole, flat.gradients, rtol=1e-4, atol=1e-4)
+
+
+def test_a_replica_that_comes_while_a_product_is_computed_gets_it(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        servers = servers_of(tmp_path, num_servers=1)
+        await servers.begin()
+        worker = await Worker.registered(servers, 0)
+        described, size = await worker.described(), servers.ranges[0][1]
+        product = Product(np.ones((1, size), np.float32), np.ones((1, 1), np.float32), 0, size)
+        staged = asyncio.ensure_future(servers.lead.stage_product(described.id, 0, product))
+        await asyncio.sleep(0)
+        await servers.replicate(0)
+        await staged
+        await servers.lead.push(described.id, described)
+        expected = await servers.pull(1)
+        await servers.fail_over(0)
+        await servers.begin()
+        assert np.array_equal(await servers.pull(1), expected)
+
+    check(scenario)
 
 
 def test_a_server_and_its_replica_compute_the_product(tmp_path: Path) -> None:

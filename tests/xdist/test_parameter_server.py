@@ -19,6 +19,7 @@ from tests.local_servers import (
     Worker,
     check,
     gradients_of,
+    lead_of,
     lease_all,
     push_of,
     servers_of,
@@ -110,6 +111,31 @@ def test_a_push_whose_worker_dies_in_the_middle_is_dropped(tmp_path: Path) -> No
         assert np.array_equal(await servers.pull(1), await undisturbed.pull(1))
         with pytest.raises(LeaseLost):
             await push
+
+    check(scenario)
+
+
+@pytest.mark.parametrize("has_replica", [False, True])
+def test_what_is_decided_when_its_worker_is_lost_is_applied_first(
+    tmp_path: Path, has_replica: bool
+) -> None:
+    async def scenario() -> None:
+        servers = servers_of(tmp_path / "a", num_servers=2)
+        await servers.begin()
+        if has_replica:
+            await servers.replicate(0)
+        worker = await Worker.registered(servers, 0)
+        await settled()
+        [gradient] = gradients_of(servers, 1)
+        push = servers.pushing(await worker.described(), gradient)
+        while lead_of(servers).sequencer.version == 0:
+            await asyncio.sleep(0)
+        await servers.lead.release(0)
+        undisturbed = servers_of(tmp_path / "b", num_servers=2)
+        await undisturbed.begin()
+        await (await Worker.registered(undisturbed, 0)).push(gradient)
+        assert np.array_equal(await servers.pull(1), await undisturbed.pull(1))
+        push.cancel()
 
     check(scenario)
 
@@ -288,7 +314,7 @@ def test_a_commit_that_cannot_be_applied_is_heard_of(tmp_path: Path) -> None:
         follower = servers.primaries[1].server
         watch = asyncio.ensure_future(follower.watch())
         wrong = replace(commit, version=2, pushes=(PushId(7, 1, 1),))
-        with pytest.raises(KeyError):
+        with pytest.raises(AssertionError, match="staged before it is committed"):
             await follower.apply(wrong)
         with pytest.raises(RuntimeError, match="could not be applied"):
             await watch

@@ -49,8 +49,8 @@ class UpdateStrategy(Protocol):
 
     @property
     def seed_step(self) -> int:
-        """What dropout is seeded with, too: no two batches of a key have the same. Where nothing is
-        on its way, the update that is done.
+        """What dropout is seeded with, too: another number for each batch of a key that is applied.
+        Where nothing is on its way, the update that is done.
         """
 
     def join(self, membership: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,10 +29,8 @@ class LinearLayer:
     """Of its weight in the flat vector."""
     num_rows: int
     num_columns: int
-    inputs: list[Tensor] = field(default_factory=list)
-    """(n, columns) each."""
-    output_gradients: list[Tensor] = field(default_factory=list)
-    """(n, rows) each."""
+    factors: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    """Output gradients (n, rows) and inputs (n, columns)."""
 
     @property
     def stop(self) -> int:
@@ -39,9 +38,8 @@ class LinearLayer:
 
 
 class Factors:
-    """The linear layers of a model, and the factors of their last gradients.
-
-    A layer that is used twice in one forward has no such factors; the paper's networks have none.
+    """The linear layers of a model that share their weights with no other layer, and the factors of
+    their last gradients.
     """
 
     def __init__(self, flat: FlatModel, dtype: torch.dtype) -> None:
@@ -50,9 +48,11 @@ class Factors:
         self.is_wanted = False
         """Whether they are kept, from the next forward on."""
         places = {entry.name: entry.offset for entry in flat.layout.parameters}
+        modules = list(flat.model.modules())
+        num_owners = Counter(id(each) for module in modules for each in module._parameters.values())
         self.layers: list[LinearLayer] = []
         for name, module in flat.model.named_modules():
-            if isinstance(module, nn.Linear):
+            if isinstance(module, nn.Linear) and num_owners[id(module.weight)] == 1:
                 place = places[f"{name}.weight" if name else "weight"]
                 layer = LinearLayer(place, module.out_features, module.in_features)
                 self.layers.append(layer)
@@ -60,17 +60,17 @@ class Factors:
 
     def _keep(self, layer: LinearLayer, _module: nn.Module, inputs: Any, output: Any) -> None:
         if self.is_wanted and output.requires_grad:
-            layer.inputs.append(inputs[0].detach().reshape(-1, layer.num_columns))
-            output.register_hook(
-                lambda gradient: layer.output_gradients.append(
-                    gradient.detach().reshape(-1, layer.num_rows)
-                )
-            )
+            columns = inputs[0].detach().reshape(-1, layer.num_columns)
+
+            def keep(gradient: Tensor) -> None:
+                layer.factors.append((gradient.detach().reshape(-1, layer.num_rows), columns))
+
+            output.register_hook(keep)
 
     def clear(self) -> None:
         """Forget the factors of the gradient that was sent."""
         for layer in self.layers:
-            layer.inputs, layer.output_gradients = [], []
+            layer.factors = []
 
     def split(self, start: int, stop: int) -> Iterator[tuple[int, int, Product | None]]:
         """Weights [start, stop) in parts (start, stop, product): with a product where that is much
@@ -90,17 +90,18 @@ class Factors:
 
     def _product(self, layer: LinearLayer, first: int, last: int) -> Product | None:
         """The weights [first, last) of a layer; None where they are better sent as they are."""
-        if first >= last or not layer.inputs:
+        if first >= last or not layer.factors:
             return None
         width = layer.num_columns
         first_row, start = divmod(first - layer.start, width)
         last_row = -(-(last - layer.start) // width)
-        num_samples = sum(len(part) for part in layer.inputs)
+        num_samples = sum(len(inputs) for _, inputs in layer.factors)
         num_sent = num_samples * (last_row - first_row + width)
         if num_sent > LARGEST_SHARE * (last - first):
             return None
-        rows = [gradients[:, first_row:last_row] for gradients in layer.output_gradients]
-        return Product(self._sent(rows), self._sent(layer.inputs), start, start + last - first)
+        rows = self._sent([gradients[:, first_row:last_row] for gradients, _ in layer.factors])
+        columns = self._sent([inputs for _, inputs in layer.factors])
+        return Product(rows, columns, start, start + last - first)
 
     def _sent(self, parts: list[Tensor]) -> wire.WireVector:
         return wire.as_vector(torch.cat(parts).to("cpu", self._dtype).contiguous())

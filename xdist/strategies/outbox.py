@@ -35,7 +35,7 @@ class Outbox:
     def __init__(self, config: ServersConfig, flat: FlatModel) -> None:
         self._flat = flat
         self._dtype = wire.dtype_of(config)
-        self._num_shared = config.overlap + 1 if config.shared_memory else 0
+        self._num_slots = config.overlap + 1 if config.shared_memory else 0
         self._size = len(flat.gradients)
         self._residual = torch.zeros(self._size) if config.error_feedback else None
         num_weights = BUCKET_BYTES // self._dtype.itemsize
@@ -46,17 +46,21 @@ class Outbox:
         self._is_in_place = is_on_host and self._dtype == flat.gradients.dtype
         self._shared: GradientSlots | None = None
         self._slots: tuple[Tensor, ...] = ()
+        self.slot = 0
+        """The number of the one that the next push lies in."""
 
     def share(self, name: str) -> SlotsAddress | None:
         """New slots in shared memory, where servers find them; None where there is no such memory.
         Those before are never written again: a server may have to read them yet.
         """
-        self._shared = None
-        if not self._num_shared:
+        self._shared, self._slots = None, ()
+        if self._is_in_place:
+            self._flat.gradients = self._flat.gradients.new_empty(0)  # Its memory goes first.
+        if not self._num_slots:
             return None
         try:
             self._shared = GradientSlots.create(
-                name, num_slots=self._num_shared, size=self._size, dtype=self._dtype
+                name, num_slots=self._num_slots, size=self._size, dtype=self._dtype
             )
         except NotShared:
             return None
@@ -74,7 +78,6 @@ class Outbox:
 
     def _turn_to(self, slot: int) -> None:
         self.slot = slot
-        """The number of the one that the next push lies in."""
         if self._is_in_place:
             self._flat.gradients = self._slots[slot]
 
@@ -94,7 +97,6 @@ class Outbox:
     def end(self) -> None:
         """The push is on its way; the next one lies in the next slot."""
         self._turn_to((self.slot + 1) % len(self._slots))
-        self._backward.begin()
 
     def _take(self, bucket: Bucket) -> Outgoing:
         places = slice(bucket.start, bucket.stop)
