@@ -7,7 +7,8 @@ NATIVE := $(wildcard native/*.[ch] native/*/*.[ch])
 CLANG ?= clang
 FUZZ_SECONDS ?= 1800
 
-.PHONY: demo test test-faults bench-datapipe bench-scale bench-sync bench-gpu soak soak-async fuzz lint clean
+.PHONY: demo test test-faults bench-datapipe bench-scale bench-sync bench-async bench-gpu soak \
+    soak-async fuzz lint clean
 
 demo: $(INSTALLED)  ## train on synthetic scenes, on a Ray cluster of its own; minutes
 	@$(BIN)/python jobs/demo.py
@@ -26,6 +27,9 @@ bench-scale: $(INSTALLED)  ## a resume at 300 million samples: time, memory, shu
 
 bench-sync: $(INSTALLED)  ## steps a second and a killed worker, against torchrun and Ray Train; 15 minutes
 	PYTHONPATH=jobs $(BIN)/python -m tests.benchmarks.sync
+
+bench-async: $(INSTALLED)  ## updates a second against Ray's example, stragglers, killed servers; 15 minutes
+	PYTHONPATH=jobs $(BIN)/python -m tests.benchmarks.asynchronous
 
 soak: $(INSTALLED)  ## a run whose workers are killed every 20 seconds, for 20 minutes
 	PYTHONPATH=jobs $(BIN)/python -m tests.benchmarks.soak
