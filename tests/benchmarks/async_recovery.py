@@ -91,20 +91,26 @@ class UnderFire:
         who = self._strikes.popleft()
         self._have_pushed.clear()
         self._log.add("strike", who)
-        if who == NODE:
-            assert self._node is not None
-            self._struck = {
-                p for p in self._processes().values() if p.node_id == self._node.node_id
-            }
+        processes = self._processes()
+        if who == NODE and self._node is not None:
+            node_id = self._node.node_id
+            processes = {name: p for name, p in processes.items() if p.node_id == node_id}
+            if not any(name.startswith("server") for name in processes):
+                raise RuntimeError("no server is on the node, but for replicas")
+            self._struck = set(processes.values())
             self._node.kill()
         else:
-            self._struck = {self._processes()[who]}
-            nodes.kill(*self._struck)
+            self._struck = {processes[who]}
+            nodes.kill(processes[who])
 
     def _processes(self) -> dict[str, Process]:
-        """Of the workers and of the servers that are no replicas."""
-        hands: tuple[Any, ...] = (*self._topology._workers, *self._topology._servers.primaries)
-        return {hand.task("watch").actor: hand.process for hand in hands}
+        """Of the workers, and of the servers that are no replicas."""
+        workers = {f"worker {hand.number}": hand.process for hand in self._topology._workers}
+        servers = {
+            f"server {hand.number}": hand.process for hand in self._topology._servers.primaries
+        }
+        hands = {**workers, **servers}
+        return {name: process for name, process in hands.items() if process is not None}
 
 
 def struck_strategy(
