@@ -24,6 +24,8 @@ NAMES = (
     OVERLAP_1,
 )
 """Whatever makes updates of all weights; each once in every round."""
+ALONE, ASYNCHRONOUS, SYNCHRONOUS = "alone", "asynchronous", "synchronous"
+"""How workers of which one is slow make updates: each for itself, and together."""
 
 SMALLEST = {
     "updates_ratio_vs_ray_example": 9.0,
@@ -50,7 +52,7 @@ class Results:
     rounds: list[dict[str, float]] = field(default_factory=list)
     """Updates a second, by `NAMES`."""
     stragglers: Mapping[str, float] | None = None
-    """Updates a second: asynchronous, synchronous, and what the workers do alone."""
+    """Updates a second of four workers, of which one is slow."""
     processes_lost: Mapping[str, Any] | None = None
     """What `async_recovery` says of a run whose processes are killed."""
     node_lost: Mapping[str, Any] | None = None
@@ -67,7 +69,7 @@ class Results:
 
     def efficiency(self, name: str) -> float | None:
         """The part that remains of what the workers do alone."""
-        return None if self.stragglers is None else self.stragglers[name] / self.stragglers["alone"]
+        return None if self.stragglers is None else self.stragglers[name] / self.stragglers[ALONE]
 
     def recovery_s(self, *names: str) -> float | None:
         """The largest of their medians; None if one of them did not recover once."""
@@ -100,8 +102,8 @@ def figures(results: Results) -> dict[str, float | None]:
         "updates_ratio_object_store": results.ratio(OURS_OBJECT_STORE, RAY_EXAMPLE),
         "fraction_of_kernel_rate": results.ratio(OURS, KERNEL),
         "kernel_ratio_vs_torch": results.ratio(KERNEL, TORCH),
-        "straggler_efficiency": results.efficiency("asynchronous"),
-        "sync_straggler_efficiency": results.efficiency("synchronous"),
+        "straggler_efficiency": results.efficiency(ASYNCHRONOUS),
+        "sync_straggler_efficiency": results.efficiency(SYNCHRONOUS),
         "overlap_gain": results.ratio(OVERLAP_1, OVERLAP_0),
         "worker_recovery_s": results.recovery_s("worker 1"),
         "server_recovery_s": results.recovery_s("server 0", "server 1"),
@@ -116,7 +118,8 @@ def figures(results: Results) -> dict[str, float | None]:
     }
     for name in NAMES:
         values[f"updates_per_s_{name}"] = _median(results.rates(name))
-    for name, rate in (results.stragglers or {}).items():
+    for name in (ALONE, ASYNCHRONOUS, SYNCHRONOUS):
+        rate = None if results.stragglers is None else results.stragglers[name]
         values[f"straggler_updates_per_s_{name}"] = rate
     return {name: value if value is None else round(value, 3) for name, value in values.items()}
 
@@ -156,7 +159,7 @@ def table_of_rates(results: Results) -> Table:
 
 def table_of_figures(values: Mapping[str, float | None]) -> Table:
     """Everything else, with what is wanted."""
-    table = Table("figure", caption="the last of these are not in any limit")
+    table = Table("figure")
     for title in ("value", "limit", "aim"):
         table.add_column(title, justify="right")
     for name, value in values.items():
@@ -173,7 +176,7 @@ def table_of_figures(values: Mapping[str, float | None]) -> Table:
 
 
 def _text(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"
+    return "-" if value is None else f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def _most(values: Iterable[float | None]) -> float | None:

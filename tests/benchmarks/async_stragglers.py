@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import ray
 
+from tests.benchmarks.async_figures import ALONE, ASYNCHRONOUS, SYNCHRONOUS
 from tests.benchmarks.async_log import SKIPPED_STEPS, Logged, PushLog, Waits, updates_per_second
 from tests.small_runs import run, small_config
 from xdist.config import CheckpointConfig
@@ -96,9 +97,9 @@ def measured(request: Request) -> dict[str, float]:
         for wait_s in (request.step_s, request.slow_step_s)
     )
     return {
-        "alone": fast_alone * (request.num_workers - 1) + slow_alone,
-        "asynchronous": rate_of("push_pull", request.waits, seconds=request.seconds),
-        "synchronous": rate_of("all_reduce", request.waits, seconds=request.seconds),
+        ALONE: fast_alone * (request.num_workers - 1) + slow_alone,
+        ASYNCHRONOUS: rate_of("push_pull", request.waits, seconds=request.seconds),
+        SYNCHRONOUS: rate_of("all_reduce", request.waits, seconds=request.seconds),
     }
 
 

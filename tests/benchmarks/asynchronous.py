@@ -206,12 +206,13 @@ def main(arguments: Arguments) -> int:
     console = Console()
     console.print(table_of_rates(results))
     console.print(table_of_figures(values))
-    console.print(" ".join(f"{name}={value}" for name, value in machine().items()))
+    facts = {"num_servers": arguments.num_servers, **machine()}
+    console.print(" ".join(f"{name}={value}" for name, value in facts.items()))
     for name, reason in results.failures.items():
         console.print(f"{name}: {reason.splitlines()[-1]}", style="red", markup=False)
     for line in missed(values):
         console.print(line, style="red")
-    sys.stdout.write(json.dumps({**values, **machine()}) + "\n")
+    sys.stdout.write(json.dumps({**values, **facts}) + "\n")
     return 1 if missed(values) else 0
 
 
