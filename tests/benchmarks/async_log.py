@@ -116,10 +116,10 @@ class SameGradient(Wrapped):
 
     def __init__(self, strategy: Any, flat: FlatModel) -> None:
         super().__init__(strategy)
-        self._views = [entry.view(flat.gradients) for entry in flat.layout.parameters]
+        self._flat = flat
 
     def gradient_ready(self, parameter: int) -> None:
-        self._views[parameter].fill_(GRADIENT)
+        self._flat.layout.parameters[parameter].view(self._flat.gradients).fill_(GRADIENT)
         self.strategy.gradient_ready(parameter)
 
 

@@ -101,10 +101,9 @@ class PushingWorker:
     """A worker of a run, without data and compute."""
 
     def __init__(self, config: TrainConfig, number: int, compute_s: float) -> None:
-        flat = FlatModel(make_network(config.model.width))
-        flat.gradients.copy_(fixed_gradient(flat.gradients, worker=number))
+        self._flat = flat = FlatModel(make_network(config.model.width))
+        self._gradient = fixed_gradient(flat.gradients, worker=number)
         self._strategy = push_pull_strategy(config, flat, number=number)
-        self._num_parameters = len(flat.layout.parameters)
         self._sums = BatchSums(flat)
         self._sums.num_parts += 1
         self._compute_s = compute_s
@@ -131,13 +130,16 @@ class PushingWorker:
         return self._strategy.progress.step
 
     def _push(self) -> None:
-        """What a step does after its forward."""
+        """What a step does after its forward: the gradients are where backward would leave them,
+        and are brought into the flat vector, one by one.
+        """
         batch = batch_of(next(self._spans))
         if self._compute_s:
             self._never.wait(self._compute_s)
         self._strategy.begin(self._sums)
-        for parameter in reversed(range(self._num_parameters)):
-            self._strategy.gradient_ready(parameter)
+        for number, entry in reversed(list(enumerate(self._flat.layout.parameters))):
+            entry.view(self._flat.gradients).copy_(entry.view(self._gradient))
+            self._strategy.gradient_ready(number)
         self._strategy.update(batch, self._sums)
 
 
