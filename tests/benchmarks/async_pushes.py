@@ -102,7 +102,8 @@ class PushingWorker:
 
     def __init__(self, config: TrainConfig, number: int, compute_s: float) -> None:
         self._flat = flat = FlatModel(make_network(config.model.width))
-        self._gradient = fixed_gradient(flat.gradients, worker=number)
+        gradient = fixed_gradient(flat.gradients, worker=number)
+        self._gradients = [entry.view(gradient) for entry in flat.layout.parameters]
         self._strategy = push_pull_strategy(config, flat, number=number)
         self._sums = BatchSums(flat)
         self._sums.num_parts += 1
@@ -138,7 +139,7 @@ class PushingWorker:
             self._never.wait(self._compute_s)
         self._strategy.begin(self._sums)
         for number, entry in reversed(list(enumerate(self._flat.layout.parameters))):
-            entry.view(self._flat.gradients).copy_(entry.view(self._gradient))
+            entry.view(self._flat.gradients).copy_(self._gradients[number])
             self._strategy.gradient_ready(number)
         self._strategy.update(batch, self._sums)
 
