@@ -186,6 +186,7 @@ def pushing_workers(request: Request, start: Checkpoint) -> Iterator[list[ActorH
                 config=config,
                 num_workers=request.num_workers,
                 checkpoint_url=start.url,
+                layout=start.manifest.layout,
                 start=first,
                 stop=last,
                 order=SampleOrder(
