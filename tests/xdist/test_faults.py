@@ -213,7 +213,8 @@ def dies_in_push(method: str, is_before: bool, marker: Path, *arguments: Any, **
 def test_a_worker_killed_within_a_push_loses_and_repeats_nothing(
     tmp_path: Path, method: str, is_before: bool
 ) -> None:
-    config = small_config(tmp_path, strategy="push_pull")
+    servers = ServersConfig(shared_memory=method == "push")  # There nothing is sent to be staged.
+    config = small_config(tmp_path, strategy="push_pull", servers=servers)
     marker = tmp_path / "struck"
     make_strategy = partial(dies_in_push, method, is_before, marker)
     make = partial(PushPullTopology, make_strategy=make_strategy)
