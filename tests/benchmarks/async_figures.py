@@ -9,6 +9,8 @@ from typing import Any
 
 from rich.table import Table
 
+from tests.benchmarks import limits
+
 RAY_EXAMPLE, KERNEL, TORCH = "ray_example", "kernel", "torch_foreach"
 OURS, OURS_BF16, OURS_OBJECT_STORE = "ours", "ours_bf16", "ours_object_store"
 ONE_WORKER, OVERLAP_0, OVERLAP_1 = "one_worker", "one_worker_overlap_0", "one_worker_overlap_1"
@@ -126,18 +128,7 @@ def figures(results: Results) -> dict[str, float | None]:
 
 def missed(values: Mapping[str, float | None]) -> list[str]:
     """The limits that are not kept, and the figures that are not there."""
-    wanted = (*SMALLEST, *LARGEST, *WITHOUT_LIMIT)
-    absent = [f"{name} is not there" for name in wanted if values[name] is None]
-    present = {name: value for name, value in values.items() if value is not None}
-    below = [
-        f"{name} is below {low:g}" for name, low in SMALLEST.items() if present.get(name, low) < low
-    ]
-    above = [
-        f"{name} is above {high:g}"
-        for name, high in LARGEST.items()
-        if present.get(name, high) > high
-    ]
-    return absent + below + above
+    return limits.missed(values, smallest=SMALLEST, largest=LARGEST, others=WITHOUT_LIMIT)
 
 
 def table_of_rates(results: Results) -> Table:

@@ -14,6 +14,7 @@ import signal
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -130,7 +131,7 @@ def soak(arguments: Arguments, directory: Path) -> dict[str, float]:
         for thread in threads:
             thread.join()
     return {
-        **check(recording, num_kills=killer.kills.total()),
+        **check(recording),
         "workers_killed": killer.kills["worker"],
         "servers_killed": killer.kills["server"],
         "recoveries": len(records(directory / "run", "recovery")),
@@ -147,28 +148,38 @@ def soak(arguments: Arguments, directory: Path) -> dict[str, float]:
     }
 
 
-def check(recording: Path, *, num_kills: int) -> dict[str, float]:
-    """No version was made twice and no sample came twice; those of pushes that nobody has seen
-    through are of workers that were killed.
+def check(recording: Path) -> dict[str, float]:
+    """No version was made twice and no sample came twice; what is missing belongs to pushes that
+    their workers did not live to see through.
     """
-    lines = [
-        json.loads(line)
-        for path in sorted(recording.glob("worker-*.jsonl"))
-        for line in path.read_text().splitlines()
-        if line.endswith("}")  # The last line of a worker that was killed may be a part of one.
-    ]
-    made = [line for line in lines if "version" in line]
-    versions = [line["version"] for line in made]
+    made, unseen = [], []
+    for path in sorted(recording.glob("worker-*.jsonl")):
+        tried = None
+        for line in path.read_text().splitlines():
+            if not line.endswith("}"):
+                continue  # The last line of a worker that was killed may be a part of one.
+            what = json.loads(line)
+            tried = what.get("tried")
+            if tried is None:
+                made.append(what)
+        if tried is not None:
+            unseen.append([Span(*span) for span in tried])
+    versions = [what["version"] for what in made]
     assert len(set(versions)) == len(versions), "a version was made twice"
+    lost = max(versions) - len(versions) - len(unseen)
+    assert lost <= 0, f"{lost} versions are missing, and nobody was killed over them"
     position = Position()
-    for line in made:  # Raises where a sample comes twice.
-        spans = [Span(*span) for span in line["spans"]]
+    for what in made:  # Raises where a sample comes twice.
+        spans = [Span(*span) for span in what["spans"]]
         position = position.with_done(spans, num_samples=NUM_TRAIN)
-    missing = max(versions) - len(versions)
-    assert missing <= num_kills + NUM_WORKERS, f"{missing} versions, {num_kills} kills"
+    for spans in unseen:
+        with suppress(ValueError):  # It was not committed: its samples have come again.
+            position = position.with_done(spans, num_samples=NUM_TRAIN)
+    last_epoch = max(span[0] for what in made for span in what["spans"])
+    assert position.epoch >= last_epoch - 1, f"samples of epoch {position.epoch} never came"
     return {
         "updates": max(versions),
         "updates_lost": 0,
         "updates_double": 0,
-        "updates_unseen": missing,
+        "updates_unseen": len(unseen),
     }

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
+from tests.benchmarks import limits
 from tests.benchmarks.sync_log import Timeline
 
 WARM_UP_STEPS = 3
@@ -135,17 +136,7 @@ def missed(values: Mapping[str, float | None]) -> list[str]:
     """The limits that are not kept, or whose figure is not there."""
     shrunken_step_s = values["shrunken_step_s"] or 0.0
     largest = {**LARGEST, "recovery_s": RECOVERY_S + RECOVERY_STEPS * shrunken_step_s}
-    absent = [f"{name} is not there" for name in (*SMALLEST, *largest) if values[name] is None]
-    present = {name: value for name, value in values.items() if value is not None}
-    below = [
-        f"{name} is below {low}" for name, low in SMALLEST.items() if present.get(name, low) < low
-    ]
-    above = [
-        f"{name} is above {high:.3g}"
-        for name, high in largest.items()
-        if present.get(name, high) > high
-    ]
-    return absent + below + above
+    return limits.missed(values, smallest=SMALLEST, largest=largest)
 
 
 def table_of(rounds: Rounds) -> Table:
