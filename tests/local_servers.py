@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import itertools
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,10 +31,11 @@ from xdist.sequencer import Commit, Decision, Push, PushId, Vector
 from xdist.server_messages import Reply, ServerCopy
 from xdist.server_plan import ServerPlan
 from xdist.servers_config import ServersConfig
+from xdist.turns import Turn
 
 
 class LocalServer:
-    """A server, as others call it: at once, and in order. While it is held back, what the lead
+    """A server, as others call it: at once, to begin in order. While it is held back, what the lead
     tells it waits.
     """
 
@@ -42,11 +44,19 @@ class LocalServer:
         self.is_dead = False
         self.held_back: list[Coroutine[Any, Any, Any]] | None = None
         self._tasks: set[asyncio.Future[Any]] = set()
+        self._senders = itertools.count()
+        self._begin_as_another()
 
-    def _call(self, coroutine: Coroutine[Any, Any, Any]) -> Awaitable[Any]:
-        if self.is_dead:
-            coroutine.close()
-            coroutine = _gone()
+    def _begin_as_another(self) -> None:
+        self._sender, self._numbers = f"sender {next(self._senders)}", itertools.count()
+
+    def _call(self, method: str, *arguments: Any) -> Awaitable[Any]:
+        return self._run(_gone() if self.is_dead else self._asked(method, *arguments))
+
+    def _asked(self, method: str, *arguments: Any) -> Coroutine[Any, Any, Any]:
+        return self.server.in_turn(Turn(self._sender, next(self._numbers)), method, *arguments)
+
+    def _run(self, coroutine: Coroutine[Any, Any, Any]) -> Awaitable[Any]:
         task = asyncio.ensure_future(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._finished)
@@ -57,59 +67,63 @@ class LocalServer:
         if not task.cancelled():
             task.exception()  # Whoever waits for it has it; others do not care.
 
-    def _tell(self, coroutine: Coroutine[Any, Any, None]) -> Awaitable[None]:
+    def _tell(self, method: str, *arguments: Any) -> Awaitable[None]:
         if self.held_back is None:
-            return self._call(coroutine)
-        self.held_back.append(coroutine)
-        return self._call(_nothing())
+            return self._call(method, *arguments)
+        self.held_back.append(self._asked(method, *arguments))
+        return self._run(_nothing())
 
     def deliver(self, *, reverse: bool = False) -> None:
         """Let it hear of what was held back."""
         coroutines, self.held_back = self.held_back or [], None
         for coroutine in reversed(coroutines) if reverse else coroutines:
-            self._call(coroutine)
+            self._run(coroutine)
 
     def forget_held_back(self) -> None:
         """What was held back never arrives: who said it is lost."""
         for coroutine in self.held_back or ():
             coroutine.close()
         self.held_back = None
+        self._begin_as_another()
 
     def enter(self, term: int, lead: Any) -> Awaitable[int]:
-        return self._call(self.server.enter(term, lead))
+        return self._call("enter", term, lead)
 
     def staged(self, name: PushId) -> Awaitable[None]:
-        return self._call(self.server.staged(name))
+        return self._call("staged", name)
 
     def apply(self, commit: Commit) -> Awaitable[None]:
-        return self._tell(self.server.apply(commit))
+        return self._tell("apply", commit)
 
     def drop(self, name: PushId, version: int) -> Awaitable[None]:
-        return self._tell(self.server.drop(name, version))
+        return self._tell("drop", name, version)
 
     def free(self, name: PushId) -> Awaitable[None]:
-        return self._call(self.server.free(name))
+        return self._call("free", name)
 
     def forget(self, worker: int, token: int) -> Awaitable[None]:
-        return self._tell(self.server.forget(worker, token))
+        return self._tell("forget", worker, token)
 
     def forget_all(self, token: int) -> Awaitable[None]:
-        return self._tell(self.server.forget_all(token))
+        return self._tell("forget_all", token)
 
     def keep(self, cut: Cut) -> Awaitable[None]:
-        return self._tell(self.server.keep(cut))
+        return self._tell("keep", cut)
 
     def take(self, state: ServerCopy) -> Awaitable[None]:
-        return self._call(self.server.take(copy.deepcopy(state)))
+        return self._call("take", copy.deepcopy(state))
 
     def stage(self, name: PushId, offset: int, values: Any) -> Awaitable[None]:
-        return self._call(self.server.stage(name, offset, values))
+        return self._call("stage", name, offset, values)
 
     def stage_product(self, name: PushId, offset: int, product: Product) -> Awaitable[None]:
-        return self._call(self.server.stage_product(name, offset, product))
+        return self._call("stage_product", name, offset, product)
 
     def follow(self, decision: Decision) -> Awaitable[None]:
-        return self._call(self.server.follow(decision))
+        return self._call("follow", decision)
+
+    def end(self) -> None:
+        self.is_dead = True
 
 
 async def _gone() -> None:

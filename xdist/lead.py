@@ -85,6 +85,8 @@ class Lead:
         self._start_over_steps = start_over_steps
         self._described: dict[PushId, Push] = {}
         self._num_staged: dict[PushId, int] = {}
+        self._complete: set[PushId] = set()
+        """Staged on all servers, before one that its worker pushed earlier."""
         self._waiting: set[int] = set()
         """Workers that have no samples for now."""
         self._to_send: deque[Decision | _Forget] = deque()
@@ -114,6 +116,7 @@ class Lead:
             del self._described[name]
         for name in [name for name in self._num_staged if name.worker == worker]:
             del self._num_staged[name]
+        self._complete = {name for name in self._complete if name.worker != worker}
         self._to_send.append(_Forget(worker, token))  # After what is decided of its pushes.
         self._send_soon()
 
@@ -165,8 +168,11 @@ class Lead:
         if self._num_staged[name] < len(self._servers):
             return
         del self._num_staged[name]
-        if not self.sequencer.offer(self._described.pop(name)):
-            self._drop(name)
+        self._complete.add(name)
+        while (due := self.sequencer.next_push(name.worker, name.token)) in self._complete:
+            self._complete.remove(due)
+            if not self.sequencer.offer(self._described.pop(due)):
+                self._drop(due)
         self._go_on()
 
     def _drop(self, name: PushId) -> None:

@@ -12,9 +12,8 @@ in a new *term*: workers register anew, and what was not committed is computed a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -29,6 +28,7 @@ from xdist.checkpoint import Checkpoint, Cut, Part
 from xdist.errors import LeaseLost, PeerLost
 from xdist.gradient_slots import SlotsAddress
 from xdist.lead import Lead
+from xdist.mirror import Mirror
 from xdist.node_memory import NodeMemory
 from xdist.own_server import OwnServer
 from xdist.product import Product
@@ -37,6 +37,7 @@ from xdist.server_messages import Replica, Reply, Server, ServerCopy
 from xdist.server_plan import ServerPlan
 from xdist.staging import Staging
 from xdist.state import RangeState, copies
+from xdist.turns import Turn, Turns
 from xdist.weights_board import BoardAddress
 
 Result = TypeVar("Result")
@@ -78,13 +79,12 @@ class ParameterServer:
         self._lead: Lead | None = None
         self._report: Server | None = None
         """Where the lead is."""
-        self._replica: Replica | None = None
+        self._mirror = Mirror()
+        self._turns = Turns()
         servers = plan.config.servers
         self._memory = NodeMemory(servers, start=plan.start, stop=plan.stop)
         self._staging = Staging(plan.stop - plan.start, wire.dtype_of(servers))
         self._asked: dict[PushId, _Asked] = {}
-        self._copied: dict[PushId, list[Awaitable[None]]] = {}
-        """What the replica is staging."""
         self._pending: dict[int, Commit] = {}
         self._to_keep: set[int] = set()
         """Versions that are cuts, and are not reached yet."""
@@ -119,8 +119,7 @@ class ParameterServer:
         Raises `LeaseLost`.
         """
         self._staging.check(name)
-        if self._replica is not None:
-            self._copied_to_replica(name, self._replica.stage(name, offset, values))
+        self._mirror.stage(name, offset, values)
         self._staging.write(name, offset, values)
         self._tell_if_staged(name)
 
@@ -130,8 +129,7 @@ class ParameterServer:
         values = await asyncio.to_thread(product.values)
         self._staging.check(name)
         # From here on at once: whoever has become the replica meanwhile has nothing of it.
-        if self._replica is not None:
-            self._copied_to_replica(name, self._replica.stage_product(name, offset, product))
+        self._mirror.stage_product(name, offset, product)
         self._staging.write(name, offset, values)
         self._tell_if_staged(name)
 
@@ -147,9 +145,7 @@ class ParameterServer:
             self._leading.describe(described)
         if slot is not None:
             piece = self._memory.piece(name, slot)
-            if self._replica is not None:
-                copied = self._replica.stage(name, 0, wire.as_vector(piece))
-                self._copied_to_replica(name, copied)
+            self._mirror.stage(name, 0, wire.as_vector(piece))
             self._staging.lend(name, piece)
         outcome: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._asked[name] = _Asked(outcome, wants_weights=slot is None)
@@ -182,10 +178,6 @@ class ParameterServer:
         """
         return await self._leading.await_lease(worker, token)
 
-    def _copied_to_replica(self, name: PushId, copied: Awaitable[None]) -> None:
-        """A push is not staged before its replica has this too."""
-        self._copied.setdefault(name, []).append(copied)
-
     def _tell_if_staged(self, name: PushId) -> None:
         if name in self._asked and self._staging.is_complete(name):
             self._soon(self._tell_staged(name))
@@ -193,15 +185,18 @@ class ParameterServer:
     async def _tell_staged(self, name: PushId) -> None:
         """Tell the lead that a piece is here, and on the replica."""
         try:
-            for copied in self._copied.pop(name, ()):
-                with suppress(PeerLost):  # A replica that is lost is none.
-                    await copied
+            await self._mirror.until_staged(name)
         except LeaseLost:
             return  # Its worker hears of it by itself.
         if self._report is not None:
             self._report.staged(name)
 
-    # What the lead asks.
+    # What other servers ask, in turn.
+
+    async def in_turn(self, turn: Turn, method: str, *arguments: Any) -> Any:
+        """Call one of the methods below, once all has begun that the sender asked before."""
+        await self._turns.wait(turn)
+        return await getattr(self, method)(*arguments)
 
     async def staged(self, name: PushId) -> None:
         """Server 0: a server has staged a push."""
@@ -215,8 +210,7 @@ class ParameterServer:
         self._pending[commit.version] = commit
         if commit.cut is not None and self._report is not None:  # A replica saves nothing.
             self._to_keep.add(commit.version)
-        if self._replica is not None:
-            self._replica.apply(commit)
+        self._mirror.apply(commit)
         try:
             async with self._at_rest:
                 while (due := self._pending.get(self._version + 1)) is not None:
@@ -269,16 +263,14 @@ class ParameterServer:
     async def free(self, name: PushId) -> None:
         """Drop a push."""
         self._staging.free(name)
-        if self._replica is not None:
-            self._replica.free(name)
+        self._mirror.free(name)
 
     async def forget(self, worker: int, token: int) -> None:
         """Refuse what comes of the tokens of a worker below this one."""
         self._staging.forget(worker, token, spare=self._committed())
         self._memory.forget(worker, token)
-        self._forget_copied()
-        if self._replica is not None:
-            self._replica.forget(worker, token)
+        self._mirror.keep_staging(self._staging.accepts)
+        self._mirror.forget(worker, token)
         old = [name for name in self._asked if name.worker == worker and name.token < token]
         self._refuse(old, LeaseLost(f"worker {worker} was replaced"))
 
@@ -286,12 +278,8 @@ class ParameterServer:
         """Drop what has a token below this one, and is in no commit that has come."""
         self._staging.forget_all(token, spare=self._committed())
         self._memory.forget_all(token)
-        self._forget_copied()
-        if self._replica is not None:
-            self._replica.forget_all(token)
-
-    def _forget_copied(self) -> None:
-        self._copied = {name: c for name, c in self._copied.items() if self._staging.accepts(name)}
+        self._mirror.keep_staging(self._staging.accepts)
+        self._mirror.forget_all(token)
 
     async def keep(self, cut: Cut) -> None:
         """Keep the state of a cut, which is no commit's, until it is saved."""
@@ -323,6 +311,12 @@ class ParameterServer:
             versions = await asyncio.gather(*entering)
         except PeerLost:
             return False
+        if (newest := max(versions)) > sequencer.version:
+            raise RuntimeError(
+                f"a server has made update {newest}, and the one that takes over leading knows of "
+                f"{sequencer.version}: it and its primary were lost at the same moment; "
+                "the same command resumes from the last checkpoint"
+            )
         followers = (own, *others)
         for commit in sequencer.commits:
             for server, version in zip(followers, versions, strict=True):
@@ -337,7 +331,7 @@ class ParameterServer:
             sequencer,
             term=term,
             servers=followers,
-            replicate=self._replicate,
+            replicate=self._mirror.follow,
             num_workers=self._plan.num_workers,
             start_over_steps=self._plan.config.servers.start_over_steps,
         )
@@ -351,14 +345,6 @@ class ParameterServer:
         self._refuse(list(self._asked), PeerLost("the servers have changed"))
         async with self._at_rest:  # What has come is applied first.
             return self._version
-
-    async def _replicate(self, decision: Decision) -> None:
-        if self._replica is None:
-            return
-        try:
-            await self._replica.follow(decision)
-        except PeerLost:
-            self._replica = None
 
     @property
     def _leading(self) -> Lead:
@@ -381,8 +367,7 @@ class ParameterServer:
                 tuple(self._pending.values()),
                 self._sequencer,
             )
-            self._replica = replica
-            taken = replica.take(copy)
+            taken = self._mirror.begin(replica, copy)
         try:
             await taken
         except PeerLost:

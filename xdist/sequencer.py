@@ -130,6 +130,10 @@ class Sequencer:
         self._clocks.pop(worker, None)
         self._offered = {key: push for key, push in self._offered.items() if key.worker != worker}
 
+    def next_push(self, worker: int, token: int) -> PushId:
+        """The push of this worker that is to be offered next."""
+        return PushId(worker, token, self._sequences[worker] + 1)
+
     def offer(self, push: Push) -> bool:
         """Take a push that is staged on all servers; False where it is dropped, as its weights are
         not those of the update that is being made. Raises `LeaseLost` for a worker that was

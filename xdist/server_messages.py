@@ -69,6 +69,9 @@ class Replica(Protocol):
     def forget(self, worker: int, token: int) -> Awaitable[None]:
         """The same, of one worker."""
 
+    def end(self) -> None:
+        """Kill it."""
+
 
 @dataclass(frozen=True)
 class ServerCopy:

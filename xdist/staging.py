@@ -108,7 +108,7 @@ class Staging:
         """Refuse what comes of a worker's tokens below this one, and drop what has come, but for
         the pushes that are to be applied yet.
         """
-        self._tokens[worker] = token
+        self._tokens[worker] = max(token, self._least_token)
         self._drop(lambda name: name.worker == worker and name.token < token, spare)
 
     def forget_all(self, token: int, *, spare: frozenset[PushId]) -> None:

@@ -161,6 +161,30 @@ def test_a_piece_may_come_in_parts(tmp_path: Path) -> None:
     check(scenario)
 
 
+def test_pushes_of_a_worker_are_committed_in_its_order(tmp_path: Path) -> None:
+    """The first is staged on all servers after the second is."""
+
+    async def scenario() -> None:
+        servers = servers_of(tmp_path, num_servers=2)
+        await servers.begin()
+        worker = await Worker.registered(servers, 0)
+        first, second = await worker.described(), await worker.described()
+        gradients = gradients_of(servers, 2)
+        start, stop = servers.ranges[0]
+        await servers.lead.stage(first.id, 0, gradients[0][start:stop])
+        leading = asyncio.ensure_future(servers.lead.push(first.id, first))
+        pushed = servers.pushing(second, gradients[1])
+        await settled()
+        assert not pushed.done()
+        other = servers.followers[0].server
+        await other.stage(first.id, 0, gradients[0][stop:])
+        following = asyncio.ensure_future(other.push(first.id))
+        replies = [await leading, await following, *(await pushed)]
+        assert [reply.version for reply in replies] == [1, 1, 2, 2]
+
+    check(scenario)
+
+
 def test_a_replaced_worker_is_refused_everywhere(tmp_path: Path) -> None:
     async def scenario() -> None:
         servers = servers_of(tmp_path, num_servers=2)

@@ -60,11 +60,14 @@ def test_a_replica_takes_over_and_nothing_is_lost(tmp_path: Path, number: int) -
     check(scenario)
 
 
+@pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_commit_that_a_new_primary_has_not_heard_of_is_made_up_for(
-    tmp_path: Path, number: int
+    tmp_path: Path, number: int, reverse: bool
 ) -> None:
-    """Server 1 did not hear of the last commit before a primary was lost."""
+    """Server 1 did not hear of the last commit before a primary was lost. reverse: it hears of it
+    after it was told to drop all that is not committed.
+    """
 
     async def scenario() -> None:
         servers, plain = await replicated(tmp_path / "a"), await begun(tmp_path / "b")
@@ -76,7 +79,9 @@ def test_a_commit_that_a_new_primary_has_not_heard_of_is_made_up_for(
         await servers.lead.pull(1)
         servers.primaries[1].forget_held_back()
         await servers.fail_over(number)
+        servers.primaries[1].held_back = []
         await servers.begin()
+        servers.primaries[1].deliver(reverse=reverse)
         assert np.array_equal(await servers.pull(1), await plain.pull(1))
         if number == 0:
             with pytest.raises(PeerLost):

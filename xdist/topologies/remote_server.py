@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import uuid
 from collections.abc import Awaitable, Generator
 from typing import Any
 
@@ -14,49 +16,64 @@ from xdist.errors import PeerLost
 from xdist.product import Product
 from xdist.sequencer import Commit, Decision, PushId
 from xdist.server_messages import ServerCopy
+from xdist.turns import Turn
 
 
 class RemoteServer:
-    """Calls are made at once, and in order; what they return may be waited for, or not."""
+    """Calls are made at once, and begin in order; what they return may be waited for, or not."""
 
     def __init__(self, actor: ActorHandle[Any]) -> None:
         self._actor = actor
+        self._sender = uuid.uuid4().hex
+        self._numbers = itertools.count()
+
+    def __reduce__(self) -> tuple[type[RemoteServer], tuple[ActorHandle[Any]]]:
+        """Whoever gets it is a sender of its own."""
+        return RemoteServer, (self._actor,)
+
+    def _call(self, method: str, *arguments: Any) -> _Answer:
+        turn = Turn(self._sender, next(self._numbers))
+        return _Answer(self._actor.in_turn.remote(turn, method, *arguments))
 
     def enter(self, term: int, lead: RemoteServer) -> Awaitable[int]:
-        return _Answer(self._actor.enter.remote(term, lead))
+        return self._call("enter", term, lead)
 
     def staged(self, name: PushId) -> Awaitable[None]:
-        return _Answer(self._actor.staged.remote(name))
+        return self._call("staged", name)
 
     def apply(self, commit: Commit) -> Awaitable[None]:
-        return _Answer(self._actor.apply.remote(commit))
+        return self._call("apply", commit)
 
     def drop(self, name: PushId, version: int) -> Awaitable[None]:
-        return _Answer(self._actor.drop.remote(name, version))
+        return self._call("drop", name, version)
 
     def free(self, name: PushId) -> Awaitable[None]:
-        return _Answer(self._actor.free.remote(name))
+        return self._call("free", name)
 
     def forget(self, worker: int, token: int) -> Awaitable[None]:
-        return _Answer(self._actor.forget.remote(worker, token))
+        return self._call("forget", worker, token)
 
     def forget_all(self, token: int) -> Awaitable[None]:
-        return _Answer(self._actor.forget_all.remote(token))
+        return self._call("forget_all", token)
 
     def keep(self, cut: Cut) -> Awaitable[None]:
-        return _Answer(self._actor.keep.remote(cut))
+        return self._call("keep", cut)
 
     def take(self, copy: ServerCopy) -> Awaitable[None]:
-        return _Answer(self._actor.take.remote(copy))
+        return self._call("take", copy)
 
     def stage(self, name: PushId, offset: int, values: Any) -> Awaitable[None]:
-        return _Answer(self._actor.stage.remote(name, offset, values))
+        return self._call("stage", name, offset, values)
 
     def stage_product(self, name: PushId, offset: int, product: Product) -> Awaitable[None]:
-        return _Answer(self._actor.stage_product.remote(name, offset, product))
+        return self._call("stage_product", name, offset, product)
 
     def follow(self, decision: Decision) -> Awaitable[None]:
-        return _Answer(self._actor.follow.remote(decision))
+        return self._call("follow", decision)
+
+    def end(self) -> None:
+        """Kill it; one that is gone stays gone."""
+        ray.kill(self._actor)
 
 
 class _Answer(Awaitable[Any]):
