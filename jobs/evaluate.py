@@ -20,9 +20,10 @@ from datapipe.errors import DataError
 from datapipe.index import ShardIndex, ensure_index
 from datapipe.labels import Label, read_labels
 from datapipe.storage import absolute, join, remove, write_bytes
-from xdist import checkpoint, driver
+from xdist import checkpoint
 from xdist.checkpoint import Checkpoint
 from xdist.config import MeasureName, TrainConfig
+from xdist.connection import connect
 from xdist.errors import CheckpointDamaged, UserError
 from xdist.label_space import labels_at
 from xdist.score_report import ScoreReport
@@ -81,7 +82,7 @@ def run(arguments: Arguments) -> tuple[ScoreReport, list[str]]:
         raise UserError(f"{scored.url} lies in no run directory; give --output a directory")
     config = configured(stored_config(scored), arguments)
     check_writable(output)
-    driver.connect()
+    connect(config.cluster)
     cluster, num_workers = count_workers(
         config.cluster, nodes.resources(), num_workers=arguments.num_workers
     )

@@ -12,7 +12,7 @@ from ray.exceptions import NodeDiedError, OutOfMemoryError, RayTaskError, Worker
 from datapipe.errors import DataError, PackingError
 from datapipe.parallel_packing import OnImages
 from datapipe.shard_packing import ShardJob, ShardRecord, pack_shard
-from xdist.driver import connect
+from xdist.connection import connect
 
 TASKS_PER_CPU = 2
 """That are handed out at a time: a node has its next shard at hand, and jobs do not pile up."""

@@ -50,6 +50,7 @@ from ray.core.generated import autoscaler_pb2
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from tests.namespaces import Host
+from xdist import fork_servers
 
 Result = TypeVar("Result")
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,6 +62,12 @@ QUICK_HEALTH_CHECKS = {
     "RAY_health_check_initial_delay_ms": "1000",
 }
 """For `variables`: a node that does not answer is declared dead in seconds, not in a minute."""
+
+
+def disconnect() -> None:
+    """Leave the cluster that this process drives, if any."""
+    fork_servers.forget()
+    ray.shutdown()
 
 
 @dataclass(frozen=True)
@@ -132,12 +139,12 @@ class Cluster:
         Not one on hosts: part of Ray's threads would be outside. Use `start_driver`.
         """
         before = ray.get_runtime_context().gcs_address if ray.is_initialized() else None
-        ray.shutdown()
+        disconnect()
         ray.init(address=self.head.address, log_to_driver=False)
         try:
             yield
         finally:
-            ray.shutdown()
+            disconnect()
             if before is not None:
                 ray.init(address=before, log_to_driver=False)
 
@@ -223,7 +230,7 @@ def cluster() -> Iterator[LocalHead]:
     with own_cluster(num_cpus=8, variables={}) as whole_run:
         ray.init(address=whole_run.head.address, log_to_driver=False)
         yield whole_run.head
-        ray.shutdown()
+        disconnect()
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import tyro
 from rich.console import Console
@@ -27,12 +28,14 @@ from rich.table import Table
 
 from datapipe.errors import DataError
 from datapipe.storage import absolute
-from xdist import driver
 from xdist.config import TrainConfig
-from xdist.driver import Summary
+from xdist.connection import connect
 from xdist.errors import RunFailed, UserError
 from xdist.model_config import MODEL_NAMES
 from xdist.run_directory import RunDirectory, identity
+
+if TYPE_CHECKING:
+    from xdist.driver import Summary
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +77,9 @@ def main(
             run = stack.enter_context(RunDirectory(where, config))
             stack.enter_context(_logging(logging.FileHandler(run.log)))
             logger.info("run directory %s", run.url)
-            driver.connect()
+            connect(config.cluster)
+            from xdist import driver  # With torch, which the fork servers import meanwhile.
+
             stack.enter_context(_termination(terminated))  # After Ray has installed its own.
             prepare_node = on_other_nodes if was_completed else _nothing
             summary = driver.train(config, run, console=console, on_other_nodes=prepare_node)

@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
 from datapipe.errors import CorruptSample, DataError, TooManyBadSamples
-from xdist import checkpoint, scoring
+from xdist import checkpoint, fork_servers, scoring
 from xdist.checkpoint import Checkpoint
 from xdist.config import TrainConfig
 from xdist.errors import UserError
@@ -265,6 +265,7 @@ class Driver:
             return
         here = NodeAffinitySchedulingStrategy(nodes.here(), soft=True)
         options = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": here}
+        options |= fork_servers.options(self._plan.config.cluster)
         task: Any = ray.remote(scoring.score).options(**options)
         self._scoring_task = task.remote(self._scoring, wanted.checkpoint.url, wanted.weights)
 
@@ -373,16 +374,6 @@ def _first_ready(
     return ready
 
 
-def connect() -> None:
-    """Connect to the cluster: that of RAY_ADDRESS, a local one, or a new one of this process."""
-    if ray.is_initialized():
-        return
-    try:
-        ray.init(logging_level=logging.WARNING)
-    except Exception as error:  # Ray raises bare ones, as when it starts too slowly.
-        raise UserError(f"no Ray cluster: {error}; start one with `ray start --head`") from error
-
-
 def train(
     config: TrainConfig,
     run: RunDirectory,
@@ -391,7 +382,7 @@ def train(
     topologies: Mapping[str, MakeTopology] = TOPOLOGIES,
     on_other_nodes: Callable[[], object] = lambda: None,
 ) -> Summary:
-    """Run to the end on the cluster that this process is connected to (`connect`).
+    """Run to the end on the cluster that this process is connected to (`connection.connect`).
 
     `on_other_nodes` is called once on each of them before anything else.
     """

@@ -24,14 +24,15 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from datapipe.errors import CorruptSample
 from datapipe.storage import absolute, open_filesystem, read_bytes, write_bytes
-from xdist import charts
 from xdist.config import TrainConfig
 from xdist.errors import RunDirectoryError
-from xdist.profiling import Profile
+
+if TYPE_CHECKING:
+    from xdist.profiling import Profile  # With torch.
 
 logger = logging.getLogger(__name__)
 
@@ -203,6 +204,8 @@ class RunDirectory:
         """
         now = time.monotonic()
         if is_last or now - self._drawn > CURVES_EVERY_S:
+            from xdist import charts  # With matplotlib, most of a second that no start waits for.
+
             charts.draw_curves(self.records(), self.local / CURVES)
             self._drawn = time.monotonic()
         if self._is_remote:

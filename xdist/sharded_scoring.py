@@ -22,6 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from datapipe.errors import DataError, TooManyBadSamples
 from datapipe.index import ShardIndex
+from xdist import fork_servers
 from xdist.checks import AUTO
 from xdist.config import ClusterConfig
 from xdist.errors import CheckpointDamaged, NotEnoughResources, UserError
@@ -90,7 +91,11 @@ def score_sharded(
 def _options(plan: ScoringPlan, checkpoint_url: str) -> dict[str, Any]:
     """What every part asks of the cluster; all run here, where other nodes do not see the files."""
     cluster = plan.config.cluster
-    options = {"num_cpus": cluster.cpus_per_worker, "num_gpus": cluster.gpus_per_worker}
+    options: dict[str, Any] = {
+        "num_cpus": cluster.cpus_per_worker,
+        "num_gpus": cluster.gpus_per_worker,
+        **fork_servers.options(cluster),
+    }
     for url in (checkpoint_url, plan.index_url, plan.config.data.evaluation):
         if url is not None and "://" not in url and (blind := nodes.blind_to(url)):
             logger.warning(

@@ -45,7 +45,7 @@ from tests.benchmarks.sync_figures import (
     table_of,
 )
 from tests.benchmarks.sync_launch import RunFailed, System, run
-from tests.benchmarks.sync_workload import NUM_WORKERS, Request
+from tests.benchmarks.sync_request import NUM_WORKERS, Request
 
 
 @dataclass(frozen=True)

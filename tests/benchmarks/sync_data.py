@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from datapipe.writer import RawImage, write_shards
-from tests.benchmarks.sync_workload import IMAGE_SIZE, NUM_CLASSES, NUM_IMAGES
+from tests.benchmarks.sync_request import IMAGE_SIZE, NUM_CLASSES, NUM_IMAGES
 
 LARGEST_SIDE = 96
 

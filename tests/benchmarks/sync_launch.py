@@ -19,7 +19,7 @@ from local_head import LocalHead
 
 from tests.benchmarks.peers.data_sets import ROOT
 from tests.benchmarks.sync_log import Timeline
-from tests.benchmarks.sync_workload import NUM_WORKERS, Request
+from tests.benchmarks.sync_request import NUM_WORKERS, Request
 
 MAX_RESTARTS = 3
 RUN_LIMIT_S = 300

@@ -23,15 +23,8 @@ import tyro
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.benchmarks.sync_workload import (
-    LEARNING_RATE,
-    MOMENTUM,
-    NUM_WORKERS,
-    WEIGHT_DECAY,
-    batches_in_memory,
-    make_network,
-    make_sgd,
-)
+from tests.benchmarks.sync_request import LEARNING_RATE, MOMENTUM, NUM_WORKERS, WEIGHT_DECAY
+from tests.benchmarks.sync_workload import batches_in_memory, make_network, make_sgd
 from xdist.flat import FlatModel
 from xdist.optim import SGD
 from xdist.update import Update

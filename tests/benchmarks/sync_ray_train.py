@@ -17,13 +17,8 @@ import torch
 from ray.train.torch import TorchTrainer
 from torch.nn import functional as F
 
-from tests.benchmarks.sync_workload import (
-    NUM_WORKERS,
-    Request,
-    batches_in_memory,
-    make_network,
-    make_sgd,
-)
+from tests.benchmarks.sync_request import NUM_WORKERS, Request
+from tests.benchmarks.sync_workload import batches_in_memory, make_network, make_sgd
 
 
 def train_function(config: dict[str, Any]) -> None:

@@ -17,7 +17,8 @@ import torch.distributed as dist
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.benchmarks.sync_workload import Request, batches_in_memory, make_network, make_sgd
+from tests.benchmarks.sync_request import Request
+from tests.benchmarks.sync_workload import batches_in_memory, make_network, make_sgd
 
 
 def main(request: Request) -> None:

@@ -19,7 +19,7 @@ from tests.benchmarks.sync_figures import (
     missed,
 )
 from tests.benchmarks.sync_log import Line, StepLog, Timeline
-from tests.benchmarks.sync_workload import Request
+from tests.benchmarks.sync_request import Request
 
 KILLED_AT = 106.1
 OLD, KILLED, NEW = 10, 11, 12

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Mapping
 
 import torch
+from torch import nn
 
 from xdist.model_config import ModelConfig
 from xdist.models.inception_v3 import InceptionV3
@@ -42,6 +43,18 @@ def build_model(
         model = MODELS[config.name](
             num_classes=num_classes, head_bias=head_bias, **config.options()
         )
-    model.to_empty(device="cpu")
+    _materialize(model)
     model.initialize(torch.Generator().manual_seed(seed))
     return model
+
+
+def _materialize(model: nn.Module) -> None:
+    """What `model.to_empty(device="cpu")` does, without the second that it needs to import sympy
+    (torch 2.13).
+    """
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            empty = torch.empty(parameter.shape, dtype=parameter.dtype)
+            setattr(module, name, nn.Parameter(empty))
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))

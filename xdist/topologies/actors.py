@@ -18,6 +18,7 @@ from ray.util.scheduling_strategies import (
     PlacementGroupSchedulingStrategy,
 )
 
+from xdist import fork_servers
 from xdist.config import ClusterConfig, TrainConfig
 from xdist.errors import NotEnoughResources
 from xdist.parameter_server import ParameterServer
@@ -82,6 +83,9 @@ class Room:
             number: _one(self._bundle, near=place)
             for number, place in enumerate(places[:num_workers])
         }
+        for group in self._workers.values():
+            # Ray tries a group of somebody who comes later at once, and these again after a while.
+            group.wait(cluster.wait_s)
         self._server_places = places[num_workers:]
         self._servers: dict[ActorHandle[Any], PlacementGroup] = {}
 
@@ -94,6 +98,7 @@ class Room:
             num_cpus=self._bundle["CPU"],
             num_gpus=self._bundle.get("GPU", 0),
             scheduling_strategy=self._of_worker(number),
+            **fork_servers.options(config.cluster),
         )
         actor: ActorHandle[Any] = actor_class.remote(config, number=number, **arguments)
         return actor
@@ -179,7 +184,10 @@ def server_on(node: str, plan: ServerPlan) -> ActorHandle[Any]:
 
 def _server(plan: ServerPlan, *, num_cpus: float, where: Any) -> ActorHandle[Any]:
     actor_class: Any = ray.remote(ParameterServer).options(
-        **NO_RETRIES, num_cpus=num_cpus, scheduling_strategy=where
+        **NO_RETRIES,
+        num_cpus=num_cpus,
+        scheduling_strategy=where,
+        **fork_servers.options(plan.config.cluster),
     )
     actor: ActorHandle[Any] = actor_class.remote(plan)
     return actor

@@ -20,7 +20,7 @@ import ray
 from ray.actor import ActorHandle
 
 from datapipe.errors import CorruptSample
-from xdist import sizing
+from xdist import fork_servers, sizing
 from xdist.checkpoint import Checkpoint
 from xdist.errors import NotEnoughResources
 from xdist.flat import FlatModel
@@ -184,6 +184,7 @@ class AllReduceTopology:
         if faults:
             return Outcome(faults=tuple(faults))
         self._draining = nodes.draining()
+        fork_servers.leave(self._draining)
         pending = self._start_due()
         for hand in list(self._crew):
             if hand.state == "ready" and hand.node_id in self._draining:

@@ -18,6 +18,7 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 
+from xdist import fork_servers
 from xdist.checkpoint import Checkpoint, Cut, checkpoint_url
 from xdist.config import TrainConfig
 from xdist.errors import NotEnoughResources
@@ -265,6 +266,7 @@ class PushPullTopology:
         if faults:
             return Outcome(faults=tuple(faults))
         self._draining = nodes.draining()
+        fork_servers.leave(self._draining)
         self._check_room()
         return Outcome(pending=self._start_due() | self._join_ready())
 
