@@ -37,9 +37,10 @@ class Planned:
     worker: int | None
     """None: of any that is on the node."""
     step: int
-    """Before it applies this update; `sent`: before it does so, and after another one did, to which
-    it has sent its share; `joining`: before it joins a group that makes this one (the dead may have
-    sent all of it) or a later one; `save`: before it saves such a one; `every_join`: always.
+    """Before it applies this update; `tried`: before it sends anything of it; `sent`: before it
+    applies it, and after another one did, to which it has sent its share; `joining`: before it
+    joins a group that makes this one (the dead may have sent all of it) or a later one; `save`:
+    before it saves such a one; `every_join`: always.
     """
     act: Callable[[], object]
     when: str = "update"
@@ -120,7 +121,9 @@ class Recorded(Wrapped):
     def loss_divisor(self, batch: Batch) -> float:
         rows = batch.sample_weights.numpy() > 0
         ids = batch.sample_ids.numpy()[rows].tolist()
-        self._write("tried", self.strategy.progress.step + 1, ids=ids)
+        step = self.strategy.progress.step + 1
+        self._write("tried", step, ids=ids)
+        self._act("tried", step)
         divisor: float = self.strategy.loss_divisor(batch)
         return divisor
 
@@ -156,7 +159,7 @@ class Recorded(Wrapped):
     def _act(self, when: str, step: int) -> None:
         for plan in self._planned:
             marker = self._directory / plan.name
-            is_due = plan.step == step if when in ("update", "sent") else plan.step <= step
+            is_due = plan.step == step if when in ("tried", "update", "sent") else plan.step <= step
             if plan.when == when and is_due and not marker.exists():
                 marker.touch()
                 if when == "sent":

@@ -92,6 +92,7 @@ NOT_OF_THE_PAPER = {  # field: (values of ImageNet and JFT, why)
         "cluster.cpus_per_server", "cluster.wait_s", "cluster.max_recoveries", "num_servers",
         "num_lanes", "report_every_steps", "seed", "run_dir", "cluster.placement",
         "cluster.min_world_size", "cluster.max_world_size", "cluster.num_spares",
+        "cluster.fork_actors",
         "cluster.collective_timeout_s", "cluster.recovery_window_s", "deterministic", "profile",
     ), (None, LIFE)),
     **{f"compute.{name}": (None, COMPUTE) for name in (

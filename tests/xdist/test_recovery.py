@@ -156,7 +156,8 @@ def test_with_lanes_as_groups_the_numbers_do_not_depend_on_who_is_lost(tmp_path:
 
 
 def test_a_worker_killed_while_the_group_recovers_is_replaced_too(tmp_path: Path) -> None:
-    planned = kills(1, 10), kills(2, 10, when="joining")
+    # Before any of it is sent: worker 2 has made no update then that is lost with it.
+    planned = kills(1, 10, when="tried"), kills(2, 10, when="joining")
     recording = run_with(config_of(tmp_path), tmp_path, *planned, full_size=3)
     assert recording.sizes()[:2] == [3, 1]
     assert sorted(causes(tmp_path / "run")) == ["worker 1 lost", "worker 2 lost"]
