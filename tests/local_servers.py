@@ -28,7 +28,7 @@ from xdist.lead import Lead
 from xdist.parameter_server import ParameterServer
 from xdist.product import Product
 from xdist.sequencer import Commit, Decision, Push, PushId, Vector
-from xdist.server_messages import Reply, ServerCopy
+from xdist.server_messages import Reply, ServerCopy, TermStart
 from xdist.server_plan import ServerPlan
 from xdist.servers_config import ServersConfig
 from xdist.turns import Turn
@@ -177,9 +177,12 @@ class LocalServers:
 
     async def begin(self) -> None:
         """The next term."""
+        assert await self.begin_term() == "leads"
+
+    async def begin_term(self) -> TermStart:
         self.term += 1
         saved_step = self.start.manifest.cut.step
-        assert await self.lead.begin_term(self.term, self.primaries, saved_step)
+        return await self.lead.begin_term(self.term, self.primaries, saved_step)
 
     async def replicate(self, number: int) -> None:
         """Give a server a replica."""

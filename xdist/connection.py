@@ -18,12 +18,12 @@ def connect(cluster: ClusterConfig | None = None) -> None:
     cluster: how actors are about to run there, if any are.
     """
     if not ray.is_initialized():
+        fork_servers.forget()
         try:
-            fork_servers.forget()
             ray.init(logging_level=logging.WARNING)
         except Exception as error:  # Ray raises bare ones, as when it starts too slowly.
             raise UserError(
                 f"no Ray cluster: {error}; start one with `ray start --head`"
             ) from error
     if cluster is not None:
-        fork_servers.options(cluster)
+        fork_servers.start(cluster)

@@ -1,6 +1,6 @@
 """Fork server: a process that has imported what a run's actors need, and copies itself for each.
 
-    python -m xdist.fork_server NAME MODULE...
+    python -m xdist.fork_server NODE_ID JOB_ID MODULE...
 
 A worker process of Ray's needs three to four seconds of a core to import torch and Ray; a copy of
 one that has done so is there in a few hundredths, and shares its memory. The server imports, and
@@ -26,10 +26,11 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 
+from xdist.fork_client import SIZE, is_ours, socket_name
+
 MODULES = ("xdist.topologies.all_reduce", "xdist.topologies.push_pull", "xdist.scoring")
 """They import all that actors do."""
 NUM_FILES = 3
-SIZE = struct.Struct("!I")
 BACKLOG = 128
 PATIENCE_S = 5.0
 """For a client to say what it wants."""
@@ -63,10 +64,10 @@ class Wanted:
 
 def serve(name: str, modules: Iterable[str]) -> Wanted | None:
     """Import modules, and copy this process for whoever asks. Returns in each copy, and, with None,
-    at the end of the input. name: of an abstract Unix socket.
+    at the end of the input. name: of its socket.
     """
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(f"\0{name}")
+        listener.bind(name)
         listener.listen(BACKLOG)
         for module in modules:  # Who asks meanwhile waits.
             importlib.import_module(module)
@@ -103,8 +104,7 @@ def _copy_for(connection: socket.socket) -> Wanted | None:
 
 def _read(connection: socket.socket) -> Wanted:
     """What a client of this user's asks for. Raises `OSError`, `ValueError`."""
-    peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    if struct.unpack("3i", peer)[1] != os.getuid():
+    if not is_ours(connection):
         raise ValueError("another user's process")
     head, files, _flags, _address = socket.recv_fds(connection, SIZE.size, NUM_FILES)
     try:
@@ -122,14 +122,14 @@ def _read(connection: socket.socket) -> Wanted:
 class Owner:
     """An actor that a fork server ends with. It imports nothing."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, node_id: str, job_id: str) -> None:
         self._server = subprocess.Popen(
-            [sys.executable, "-m", "xdist.fork_server", name, *MODULES],
+            [sys.executable, "-m", "xdist.fork_server", node_id, job_id, *MODULES],
             stdin=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
 
 
 if __name__ == "__main__":
-    if (process := serve(sys.argv[1], sys.argv[2:])) is not None:
+    if (process := serve(socket_name(*sys.argv[1:3]), sys.argv[3:])) is not None:
         process.become()

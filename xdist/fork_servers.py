@@ -39,7 +39,7 @@ class ForkServers:
             if node["Alive"] and node_id not in self._owners:
                 where = NodeAffinitySchedulingStrategy(node_id, soft=False)
                 owner: Any = ray.remote(Owner).options(num_cpus=0, scheduling_strategy=where)
-                self._owners[node_id] = owner.remote(f"xdist-fork-{node_id}-{job_id}")
+                self._owners[node_id] = owner.remote(node_id, job_id)
 
     def clear(self) -> None:
         """End all of them."""
@@ -61,13 +61,20 @@ def leave(node_ids: Collection[str]) -> None:
     _servers.leave(node_ids)
 
 
-def options(cluster: ClusterConfig) -> dict[str, Any]:
-    """The options that make an actor or a task a copy; the servers are started, if they are not."""
+def start(cluster: ClusterConfig) -> bool:
+    """Have one on every node, if actors are to be copies. They import while this process goes on.
+    Returns whether there are any.
+    """
     of_job = ray.get_runtime_context().runtime_env
     if not cluster.fork_actors or OWN_INTERPRETER & set(of_job):
-        return {}
+        return False
     _servers.cover()
-    return {"runtime_env": {"py_executable": _command()}}
+    return True
+
+
+def options(cluster: ClusterConfig) -> dict[str, Any]:
+    """The options that make an actor or a task a copy."""
+    return {"runtime_env": {"py_executable": _command()}} if start(cluster) else {}
 
 
 def forget() -> None:

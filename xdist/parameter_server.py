@@ -33,7 +33,7 @@ from xdist.node_memory import NodeMemory
 from xdist.own_server import OwnServer
 from xdist.product import Product
 from xdist.sequencer import Commit, Decision, Push, PushId, Sequencer
-from xdist.server_messages import Replica, Reply, Server, ServerCopy
+from xdist.server_messages import Replica, Reply, Server, ServerCopy, TermStart
 from xdist.server_plan import ServerPlan
 from xdist.staging import Staging
 from xdist.state import RangeState, copies
@@ -296,10 +296,9 @@ class ParameterServer:
 
     # What a new term asks.
 
-    async def begin_term(self, term: int, servers: Sequence[Server], saved_step: int) -> bool:
+    async def begin_term(self, term: int, servers: Sequence[Server], saved_step: int) -> TermStart:
         """Server 0: lead from now on. servers: all, in the order of their ranges; this one as the
         others reach it. saved_step: of the last checkpoint; what came after it is saved first.
-        False where another server is gone.
         """
         lead, *others = servers
         own, sequencer = OwnServer(self), self._sequencer
@@ -310,13 +309,9 @@ class ParameterServer:
             entering = [own.enter(term, own), *(other.enter(term, lead) for other in others)]
             versions = await asyncio.gather(*entering)
         except PeerLost:
-            return False
-        if (newest := max(versions)) > sequencer.version:
-            raise RuntimeError(
-                f"a server has made update {newest}, and the one that takes over leading knows of "
-                f"{sequencer.version}: it and its primary were lost at the same moment; "
-                "the same command resumes from the last checkpoint"
-            )
+            return "interrupted"
+        if max(versions) > sequencer.version:
+            return "lacks_updates"
         followers = (own, *others)
         for commit in sequencer.commits:
             for server, version in zip(followers, versions, strict=True):
@@ -337,7 +332,7 @@ class ParameterServer:
         )
         if sequencer.version > saved_step:
             self._lead.cut_here()
-        return True
+        return "leads"
 
     async def enter(self, term: int, lead: Server) -> int:
         """End what belongs to the term before; returns the version that this server is at."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
@@ -25,6 +25,12 @@ class Reply:
     """(stop - start,); None for a worker that sees them in memory."""
     commit: Commit | None = None
     """None where the push was dropped."""
+
+
+TermStart = Literal["leads", "interrupted", "lacks_updates"]
+"""What came of a term: a server leads it; another one is gone, so that there will be a new term; or
+others have made updates of which the one that was to lead knows nothing.
+"""
 
 
 class Server(Follower, Protocol):

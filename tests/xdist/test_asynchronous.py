@@ -177,7 +177,8 @@ def remote_servers(
     actors = tuple(server_on(nodes.here(), plan) for plan in plans)
     try:
         remotes = [RemoteServer(actor) for actor in actors]
-        assert ray.get(actors[0].begin_term.remote(1, remotes, 0))
+        begin: Any = actors[0].begin_term
+        assert ray.get(begin.remote(1, remotes, 0)) == "leads"
         yield RemoteServers(start, actors, ranges)
     finally:
         end(actors)

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import socket
-import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,7 +21,9 @@ import ray
 from tests.clusters import wait_until
 from xdist import fork_servers
 from xdist.config import ClusterConfig
+from xdist.fork_client import SIZE, ask, socket_name
 
+JOB_ID = "01000000"
 CLIENT = files("xdist").joinpath("fork_client.py").read_text()
 TELLS = """
 import json, os, sys
@@ -38,7 +39,7 @@ sys.exit(3)
 @contextmanager
 def fork_server(node_id: str) -> Iterator[subprocess.Popen[bytes]]:
     """One of a small module."""
-    command = [sys.executable, "-m", "xdist.fork_server", f"xdist-fork-{node_id}-{node_id}", "wave"]
+    command = [sys.executable, "-m", "xdist.fork_server", node_id, JOB_ID, "wave"]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
         wait_until(lambda: is_listening(node_id) or None)
         yield process
@@ -48,13 +49,14 @@ def fork_server(node_id: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def is_listening(node_id: str) -> bool:
-    return f"xdist-fork-{node_id}-" in Path("/proc/net/unix").read_text()
+    name = socket_name(node_id, "").removeprefix("\0")
+    return name in Path("/proc/net/unix").read_text()
 
 
 def start(script: Path, node_id: str, **how: Any) -> subprocess.CompletedProcess[str]:
     """What Ray does to start a worker process, which is this script."""
     command = [sys.executable, "-S", "-E", "-c", CLIENT, str(script), f"--node-id={node_id}"]
-    variables = {"RAY_JOB_ID": node_id, "SAID": "hello", "PYTHONPATH": os.environ["PYTHONPATH"]}
+    variables = {"RAY_JOB_ID": JOB_ID, "SAID": "hello", "PYTHONPATH": os.environ["PYTHONPATH"]}
     return subprocess.run(
         command, env=variables, capture_output=True, text=True, timeout=30, check=False, **how
     )
@@ -95,24 +97,52 @@ def test_where_there_is_no_server_the_process_starts_as_usual(script: Path) -> N
 def test_what_is_no_request_is_passed_over(script: Path) -> None:
     node_id = uuid4().hex
     with fork_server(node_id) as server:
-        for nonsense in (b"", b"\0", struct.pack("!I", 2) + b"[]", struct.pack("!I", 5) + b"{}"):
+        for nonsense in (b"", b"\0", SIZE.pack(2) + b"[]", SIZE.pack(5) + b"{}"):
             with socket.socket(socket.AF_UNIX) as connection:
-                connection.connect(f"\0xdist-fork-{node_id}-{node_id}")
+                connection.connect(socket_name(node_id, JOB_ID))
                 connection.sendall(nonsense)
         assert json.loads(start(script, node_id).stdout)["parent"] == server.pid
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to be somebody else")
+AS_ROOT = pytest.mark.skipif(os.getuid() != 0, reason="needs root, to be somebody else")
+NOBODY = 65534
+
+
+@AS_ROOT
 def test_nobody_else_gets_a_copy(script: Path) -> None:
+    """Not even who does not care whose the server is."""
     node_id = uuid4().hex
-    asks = (
-        "import os, sys; from xdist.fork_client import ask; os.setuid(65534); "
-        "print(ask(sys.argv[1:]))"
-    )
+    asks = f"""
+import os, sys
+from xdist import fork_client
+os.setuid({NOBODY})
+fork_client.is_ours = lambda _: True
+try:
+    print(fork_client.ask(sys.argv[1:]))
+except OSError:
+    print(False)
+"""
     with fork_server(node_id):
         command = [sys.executable, "-c", asks, str(script), f"--node-id={node_id}"]
-        variables = {**os.environ, "RAY_JOB_ID": node_id}
+        variables = {**os.environ, "RAY_JOB_ID": JOB_ID}
         assert subprocess.check_output(command, env=variables, timeout=30) == b"False\n"
+
+
+@AS_ROOT
+def test_nobody_elses_server_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    node_id = uuid4().hex
+    serves = (
+        f"import os, socket, sys; os.setuid({NOBODY}); listener = socket.socket(socket.AF_UNIX); "
+        "listener.bind('\\0' + sys.argv[1]); listener.listen(); "
+        "connection, _ = listener.accept(); connection.sendall(b'1'); sys.stdin.read()"
+    )
+    name = socket_name(node_id, JOB_ID).removeprefix("\0")
+    monkeypatch.setenv("RAY_JOB_ID", JOB_ID)
+    with subprocess.Popen([sys.executable, "-c", serves, name], stdin=subprocess.PIPE) as process:
+        wait_until(lambda: is_listening(node_id) or None)
+        assert not ask(["script.py", f"--node-id={node_id}"])
+        assert process.stdin is not None
+        process.stdin.close()
 
 
 class Tells:

@@ -127,6 +127,22 @@ def test_a_replica_that_is_lost_stops_nobody(tmp_path: Path) -> None:
     check(scenario)
 
 
+def test_a_replica_that_missed_an_update_does_not_lead(tmp_path: Path) -> None:
+    """It was not reached, and is ended; but its primary is lost before it is."""
+
+    async def scenario() -> None:
+        servers = await replicated(tmp_path)
+        replica = servers.replicas[0]
+        replica.is_dead = True
+        worker = await Worker.registered(servers, 0)
+        assert (await worker.push(gradients_of(servers, 1)[0])).version == 1
+        replica.is_dead = False
+        await servers.fail_over(0)
+        assert await servers.begin_term() == "lacks_updates"
+
+    check(scenario)
+
+
 def test_a_replica_that_comes_late_has_what_is_under_way(tmp_path: Path) -> None:
     """Its primary has half of a push when it comes."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -31,6 +32,8 @@ weights.
 """
 
 
+PLACING_LIMIT_S = 10.0
+"""For groups for which there was room a moment ago."""
 CONTROL = "control"
 """The methods of a worker that are called beside all others, as in `Worker.pulse`."""
 NUM_CONTROL_THREADS = 2
@@ -83,9 +86,11 @@ class Room:
             number: _one(self._bundle, near=place)
             for number, place in enumerate(places[:num_workers])
         }
+        # Ray tries a group of somebody who comes later at once, and these again after a while: they
+        # have their places first, unless somebody else was faster, for whom nobody waits here.
+        deadline = time.monotonic() + PLACING_LIMIT_S
         for group in self._workers.values():
-            # Ray tries a group of somebody who comes later at once, and these again after a while.
-            group.wait(cluster.wait_s)
+            group.wait(max(0.0, deadline - time.monotonic()))
         self._server_places = places[num_workers:]
         self._servers: dict[ActorHandle[Any], PlacementGroup] = {}
 

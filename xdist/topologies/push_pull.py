@@ -151,7 +151,10 @@ class PushPullTopology:
                 return Outcome(pending=self._servers.attached(hand) if result else {})
             case "pulse":
                 return Outcome(pending=self._servers.felt(hand))
-            case "term" if result and task.term == self._servers.term:
+            case "term" if result == "lacks_updates":
+                logger.warning("replica lacks updates server=0 term=%d", task.term)
+                return Outcome(is_lost=True)
+            case "term" if result == "leads" and task.term == self._servers.term:
                 self._servers.is_led = True
                 # A lost server may have had a part of a later one.
                 self._saved_step = self._servers.saved_step
