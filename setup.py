@@ -18,6 +18,7 @@ setup(
         Extension(
             "xdist_board",
             sources=["native/board.c"],
+            depends=["native/stream.h", "native/widening.h"],
             extra_compile_args=["-O3", "-std=gnu11"],
             optional=True,
         ),

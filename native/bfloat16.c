@@ -10,6 +10,7 @@
 void bfloat16_widen(const uint16_t *restrict values, float *restrict out, int64_t start,
                     int64_t stop) {
     widen_past_caches(out + start, values + start, (size_t)(stop - start));
+    end_stream();
 }
 
 /* Elements [start, stop); residual: what earlier roundings left, it takes what this one leaves. */

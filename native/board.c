@@ -15,11 +15,11 @@
 #include <linux/futex.h>
 #include <stdatomic.h>
 #include <stdint.h>
-#include <string.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "stream.h"
 #include "widening.h"
 
 #define ABI_VERSION 1
@@ -61,10 +61,6 @@ int board_wait(board *shared, uint32_t seen, double timeout_s) {
     return board_num_published(shared) != seen;
 }
 
-static void copy_float32(float *out, const float *values, size_t n) {
-    memcpy(out, values, n * sizeof *out);
-}
-
 /* Copy the newest whole buffer, of n elements, if its version is at least min_version, which is not
  * negative. Returns the version; NONE if there is no such, or it was overwritten meanwhile: then
  * `out` holds anything.
@@ -82,7 +78,8 @@ int64_t board_read(board *shared, int num_buffers, const char *buffers, size_t s
     if (is_bfloat16)
         widen_past_caches(out, values, n);
     else
-        copy_float32(out, values, n);
+        stream(out, values, n * sizeof *out);
+    end_stream();
     atomic_thread_fence(memory_order_seq_cst);
     int64_t stamp = atomic_load_explicit(&shared->stamps[buffer], memory_order_relaxed);
     return stamp == newest ? newest - 1 : NONE;

@@ -196,11 +196,7 @@ class Computation:
         the vector to zero, added for those that follow.
         """
         assert parameter.grad is not None
-        view = self._flat.layout.parameters[number].view(self._flat.gradients)
-        if self._is_first:
-            view.copy_(parameter.grad)
-        else:
-            view.add_(parameter.grad)
+        self._flat.collect(number, parameter.grad, adds=not self._is_first)
         parameter.grad = None
         if self._listener is not None:
             self._listener.gradient_ready(number)

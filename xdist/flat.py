@@ -17,6 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from xdist import native_update
+
+LARGE = 1 << 16
+"""Elements of a gradient that would not stay in the caches until it is sent."""
+
 
 def even_ranges(size: int, num_ranges: int) -> tuple[tuple[int, int], ...]:
     """Cut [0, size) into contiguous (start, stop); the first ones are longer by one."""
@@ -126,6 +131,16 @@ class FlatModel:
         self.weights = _move_into_one(parameters, self.layout.parameters)
         self.statistics = _move_into_one(buffers, self.layout.statistics)
         self.gradients = torch.zeros_like(self.weights)
+
+    def collect(self, number: int, gradient: Tensor, *, adds: bool) -> None:
+        """Bring a parameter's gradient to its place in `gradients`; adds: to what is there."""
+        view = self.layout.parameters[number].view(self.gradients)
+        if adds:
+            view.add_(gradient)
+        elif view.numel() >= LARGE and native_update.suits(view, gradient):
+            native_update.copy(gradient, view)
+        else:
+            view.copy_(gradient)
 
 
 def _take_momentum(norms: Collection[_BatchNorm]) -> float:

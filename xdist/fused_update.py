@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from xdist.optim import Optimizer, fold_block
+from xdist.update import Step
 
 
 class FusedUpdate:
@@ -25,10 +26,11 @@ class FusedUpdate:
         self._average = average
         self._update: Any = torch.compile(self._whole_update, dynamic=False)
 
-    def __call__(self, gradients: Tensor, *, learning_rate: float, average_decay: float) -> None:
-        """As `RangeState.apply`."""
+    def __call__(self, step: Step) -> None:
+        """As `RangeState.apply`, of a step whose scale is 1."""
         scalar = self._weights.new_full
-        self._update(gradients, scalar((), learning_rate), scalar((), 1 - average_decay))
+        rate, share = scalar((), step.learning_rate), scalar((), step.average_share)
+        self._update(step.gradients, rate, share)
 
     def _whole_update(self, gradients: Tensor, learning_rate: Tensor, share: Tensor) -> None:
         weights, whole = self._weights, slice(None)

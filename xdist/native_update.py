@@ -17,10 +17,22 @@ from torch import Tensor
 
 from datapipe.native_library import load_library
 from xdist.chunks import run_in_chunks
-from xdist.update import Update
+from xdist.update import Step, Update
 
 MODULE = "xdist_update"
-ABI_VERSION = 4
+ABI_VERSION = 5
+
+
+class _Step(ctypes.Structure):
+    """`update_step` of native/update.c."""
+
+    _fields_ = (
+        ("gradients", ctypes.c_void_p),
+        ("has_bfloat16_gradients", ctypes.c_int32),
+        ("scale", ctypes.c_float),
+        ("learning_rate", ctypes.c_float),
+        ("average_share", ctypes.c_float),
+    )
 
 
 class _RangeUpdate(ctypes.Structure):
@@ -29,7 +41,8 @@ class _RangeUpdate(ctypes.Structure):
     _fields_ = (
         ("weights", ctypes.c_void_p),
         ("weights_out", ctypes.c_void_p),
-        ("gradients", ctypes.c_void_p),
+        ("steps", ctypes.POINTER(_Step)),
+        ("num_steps", ctypes.c_int64),
         ("momentum", ctypes.c_void_p),
         ("mean_square", ctypes.c_void_p),
         ("average", ctypes.c_void_p),
@@ -37,13 +50,9 @@ class _RangeUpdate(ctypes.Structure):
         ("run_stops", ctypes.c_void_p),
         ("run_l2", ctypes.c_void_p),
         ("num_runs", ctypes.c_int64),
-        ("has_bfloat16_gradients", ctypes.c_int32),
-        ("scale", ctypes.c_float),
-        ("learning_rate", ctypes.c_float),
         ("momentum_decay", ctypes.c_float),
         ("mean_square_share", ctypes.c_float),
         ("epsilon", ctypes.c_float),
-        ("average_share", ctypes.c_float),
     )
 
 
@@ -79,11 +88,12 @@ def suits(*vectors: Tensor | None, dtype: torch.dtype = torch.float32) -> bool:
 
 def suits_update(update: Update, *slots: Tensor) -> bool:
     """Whether the compiled code is there, and takes all of these."""
-    gradients = update.gradients
-    is_half = gradients.dtype == torch.bfloat16
     return (
         suits(update.weights, update.weights_out, update.average, *slots)
-        and suits(gradients, dtype=torch.bfloat16 if is_half else torch.float32)
+        and all(
+            suits(step.gradients) or suits(step.gradients, dtype=torch.bfloat16)
+            for step in update.steps
+        )
         and suits(update.bfloat16_out, dtype=torch.bfloat16)
     )
 
@@ -123,23 +133,35 @@ def _range_update(
     update: Update, momentum: Tensor, mean_square: Tensor | None, l2: Runs, momentum_decay: float
 ) -> _RangeUpdate:
     """What both optimizers have."""
+    steps = update.steps
+    assert all(len(step.gradients) == len(momentum) for step in steps)
+    weights, new_weights, *others = _pointers(
+        update.weights,
+        update.new_weights,
+        momentum,
+        mean_square,
+        update.average,
+        update.bfloat16_out,
+    )
     return _RangeUpdate(
-        *_pointers(
-            update.weights,
-            update.new_weights,
-            update.gradients,
-            momentum,
-            mean_square,
-            update.average,
-            update.bfloat16_out,
-        ),
+        weights,
+        new_weights,
+        (_Step * len(steps))(*map(_step, steps)),
+        len(steps),
+        *others,
         *_pointers(l2.stops, l2.values),
         num_runs=len(l2.values),
-        has_bfloat16_gradients=update.gradients.dtype == torch.bfloat16,
-        scale=update.scale,
-        learning_rate=update.learning_rate,
         momentum_decay=momentum_decay,
-        average_share=update.average_share,
+    )
+
+
+def _step(step: Step) -> _Step:
+    return _Step(
+        step.gradients.data_ptr(),
+        step.gradients.dtype == torch.bfloat16,
+        step.scale,
+        step.learning_rate,
+        step.average_share,
     )
 
 
@@ -152,6 +174,12 @@ def _pointers(*vectors: Tensor | None) -> tuple[int | None, ...]:
 def fold(average: Tensor, values: Tensor, *, share: float) -> None:
     """As `optim.fold`."""
     _run("update_fold", (*_pointers(average, values), share), len(average), None)
+
+
+def copy(values: Tensor, out: Tensor) -> None:
+    """Copy values past the caches; float32, of one shape."""
+    assert values.shape == out.shape
+    _run("update_copy", (values.data_ptr(), out.data_ptr()), values.numel(), None)
 
 
 def narrow(values: Tensor, out: Tensor, residual: Tensor, *, num_threads: int | None) -> None:
@@ -179,6 +207,7 @@ def _library() -> ctypes.CDLL | None:
         library.update_sgd.argtypes = (ctypes.POINTER(_RangeUpdate), place, place)
         library.update_rmsprop.argtypes = (ctypes.POINTER(_RangeUpdate), place, place)
         library.update_fold.argtypes = (pointer, pointer, number, place, place)
+        library.update_copy.argtypes = (pointer, pointer, place, place)
         library.bfloat16_widen.argtypes = (pointer, pointer, place, place)
         library.bfloat16_narrow.argtypes = (pointer, pointer, pointer, place, place)
     return library

@@ -8,6 +8,7 @@ into gradients, so memory is shared where updates are compiled.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -15,9 +16,10 @@ from torch import Tensor
 from xdist import native_update, weights_board, wire
 from xdist.errors import LeaseLost, NotShared
 from xdist.gradient_slots import GradientSlots, SlotsAddress
-from xdist.sequencer import Commit, PushId
+from xdist.sequencer import PushId
 from xdist.servers_config import ServersConfig
 from xdist.state import RangeState
+from xdist.update import Step
 from xdist.weights_board import BoardAddress, WeightsBoard
 
 SPARE_BUFFERS = 3
@@ -83,24 +85,21 @@ class NodeMemory:
         return self._board.address
 
     def update(
-        self, state: RangeState, gradients: Tensor, commit: Commit, *, is_wanted: bool
+        self, state: RangeState, steps: Sequence[Step], version: int, *, is_wanted: bool
     ) -> wire.WireVector | None:
-        """Apply an update to `state`, and publish what that makes. Returns `copy` if it is
-        wanted.
+        """Apply steps to `state`, and publish what they make, which is `version`. Returns `copy` if
+        it is wanted.
         """
         is_rounded, board = self._dtype == torch.bfloat16, self._board
         is_for_reply = is_rounded and is_wanted and board is None
         out = self._buffer() if is_for_reply else board.next_buffer() if board else None
         state.apply(
-            gradients,
-            learning_rate=commit.learning_rate,
-            average_decay=commit.average_decay,
-            scale=commit.scale,
+            *steps,
             weights_out=None if is_rounded else out,
             bfloat16_out=out if is_rounded else None,
         )
         if board is not None:
-            board.publish(commit.version)
+            board.publish(version)
         if is_for_reply and out is not None:
             return self._lent(out)
         return self.copy(state) if is_wanted else None

@@ -31,8 +31,8 @@ class Optimizer(Protocol):
     slots: dict[str, Tensor]
 
     def step(self, update: Update, *, num_threads: int | None = None) -> None:
-        """Make the update, slots included. num_threads: of the compiled pass; None: as many as
-        torch has.
+        """Make the steps of an update, slots included. num_threads: of the compiled pass; None: as
+        many as torch has.
         """
 
     def step_block(
@@ -135,14 +135,16 @@ def step_in_blocks(optimizer: Optimizer, update: Update) -> None:
     """`Optimizer.step` by torch's operations, on any device."""
     weights, new_weights = update.weights, update.new_weights
     for block, scratch in _blocks(weights):
-        w, g = new_weights[block], update.gradients[block].to(weights.dtype)
+        w = new_weights[block]
         if new_weights is not weights:
             w.copy_(weights[block])
-        if update.scale != 1:
-            g.mul_(update.scale)
-        optimizer.step_block(block, w, g, scratch, update.learning_rate)
-        if update.average is not None:
-            fold_block(update.average[block], w, scratch, update.average_share)
+        for step in update.steps:
+            g = step.gradients[block].to(weights.dtype)
+            if step.scale != 1:
+                g.mul_(step.scale)
+            optimizer.step_block(block, w, g, scratch, step.learning_rate)
+            if update.average is not None:
+                fold_block(update.average[block], w, scratch, step.average_share)
         if update.bfloat16_out is not None:
             update.bfloat16_out[block].copy_(w)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from xdist.config import OptimizerConfig
 from xdist.fused_update import FusedUpdate
 from xdist.optim import Optimizer, fold, make_optimizer
-from xdist.update import Update
+from xdist.update import Step, Update
 
 WEIGHTS = "weights"
 AVERAGE = "average"
@@ -65,34 +65,27 @@ class RangeState:
 
     def apply(
         self,
-        gradients: Tensor,
-        *,
-        learning_rate: float,
-        average_decay: float,
-        scale: float = 1.0,
+        *steps: Step,
         weights_out: Tensor | None = None,
         bfloat16_out: Tensor | None = None,
         num_threads: int | None = None,
     ) -> None:
-        """One update. gradients: (stop - start,), the mean over the samples of the update; float32,
-        used up, or bfloat16. scale, weights_out, bfloat16_out: as in `Update`. num_threads: as in
-        `Optimizer.step`.
+        """Updates, one after the other, in one pass. Gradients are means over the samples of an
+        update. weights_out, bfloat16_out: as in `Update`. num_threads: as in `Optimizer.step`.
         """
         if self.fused_update is not None:
-            assert scale == 1
+            assert all(step.scale == 1 for step in steps)
             assert weights_out is None
             assert bfloat16_out is None
-            self.fused_update(gradients, learning_rate=learning_rate, average_decay=average_decay)
+            for step in steps:
+                self.fused_update(step)
             return
         update = Update(
             self.weights,
-            gradients,
-            learning_rate=learning_rate,
-            scale=scale,
+            steps,
             weights_out=weights_out,
             bfloat16_out=bfloat16_out,
             average=self.average,
-            average_share=1 - average_decay,
         )
         self.optimizer.step(update, num_threads=num_threads)
         self.weights = update.new_weights

@@ -138,8 +138,8 @@ class PushingWorker:
         if self._compute_s:
             self._never.wait(self._compute_s)
         self._strategy.begin(self._sums)
-        for number, entry in reversed(list(enumerate(self._flat.layout.parameters))):
-            entry.view(self._flat.gradients).copy_(self._gradients[number])
+        for number in reversed(range(len(self._gradients))):
+            self._flat.collect(number, self._gradients[number], adds=False)
             self._strategy.gradient_ready(number)
         self._strategy.update(batch, self._sums)
 

@@ -35,6 +35,7 @@ from xdist.state import STATISTICS, WEIGHTS, RangeState, StatisticsState
 from xdist.step_phases import Nobody as NoObserver
 from xdist.step_phases import StepClock, StepObserver
 from xdist.strategies.summed import StopVotes, mean_statistics, scale
+from xdist.update import Step
 from xdist.worker import initial_model
 
 NUM_CLASSES = 1000
@@ -152,7 +153,7 @@ class Stepper:
         self._votes.read(sums.stop_votes)
         factor = batch.num_samples / sums.num_samples.clamp(min=1)
         scale(self._flat.gradients, factor, clip_norm=self._config.optimizer.clip_norm)
-        self._state.apply(self._flat.gradients, learning_rate=0.01, average_decay=0.99)
+        self._state.apply(Step(self._flat.gradients, 0.01, average_share=0.01))
         statistics = mean_statistics(sums, otherwise=self._statistics.running)
         self._statistics.apply(statistics, average_decay=0.99)
         self._observer.enter("other")

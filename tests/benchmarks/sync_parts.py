@@ -27,7 +27,7 @@ from tests.benchmarks.sync_request import LEARNING_RATE, MOMENTUM, NUM_WORKERS, 
 from tests.benchmarks.sync_workload import batches_in_memory, make_network, make_sgd
 from xdist.flat import FlatModel
 from xdist.optim import SGD
-from xdist.update import Update
+from xdist.update import Step, Update
 
 BUCKET_FLOATS = 25 * 2**20 // 4
 """What DistributedDataParallel sends at once by default."""
@@ -48,7 +48,7 @@ def alone(repeats: int) -> dict[str, float]:
     flat = FlatModel(model)
     size = flat.layout.num_weights
     ours = SGD(momentum=MOMENTUM, l2=WEIGHT_DECAY, l2_mask=torch.ones(size))
-    update = Update(flat.weights, flat.gradients, learning_rate=LEARNING_RATE)
+    update = Update(flat.weights, [Step(flat.gradients, LEARNING_RATE)])
     separate = make_network().train()
     foreach = make_sgd(separate)
     torch.autograd.backward(F.cross_entropy(separate(images), labels))

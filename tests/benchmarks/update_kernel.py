@@ -30,7 +30,7 @@ from xdist.model_config import ModelConfig
 from xdist.models import build_model
 from xdist.native_update import is_available
 from xdist.optim import RMSProp
-from xdist.update import Update
+from xdist.update import Step, Update
 
 LEARNING_RATE, MOMENTUM, DECAY, EPSILON, L2, SHARE = 0.045, 0.9, 0.9, 1.0, 4e-5, 1e-3
 VECTORS_READ, VECTORS_WRITTEN = 5, 4
@@ -85,13 +85,8 @@ def one_pass(vectors: Vectors, gradients: Tensor) -> Way:
     optimizer = RMSProp(
         momentum=MOMENTUM, decay=DECAY, epsilon=EPSILON, l2=L2, l2_mask=vectors.l2_mask
     )
-    update = Update(
-        vectors.weights,
-        gradients,
-        learning_rate=LEARNING_RATE,
-        average=vectors.average,
-        average_share=SHARE,
-    )
+    step = Step(gradients, LEARNING_RATE, average_share=SHARE)
+    update = Update(vectors.weights, [step], average=vectors.average)
     num_float_vectors = VECTORS_READ - 1 + VECTORS_WRITTEN
     num_bytes = gradients.nbytes + num_float_vectors * vectors.weights.nbytes
     return Way(lambda: optimizer.step(update), num_bytes)

@@ -46,7 +46,7 @@ from xdist.servers_config import ServersConfig
 from xdist.strategies import UpdateStrategy
 from xdist.topologies.all_reduce import AllReduceTopology, all_reduce_strategy
 from xdist.topologies.push_pull import PushPullTopology, push_pull_strategy
-from xdist.update import Update
+from xdist.update import Step, Update
 from xdist.worker import initial_model
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(180), pytest.mark.usefixtures("cluster")]
@@ -132,7 +132,7 @@ def plain_loop(config: TrainConfig, plans: Iterable[BatchPlan]) -> tuple[Tensor,
         collect_gradients(flat)
         decay = optim.average_decay(config.optimizer, num_samples=4, num_updates=step)
         rate = optim.learning_rate(config.optimizer, 4 * step)
-        optimizer.step(Update(flat.weights, flat.gradients, learning_rate=rate))
+        optimizer.step(Update(flat.weights, [Step(flat.gradients, rate)]))
         optim.fold(average, flat.weights, share=1 - decay)
         optim.fold(running, flat.statistics, share=flat.layout.statistics_momentum)
     return flat.weights, average, running

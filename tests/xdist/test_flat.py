@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.strategies import collect_gradients
-from xdist.flat import FlatModel, Layout, even_ranges
+from xdist.flat import LARGE, FlatModel, Layout, even_ranges
 from xdist.models.xception import Xception
 
 
@@ -68,6 +68,18 @@ def test_the_flat_gradient_is_that_of_the_parameters_in_order() -> None:
         reference(images()).square().sum().backward()
         expected = [p.grad.flatten() for p in reference.parameters() if p.grad is not None]
         assert torch.equal(flat.gradients, torch.cat(expected))
+
+
+@pytest.mark.parametrize("is_contiguous", [False, True])
+def test_large_gradients_are_collected_as_small_ones_are(is_contiguous: bool) -> None:
+    flat = FlatModel(nn.Sequential(nn.Linear(3, 2), nn.Linear(301, 307)))
+    gradient = torch.randn(301, 307).T
+    gradient = gradient.contiguous() if is_contiguous else gradient
+    assert gradient.numel() > LARGE
+    for number in range(1, 4):
+        flat.collect(2, gradient, adds=number > 1)
+        assert torch.equal(flat.layout.parameters[2].view(flat.gradients), gradient * number)
+        assert not flat.gradients[:8].any()
 
 
 def test_statistics_hold_those_of_the_last_batch_alone() -> None:

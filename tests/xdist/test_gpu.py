@@ -28,6 +28,7 @@ from xdist.strategies import Progress
 from xdist.strategies.group import Group, Rendezvous, open_store
 from xdist.strategies.reduction import GradientReduction
 from xdist.strategies.summed import StopVotes, mean_statistics, scale
+from xdist.update import Step
 from xdist.worker import Worker
 
 pytestmark = [
@@ -133,7 +134,7 @@ class Alone:
         self.gradients.append(self.flat.gradients.clone())
         self.sums.append(sums.vector.clone())
         rate = self.config.optimizer.learning_rate
-        self.state.apply(self.flat.gradients, learning_rate=rate, average_decay=0.9)
+        self.state.apply(Step(self.flat.gradients, rate, average_share=1 - 0.9))
         statistics = mean_statistics(sums, otherwise=self.statistics.running)
         self.statistics.apply(statistics, average_decay=0.9)
         step = self.progress.step + 1

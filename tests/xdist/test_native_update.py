@@ -16,7 +16,7 @@ from xdist import native_update, optim
 from xdist.chunks import CHUNK
 from xdist.native_update import Runs
 from xdist.optim import Optimizer
-from xdist.update import Update
+from xdist.update import Step, Update
 
 pytestmark = pytest.mark.skipif(
     not native_update.is_available(),
@@ -37,6 +37,7 @@ class Case:
     """Ranges begin anywhere in a vector."""
     l2: float = 0.3
     scale: float = 1.0
+    num_steps: int = 1
     has_bfloat16_gradients: bool = False
     has_average: bool = True
     is_apart: bool = False
@@ -51,6 +52,7 @@ cases = st.builds(
     offset=st.integers(0, 5),
     l2=st.sampled_from([0.0, 1e-5, 0.3]),
     scale=st.sampled_from([1.0, 0.37]),
+    num_steps=st.integers(1, 3),
     has_bfloat16_gradients=st.booleans(),
     has_average=st.booleans(),
     is_apart=st.booleans(),
@@ -76,22 +78,23 @@ class Range:
     def _draw(self) -> Tensor:
         return next(self._drawn)[self._case.offset :]
 
-    def next_update(self, step: int) -> Update:
-        case, weights, gradients = self._case, self.weights, self._draw()
-        if case.has_bfloat16_gradients:
-            gradients = gradients.to(torch.bfloat16)
+    def next_update(self, number: int) -> Update:
+        case, weights = self._case, self.weights
         if case.is_apart:
             self.weights, self._spare = self._spare, weights
         return Update(
             weights,
-            gradients,
-            learning_rate=0.045 * 0.94**step,
-            scale=case.scale,
+            [self._next_step(0.94**number * 0.9**step) for step in range(case.num_steps)],
             weights_out=self.weights if case.is_apart else None,
             bfloat16_out=self.bfloat16 if case.has_bfloat16_out else None,
             average=self.average if case.has_average else None,
-            average_share=0.3,
         )
+
+    def _next_step(self, decay: float) -> Step:
+        gradients = self._draw()
+        if self._case.has_bfloat16_gradients:
+            gradients = gradients.to(torch.bfloat16)
+        return Step(gradients, 0.045 * decay, scale=self._case.scale, average_share=0.3 * decay)
 
     def vectors(self) -> dict[str, Tensor]:
         own = {"weights": self.weights, "spare": self._spare, "average": self.average}
@@ -120,7 +123,7 @@ def test_updates_are_equal_to_the_bit(make: Make, case: Case) -> None:
 @makes
 @pytest.mark.parametrize("num_threads", [1, 3])
 def test_many_blocks_and_threads_change_nothing(make: Make, num_threads: int) -> None:
-    case = Case(size=2 * CHUNK + 5, is_apart=True, has_bfloat16_out=True)
+    case = Case(size=2 * CHUNK + 5, num_steps=2, is_apart=True, has_bfloat16_out=True)
     check(make, case, num_threads=num_threads)
 
 
@@ -155,12 +158,30 @@ def test_averages_are_equal_to_the_bit(size: int, share: float) -> None:
     assert same_bits(average, other)
 
 
+@properties
+@given(
+    st.sampled_from([0, 1, 17, 4096, 3 * CHUNK]),
+    st.integers(0, 40),
+    st.integers(0, 20),
+    st.integers(0, 20),
+)
+def test_copies_are_whole_wherever_they_begin(size: int, more: int, start: int, out: int) -> None:
+    size += more
+    values = torch.arange(start + size, dtype=torch.float32)[start:]
+    copy = torch.full((out + size + 1,), -1.0)
+    native_update.copy(values, copy[out:-1])
+    assert torch.equal(copy[out:-1], values)
+    assert copy[:out].eq(-1).all()
+    assert copy[-1] == -1
+
+
 def test_gradients_are_only_read() -> None:
     updates = Range(make_rmsprop, Case(size=40, scale=0.5))
     update = updates.next_update(0)
-    before = update.gradients.clone()
+    [step] = update.steps
+    before = step.gradients.clone()
     updates.optimizer.step(update)
-    assert torch.equal(update.gradients, before)
+    assert torch.equal(step.gradients, before)
 
 
 def test_other_vectors_are_left_to_torch() -> None:
@@ -168,13 +189,14 @@ def test_other_vectors_are_left_to_torch() -> None:
     assert native_update.suits(vector, None)
     assert not native_update.suits(vector, vector.double())
     assert not native_update.suits(vector[::2])
-    update = Update(vector, vector.bfloat16(), learning_rate=0.1, bfloat16_out=vector.bfloat16())
+    step = Step(vector.bfloat16(), 0.1)
+    update = Update(vector, [step, Step(vector, 0.1)], bfloat16_out=vector.bfloat16())
     assert native_update.suits_update(update, vector)
     assert not native_update.suits_update(update, vector.double())
-    assert not native_update.suits_update(replace(update, gradients=vector.half()))
+    assert not native_update.suits_update(replace(update, steps=[step, Step(vector.half(), 0.1)]))
     assert not native_update.suits_update(replace(update, bfloat16_out=vector))
     weights = torch.ones(4, dtype=torch.float64)
     make_sgd(torch.ones(4, dtype=torch.float64), 0.0).step(
-        Update(weights, torch.ones(4, dtype=torch.float64), learning_rate=0.5)
+        Update(weights, [Step(torch.ones(4, dtype=torch.float64), 0.5)])
     )
     assert weights.tolist() == [0.5] * 4

@@ -17,7 +17,7 @@ from xdist.config import OptimizerConfig
 from xdist.flat import FlatModel, even_ranges
 from xdist.optim import CPU_BLOCK, Optimizer, average_decay, fold, learning_rate, make_optimizer
 from xdist.state import RangeState
-from xdist.update import Update
+from xdist.update import Step, Update
 
 SIZE = CPU_BLOCK + 1003  # More than one block, and a tail that fills no vector register.
 SGD = OptimizerConfig(name="sgd", l2=1e-4)
@@ -39,7 +39,7 @@ def rate(step: int) -> float:
 def run(optimizer: Optimizer, weights: Tensor, part: slice, *, num_steps: int) -> None:
     for step in range(num_steps):
         gradients = normal(1 + step)[part].clone()
-        optimizer.step(Update(weights, gradients, learning_rate=rate(step)))
+        optimizer.step(Update(weights, [Step(gradients, rate(step))]))
 
 
 @pytest.mark.parametrize("config", [SGD, RMSPROP], ids=["sgd", "rmsprop"])
@@ -74,7 +74,7 @@ def test_single_elements_equal_the_whole_to_the_bit(config: OptimizerConfig) -> 
 def run_short(optimizer: Optimizer, weights: Tensor, part: slice) -> None:
     for step in range(5):
         gradients = normal(1 + step, 37)[part].clone()
-        optimizer.step(Update(weights, gradients, learning_rate=rate(step)))
+        optimizer.step(Update(weights, [Step(gradients, rate(step))]))
 
 
 @pytest.mark.parametrize("config", [SGD, RMSPROP], ids=["sgd", "rmsprop"])
@@ -114,7 +114,7 @@ def test_sgd_equals_torch_per_tensor() -> None:
             tensor.grad = gradient.clone()
         reference.param_groups[0]["lr"] = rate(step)
         reference.step()
-        optimizer.step(Update(weights, normal(1 + step, 90), learning_rate=rate(step)))
+        optimizer.step(Update(weights, [Step(normal(1 + step, 90), rate(step))]))
     expected = torch.cat([tensor.detach() for tensor in tensors])
     torch.testing.assert_close(weights, expected, rtol=1e-6, atol=1e-7)  # torch may fuse
 
@@ -137,7 +137,7 @@ def test_rmsprop_equals_tensorflows_recurrence_over_100_steps(epsilon: float) ->
     config = OptimizerConfig(name="rmsprop", rmsprop_epsilon=epsilon, l2=4e-5)
     optimizer, weights = make_optimizer(config, size=200, l2_mask=torch.ones(200)), normal(0, 200)
     for step in range(100):
-        optimizer.step(Update(weights, normal(1 + step, 200), learning_rate=rate(step)))
+        optimizer.step(Update(weights, [Step(normal(1 + step, 200), rate(step))]))
     gradients = [normal(1 + step, 200).double().numpy() for step in range(100)]
     start = normal(0, 200).double().numpy()
     expected = tensorflow_rmsprop(start, gradients, epsilon=epsilon, l2=4e-5)
@@ -150,26 +150,26 @@ def test_rmsprop_of_the_reference_example() -> None:
     config = OptimizerConfig(name="rmsprop", l2=0.0)
     optimizer, weight = make_optimizer(config, size=1, l2_mask=torch.ones(1)), torch.ones(1)
     for gradient in (0.3, -0.2, 0.05, 0.4, -0.1):
-        optimizer.step(Update(weight, torch.tensor([gradient]), learning_rate=1e-3))
+        optimizer.step(Update(weight, [Step(torch.tensor([gradient]), 1e-3)]))
     assert weight.item() == pytest.approx(0.999010, abs=5e-7)
 
 
 def test_l2_moves_only_masked_weights() -> None:
     optimizer = make_optimizer(OptimizerConfig(l2=0.1), size=2, l2_mask=torch.tensor([1.0, 0.0]))
     weights = torch.ones(2)
-    optimizer.step(Update(weights, torch.zeros(2), learning_rate=1.0))
+    optimizer.step(Update(weights, [Step(torch.zeros(2), 1.0)]))
     torch.testing.assert_close(weights, torch.tensor([0.9, 1.0]))
 
 
 @pytest.mark.parametrize("config", [SGD, RMSPROP], ids=["sgd", "rmsprop"])
 def test_slots_are_the_whole_state(config: OptimizerConfig) -> None:
     optimizer, weights = make_optimizer(config, size=5, l2_mask=mask(5)), normal(0, 5)
-    optimizer.step(Update(weights, normal(1, 5), learning_rate=0.1))
+    optimizer.step(Update(weights, [Step(normal(1, 5), 0.1)]))
     resumed, resumed_weights = make_optimizer(config, size=5, l2_mask=mask(5)), weights.clone()
     for name, slot in copy.deepcopy(optimizer.slots).items():
         resumed.slots[name].copy_(slot)
-    optimizer.step(Update(weights, normal(2, 5), learning_rate=0.1))
-    resumed.step(Update(resumed_weights, normal(2, 5), learning_rate=0.1))
+    optimizer.step(Update(weights, [Step(normal(2, 5), 0.1)]))
+    resumed.step(Update(resumed_weights, [Step(normal(2, 5), 0.1)]))
     assert torch.equal(weights, resumed_weights)
 
 
@@ -186,14 +186,14 @@ def test_a_flat_vector_equals_its_tensors_to_the_bit(config: OptimizerConfig) ->
         gradients = normal(1 + step, len(flat.weights))
         for entry, tensor, optimizer in zip(flat.layout.parameters, tensors, each, strict=True):
             gradient = entry.view(gradients).flatten().clone()
-            optimizer.step(Update(tensor, gradient, learning_rate=rate(step)))
-        whole.step(Update(flat.weights, gradients, learning_rate=rate(step)))
+            optimizer.step(Update(tensor, [Step(gradient, rate(step))]))
+        whole.step(Update(flat.weights, [Step(gradients, rate(step))]))
     assert torch.equal(torch.cat(tensors), flat.weights)
 
 
 def test_an_empty_range_can_be_stepped() -> None:
     optimizer = make_optimizer(RMSPROP, size=0, l2_mask=torch.ones(0))
-    optimizer.step(Update(torch.ones(0), torch.ones(0), learning_rate=0.1))
+    optimizer.step(Update(torch.ones(0), [Step(torch.ones(0), 0.1)]))
 
 
 def test_learning_rate_is_a_staircase_of_samples() -> None:
@@ -273,7 +273,7 @@ def test_a_fused_update_equals_the_plain_one_to_the_bit_on_a_cpu(config: Optimiz
     for step in range(3):
         for state in (plain, fused):
             decay = average_decay(config, num_samples=8, num_updates=step)
-            state.apply(normal(1 + step), learning_rate=rate(step), average_decay=decay)
+            state.apply(Step(normal(1 + step), rate(step), average_share=1 - decay))
     tensors = fused.tensors()
     for name, tensor in plain.tensors().items():
         assert torch.equal(tensor, tensors[name])

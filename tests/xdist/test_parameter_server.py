@@ -16,6 +16,7 @@ from tests.local_servers import (
     CONFIG,
     NUM_SAMPLES,
     NUM_STATISTICS,
+    LocalServers,
     Worker,
     check,
     gradients_of,
@@ -26,10 +27,10 @@ from tests.local_servers import (
     settled,
 )
 from xdist import checkpoint, optim
-from xdist.checkpoint import Manifest
+from xdist.checkpoint import Cut, Manifest
 from xdist.errors import LeaseLost
 from xdist.sequencer import PushId, Vector
-from xdist.update import Update
+from xdist.update import Step, Update
 
 
 @pytest.mark.parametrize("num_servers", [1, 2, 5])
@@ -52,7 +53,7 @@ def test_any_number_of_servers_equals_one_optimizer_to_the_bit(
             decay = optim.average_decay(
                 CONFIG.optimizer, num_samples=commit.num_samples - num_samples, num_updates=number
             )
-            optimizer.step(Update(weights, torch.from_numpy(gradient.copy()), learning_rate=rate))
+            optimizer.step(Update(weights, [Step(torch.from_numpy(gradient.copy()), rate)]))
             optim.fold(average, weights, share=1 - decay)
             num_samples = commit.num_samples
             assert np.array_equal(await servers.pull(commit.version), weights.numpy())
@@ -61,12 +62,25 @@ def test_any_number_of_servers_equals_one_optimizer_to_the_bit(
     check(scenario)
 
 
+async def saved_weights(servers: LocalServers, cut: Cut | None, run_dir: Path) -> Vector:
+    """Those of a cut, saved by all servers."""
+    assert cut is not None
+    url = checkpoint.checkpoint_url(str(run_dir), cut.step)
+    saved_parts = [(await each.server.save(cut.step, url))[0] for each in servers.primaries]
+    parts = tuple(itertools.chain(*saved_parts))
+    layout = servers.start.manifest.layout
+    saved = checkpoint.publish(url, Manifest(cut, layout, parts, {}, {}, checkpoint.versions()))
+    weights: Vector = saved.read_range(0, layout.num_weights)["weights"].numpy()
+    return weights
+
+
 @pytest.mark.parametrize("reverse", [False, True])
 def test_commits_that_arrive_in_any_order_are_applied_by_version(
     tmp_path: Path, reverse: bool
 ) -> None:
-    async def final_weights(*, held_back: bool) -> Vector:
-        servers = servers_of(tmp_path / str(held_back), num_servers=3)
+    async def saved_and_final_weights(*, held_back: bool) -> Vector:
+        run_dir = tmp_path / str(held_back)
+        servers = servers_of(run_dir, num_servers=3, save_every=8)
         await servers.begin()
         pushes = []
         generator = np.random.default_rng(7)
@@ -81,12 +95,12 @@ def test_commits_that_arrive_in_any_order_are_applied_by_version(
         for follower in servers.followers if held_back else ():
             follower.deliver(reverse=reverse)
         await asyncio.gather(*pushes)
-        return await servers.pull(3)
+        saved = await saved_weights(servers, await servers.lead.next_cut(0), run_dir)
+        return np.stack([saved, await servers.pull(3)])
 
     async def scenario() -> None:
-        assert np.array_equal(
-            await final_weights(held_back=True), await final_weights(held_back=False)
-        )
+        late = await saved_and_final_weights(held_back=True)
+        assert np.array_equal(late, await saved_and_final_weights(held_back=False))
 
     check(scenario)
 
@@ -250,13 +264,7 @@ def test_a_cut_holds_weights_and_ledger_of_one_version(tmp_path: Path) -> None:
             at_version[sequence] = await servers.pull(sequence)
         cut = await next_cut
         assert cut is not None
-        url = checkpoint.checkpoint_url(str(tmp_path), cut.step)
-        saved_parts = [(await each.server.save(cut.step, url))[0] for each in servers.primaries]
-        parts = tuple(itertools.chain(*saved_parts))
-        layout = servers.start.manifest.layout
-        saved = checkpoint.publish(url, Manifest(cut, layout, parts, {}, {}, checkpoint.versions()))
-        weights = saved.read_range(0, layout.num_weights)["weights"].numpy()
-        assert np.array_equal(weights, at_version[cut.step])
+        assert np.array_equal(await saved_weights(servers, cut, tmp_path), at_version[cut.step])
         assert cut.position.num_seen(NUM_SAMPLES) == cut.num_samples >= 8
         assert cut.step < 3  # Training had gone on by the time it was written.
 

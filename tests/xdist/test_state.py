@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from xdist.config import OptimizerConfig
 from xdist.state import RangeState
+from xdist.update import Step
 
 SIZE = 1003
 SGD = OptimizerConfig(name="sgd", l2=1e-4, average_decay=0.9)
@@ -18,10 +21,15 @@ def normal(seed: int) -> Tensor:
     return torch.randn(SIZE, generator=torch.Generator().manual_seed(seed))
 
 
-def state(config: OptimizerConfig) -> RangeState:
+def state(config: OptimizerConfig, *, is_fused: bool = False) -> RangeState:
     mask = (torch.arange(SIZE) % 3 > 0).float()
     return RangeState.from_tensors(
-        {"weights": normal(0)}, config=config, start=0, stop=SIZE, l2_mask=mask
+        {"weights": normal(0)},
+        config=config,
+        start=0,
+        stop=SIZE,
+        l2_mask=mask,
+        is_fused=is_fused,
     )
 
 
@@ -38,11 +46,9 @@ def test_versions_in_turns_equal_those_in_place(config: OptimizerConfig) -> None
     rounded = torch.empty(SIZE, dtype=torch.bfloat16)
     for version in range(1, 5):
         before = in_turns.weights.clone()
-        in_place.apply(normal(version), learning_rate=0.1, average_decay=0.9)
+        in_place.apply(Step(normal(version), 0.1, average_share=0.1))
         in_turns.apply(
-            normal(version),
-            learning_rate=0.1,
-            average_decay=0.9,
+            Step(normal(version), 0.1, average_share=0.1),
             weights_out=buffers[version % 2],
             bfloat16_out=rounded,
         )
@@ -57,8 +63,19 @@ def test_gradients_are_scaled_and_may_be_bfloat16(config: OptimizerConfig) -> No
     plain, scaled, half = state(config), state(config), state(config)
     for version in range(1, 5):
         gradients = normal(version).to(torch.bfloat16)
-        plain.apply(gradients.float() * 0.3, learning_rate=0.1, average_decay=0.9)
-        scaled.apply(gradients.float(), learning_rate=0.1, average_decay=0.9, scale=0.3)
-        half.apply(gradients, learning_rate=0.1, average_decay=0.9, scale=0.3, num_threads=2)
+        plain.apply(Step(gradients.float() * 0.3, 0.1, average_share=0.1))
+        scaled.apply(Step(gradients.float(), 0.1, scale=0.3, average_share=0.1))
+        half.apply(Step(gradients, 0.1, scale=0.3, average_share=0.1), num_threads=2)
     assert_equal(scaled, plain)
     assert_equal(half, plain)
+
+
+@pytest.mark.parametrize("is_fused", [False, True])
+@pytest.mark.parametrize("config", [SGD, RMSPROP], ids=["sgd", "rmsprop"])
+def test_steps_at_once_equal_steps_one_by_one(config: OptimizerConfig, is_fused: bool) -> None:
+    one_by_one, at_once = state(config), state(config, is_fused=is_fused)
+    steps = [Step(normal(n), 0.1 / n, average_share=0.1 * n) for n in range(1, 4)]
+    for step in steps:
+        one_by_one.apply(replace(step, gradients=step.gradients.clone()))
+    at_once.apply(*steps)
+    assert_equal(at_once, one_by_one)

@@ -18,7 +18,7 @@ from torch import Tensor
 from tests.xdist.updates import same_bits, vectors
 from xdist import optim
 from xdist.optim import SGD, RMSProp
-from xdist.update import Update
+from xdist.update import Step, Update
 
 SIZE = 5003  # Several blocks, and a rest that fills no register.
 L2_STOP = 2601
@@ -102,15 +102,14 @@ def results(
         optimizer.slots["momentum"].copy_(momentum)
         new_mean_square = optimizer.slots.get("mean_square", mean_square.clone())
         new_mean_square.copy_(mean_square)
+        first = Step(gradients.clone(), 0.3, average_share=0.7)
+        pushed = halves if has_halves else gradients.clone()
         update = Update(
             weights.clone(),
-            halves if has_halves else gradients.clone(),
-            learning_rate=0.045,
-            scale=0.37,
+            [first, Step(pushed, 0.045, scale=0.37, average_share=0.2)],
             weights_out=torch.empty(SIZE) if is_apart else None,
             bfloat16_out=torch.empty(SIZE, dtype=torch.bfloat16) if has_out else None,
             average=average.clone() if has_average else None,
-            average_share=0.2,
         )
         optim.step_in_blocks(optimizer, update)
         case = f"{is_rmsprop=} {has_halves=} {has_average=} {is_apart=} {has_out=}"

@@ -47,9 +47,20 @@ int main(void) {
     write_vector(residual, 4);
 
     for (int number = 0; number < 32; number++) {
+        const update_step steps[] = {
+            {.gradients = gradients, .scale = 1, .learning_rate = 0.3f, .average_share = 0.7f},
+            {
+                .gradients = number & 2 ? (void *)halves : gradients,
+                .has_bfloat16_gradients = number & 2,
+                .scale = 0.37f,
+                .learning_rate = 0.045f,
+                .average_share = 0.2f,
+            },
+        };
         range_update update = {
             .weights = make(4, weights),
-            .gradients = number & 2 ? (void *)halves : gradients,
+            .steps = steps,
+            .num_steps = 2,
             .momentum = make(4, momentum),
             .mean_square = make(4, mean_square),
             .average = number & 4 ? make(4, average) : NULL,
@@ -57,13 +68,9 @@ int main(void) {
             .run_stops = run_stops,
             .run_l2 = run_l2,
             .num_runs = 2,
-            .has_bfloat16_gradients = number & 2,
-            .scale = 0.37f,
-            .learning_rate = 0.045f,
             .momentum_decay = 0.9f,
             .mean_square_share = 0.07f,
             .epsilon = 1.0f,
-            .average_share = 0.2f,
         };
         update.weights_out = number & 8 ? make(4, NULL) : (float *)update.weights;
         (number & 1 ? update_rmsprop : update_sgd)(&update, 0, size);

@@ -32,6 +32,7 @@ from xdist.strategies import Progress
 from xdist.strategies.group import Group, NoteBoard, Rendezvous, Store, reach_store
 from xdist.strategies.reduction import GradientReduction
 from xdist.strategies.summed import StopVotes, mean_statistics, scale
+from xdist.update import Step
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,7 @@ class AllReduce:
         decay = optim.average_decay(config, num_samples=num_places, num_updates=before.step)
         factor = self.loss_divisor(batch) / sums.num_samples.clamp(min=1)
         scale(self._flat.gradients, factor, clip_norm=config.clip_norm)
-        self._state.apply(self._flat.gradients, learning_rate=rate, average_decay=decay)
+        self._state.apply(Step(self._flat.gradients, rate, average_share=1 - decay))
         statistics = mean_statistics(sums, otherwise=self._statistics.running)
         self._statistics.apply(statistics, average_decay=decay)
         step = self._state_step = before.step + 1
