@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from ray.exceptions import (
     NodeDiedError,
     ObjectLostError,
@@ -25,6 +27,8 @@ LOST = (
 )
 NEVER_RAN = ("The actor never ran", "node has died")
 """From the text of an `ActorDiedError`: its process had not started when its node went."""
+LOW_ON_MEMORY = re.compile(r"node running low on memory.*? was (.*? limit)", re.DOTALL)
+"""What Ray says of an actor that it ended before the memory of its node was used up."""
 
 
 def fault_of(task: Task, error: RayError) -> Fault | None:
@@ -51,4 +55,7 @@ def _is_of_its_node(error: RayTaskError, task: Task) -> bool:
 
 
 def first_line(error: BaseException) -> str:
+    if (low := LOW_ON_MEMORY.search(str(error))) is not None:
+        need_less = "a smaller batch_size or more compute.accumulation_steps need less"
+        return f"its node ran out of memory ({low[1]}); {need_less}"
     return (str(error).strip() or type(error).__name__).splitlines()[0]

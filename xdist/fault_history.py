@@ -42,7 +42,8 @@ class FaultHistory:
             history = "\n  ".join(f"{now - at:.0f} s ago, {line}" for at, line in self._faults)
             raise RunFailed(
                 f"{number} faults within {self._window_s:g} s (cluster.recovery_window_s), "
-                f"cluster.max_recoveries allows {allowed}:\n  {history}"
+                f"cluster.max_recoveries allows {allowed} "
+                f"(losses within {EVENT_S:g} s count once):\n  {history}"
                 "\nthe same command resumes from the last checkpoint"
             )
 

@@ -1,0 +1,21 @@
+"""What is said of a lost actor."""
+
+from __future__ import annotations
+
+from ray.exceptions import OutOfMemoryError
+
+from xdist.failures import fault_of
+from xdist.topologies import Task
+
+OF_RAY = (
+    "3 worker(s) were killed due to the node running low on memory.\nMemory on the node (IP: "
+    "192.0.2.2, ID: 45d56f) was 22.40GB used / 23.54GB limit (0.951367), which exceeds the "
+    "memory usage threshold of 0.95."
+)
+
+
+def test_a_node_without_memory_is_told_of_with_what_needs_less() -> None:
+    fault = fault_of(Task("worker 1", "train", 1), OutOfMemoryError(OF_RAY))
+    assert fault is not None
+    assert "out of memory (22.40GB used / 23.54GB limit)" in fault.cause
+    assert "batch_size" in fault.cause
