@@ -12,7 +12,7 @@
 #include "cpus.h"
 #include "stream.h"
 
-#define ABI_VERSION 5
+#define ABI_VERSION 6
 
 /* One update, of a whole range. */
 typedef struct {

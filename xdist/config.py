@@ -160,7 +160,9 @@ class ClusterConfig:
     """all_reduce: workers that wait, warm, to take the place of a lost one."""
     collective_timeout_s: float | None = None
     """all_reduce: after so long without an answer, or with others waiting for it, a worker counts
-    as lost, and a link as down; None: the larger of 10 s and five of the longest steps.
+    as lost, and a link as down; None: the larger of 10 s and five of the longest steps. Where all
+    hang, after ten times as long (None: 600 s); where nobody answers, as on a machine that is slow,
+    after a minute at least.
     """
     max_recoveries: int = 10
     """Faults within recovery_window_s that are recovered from before the run ends with an error."""

@@ -101,7 +101,7 @@ class FlatModel:
 
     `weights`, `gradients`: (P,), in the order of `model.parameters()`. Backward leaves gradients
     where torch does, in `.grad`; a `Computation` brings them into the vector, which may be
-    exchanged for another one between two batches.
+    exchanged for another one between two batches, also of another type, if they are to be rounded.
 
     `statistics`: (S,), running mean and variance of every batch norm. The layers' momentum
     becomes 1, so after a training forward it holds the raw statistics of that batch (torch's: the
@@ -137,7 +137,11 @@ class FlatModel:
         view = self.layout.parameters[number].view(self.gradients)
         if adds:
             view.add_(gradient)
-        elif view.numel() >= LARGE and native_update.suits(view, gradient):
+        elif (
+            view.numel() >= LARGE
+            and native_update.suits(gradient)
+            and (native_update.suits(view) or native_update.suits(view, dtype=torch.bfloat16))
+        ):
             native_update.copy(gradient, view)
         else:
             view.copy_(gradient)

@@ -20,7 +20,7 @@ from xdist.chunks import run_in_chunks
 from xdist.update import Step, Update
 
 MODULE = "xdist_update"
-ABI_VERSION = 5
+ABI_VERSION = 6
 
 
 class _Step(ctypes.Structure):
@@ -177,9 +177,10 @@ def fold(average: Tensor, values: Tensor, *, share: float) -> None:
 
 
 def copy(values: Tensor, out: Tensor) -> None:
-    """Copy values past the caches; float32, of one shape."""
+    """Copy float32 values past the caches, to float32 or bfloat16, of one shape."""
     assert values.shape == out.shape
-    _run("update_copy", (values.data_ptr(), out.data_ptr()), values.numel(), None)
+    name = "update_copy" if out.dtype == torch.float32 else "bfloat16_round"
+    _run(name, (values.data_ptr(), out.data_ptr()), values.numel(), None)
 
 
 def narrow(values: Tensor, out: Tensor, residual: Tensor, *, num_threads: int | None) -> None:
@@ -208,6 +209,7 @@ def _library() -> ctypes.CDLL | None:
         library.update_rmsprop.argtypes = (ctypes.POINTER(_RangeUpdate), place, place)
         library.update_fold.argtypes = (pointer, pointer, number, place, place)
         library.update_copy.argtypes = (pointer, pointer, place, place)
+        library.bfloat16_round.argtypes = (pointer, pointer, place, place)
         library.bfloat16_widen.argtypes = (pointer, pointer, place, place)
         library.bfloat16_narrow.argtypes = (pointer, pointer, pointer, place, place)
     return library

@@ -132,12 +132,16 @@ def _as_many_as_fit(config: TrainConfig, resources: Nodes) -> int:
 def _missing(config: TrainConfig, resources: Nodes, num_workers: int, num_servers: int) -> str:
     cluster = config.cluster
     gpus = _gpus_per_worker(config, resources)
+    lower = "num_workers" if isinstance(config.num_workers, int) else "cluster.min_world_size"
+    if config.strategy == "all_reduce":
+        lower += " or cluster.cpus_per_worker"
+    else:
+        lower += ", cluster.cpus_per_worker or cluster.cpus_per_server"
     each = f"{cluster.cpus_per_worker:g} CPU" + (f" and {gpus} GPU" if gpus else "")
     servers = f" and {num_servers} servers of {cluster.cpus_per_server:g} CPU"
     there = f"{_total(resources, 'CPU'):g} CPU and {_total(resources, 'GPU'):g} GPU"
     there += f" on {len(resources)} nodes" if len(resources) > 1 else ""
     return (
         f"{num_workers} workers of {each}{servers if num_servers else ''} do not fit: "
-        f"the cluster has {there}; lower num_workers, cluster.cpus_per_worker or "
-        "cluster.cpus_per_server, or add nodes"
+        f"the cluster has {there}; lower {lower}, or add nodes"
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from xdist.topologies.crew import LEAST_PATIENCE_S, Crew, Hand
+from xdist.topologies.crew import HANG_S, LEAST_PATIENCE_S, Crew, Hand
 from xdist.topologies.nodes import Process
 from xdist.worker import Phase, Pulse
 
@@ -45,7 +45,15 @@ def test_what_nobody_waited_for_does_not_count() -> None:
     """All of them read from a storage that paused; one has got its batch a moment ago."""
     assert stuck(busy(0, "data", LONG_S), busy(1, "data", LONG_S)) == []
     assert stuck(busy(0, "data", LONG_S), busy(1, "update", 2.0)) == []
-    assert stuck(busy(0, "save", 1000.0), idle(1, since_s=2.0)) == []
+    assert stuck(busy(0, "save", HANG_S - 1), idle(1, since_s=2.0)) == []
+
+
+def test_all_who_hang_are_at_fault_in_the_end() -> None:
+    assert stuck(busy(0, "data", HANG_S + 1), busy(1, "compute", HANG_S + 1)) == [0, 1]
+    assert stuck(busy(0, "data", HANG_S + 1), busy(1, "update", 2.0)) == [0]
+    assert stuck(busy(0, "compute", HANG_S + 1)) == [0]
+    assert stuck(busy(0, "compute", 21.0), patience_s=2.0) == [0]
+    assert stuck(busy(0, "compute", 19.0), patience_s=2.0) == []
 
 
 def test_a_slow_storage_is_waited_for_longer_unless_the_user_says_how_long() -> None:

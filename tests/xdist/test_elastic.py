@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -64,6 +65,32 @@ def test_a_drained_node_is_left_at_the_end_of_a_step_and_then_leaves(
     assert check(config, tmp_path).sizes() == [3, 2]
     assert causes(tmp_path / "run") == []
     wait_until(lambda: None if node.node_id in nodes.others() else "gone")
+
+
+@pytest.mark.parametrize(("num_workers", "sizes"), [(1, [1, 2, 1]), (3, [3, 3])])
+def test_who_is_needed_leaves_a_drained_node_when_another_is_there(
+    tmp_path: Path, num_workers: int, sizes: list[int]
+) -> None:
+    """There is room for another only on a node that joins when the drain has begun."""
+    recording = tmp_path / "recording"
+    cluster_config = ClusterConfig(min_world_size=num_workers)
+    config = config_of(tmp_path, num_workers=num_workers, cluster=cluster_config)
+    with own_cluster(num_cpus=num_workers - 1, variables=QUICK_HEALTH_CHECKS) as cluster:
+        node = cluster.add_node(num_cpus=1)
+        begins = partial(node.drain, deadline_s=120)
+        planned = Planned("drain", None, 10, begins, node_id=node.node_id)
+
+        def add_node_then() -> None:
+            wait_until(lambda: (recording / "drain").exists() or None)
+            cluster.add_node(num_cpus=1)
+
+        with cluster.connected(), ThreadPoolExecutor(1) as beside:
+            added = beside.submit(add_node_then)
+            topologies = recorded_topology(recording, [planned], num_slow_steps=60)
+            run(config, tmp_path / "run", topologies=topologies)
+            added.result()
+    assert check(config, tmp_path).sizes() == sizes
+    assert causes(tmp_path / "run") == []
 
 
 def test_nodes_that_join_are_used_and_nobody_starts_again(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -172,6 +173,15 @@ def test_when_all_are_killed_the_last_checkpoint_counts(tmp_path: Path) -> None:
     disturbed, undisturbed = final(tmp_path / "run"), final(tmp_path / "undisturbed")
     assert disturbed.manifest.cut == undisturbed.manifest.cut
     assert torch.equal(weights_of(disturbed), weights_of(undisturbed))
+
+
+def test_when_all_hang_they_are_ended_and_the_last_checkpoint_counts(tmp_path: Path) -> None:
+    config = config_of(tmp_path, cluster=ClusterConfig(collective_timeout_s=1))
+    planned = [Planned(f"hang-{number}", number, 20, signal.pause, "tried") for number in range(3)]
+    topologies = recorded_topology(tmp_path / "recording", planned)
+    run(config, tmp_path / "run", topologies=topologies)
+    assert final(tmp_path / "run").manifest.cut.position == Position(epoch=config.num_epochs)
+    assert "was in 'compute' for 1" in str(records(tmp_path / "run", "recovery")[0]["reason"])
 
 
 def test_ten_kills_in_a_row_lose_nothing(tmp_path: Path) -> None:

@@ -104,8 +104,9 @@ def test_auto_leaves_room_for_spares_and_stops_at_the_largest_group() -> None:
 
 def test_auto_is_not_less_than_the_smallest_group() -> None:
     smallest = ClusterConfig(min_world_size=4)
-    with pytest.raises(NotEnoughResources, match="4 workers of 1 CPU do not fit"):
+    with pytest.raises(NotEnoughResources, match="4 workers of 1 CPU do not fit") as raised:
         sized(replace(SYNC, cluster=smallest), [{"CPU": 2.0}])
+    assert "lower cluster.min_world_size or cluster.cpus_per_worker, or" in str(raised.value)
 
 
 @pytest.mark.parametrize(

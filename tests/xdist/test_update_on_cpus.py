@@ -96,6 +96,7 @@ def results(
     halves = (gradients + average).to(torch.bfloat16)
     yield "rounded", halves
     yield "residual", gradients + average - halves
+    yield "rounded alone", gradients.to(torch.bfloat16)
     flags = (False, True)
     for has_out, is_apart, has_average, has_halves, is_rmsprop in product(*[flags] * 5):
         optimizer = make_optimizer(is_rmsprop)

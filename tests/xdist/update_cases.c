@@ -2,7 +2,8 @@
  * they make goes to standard output. For compilers and CPUs that are not those of the tests.
  *
  * Input: the size; weights, gradients, momentum, mean square, average; where the L2 penalty ends.
- * Output: the gradients rounded, with the average as what was left, and what is left now; of each
+ * Output: the gradients rounded, with the average as what was left, and what is left now; the
+ * gradients rounded alone; of each
  * case, the vectors that its update has written; the average, moved by itself.
  */
 
@@ -45,6 +46,10 @@ int main(void) {
     bfloat16_narrow(gradients, residual, halves, 0, size);
     write_vector(halves, 2);
     write_vector(residual, 4);
+
+    uint16_t *rounded = make(2, NULL);
+    bfloat16_round(gradients, rounded, 0, size);
+    write_vector(rounded, 2);
 
     for (int number = 0; number < 32; number++) {
         const update_step steps[] = {

@@ -29,10 +29,11 @@ class Outgoing:
 class Outbox:
     """The gradient lies in as many slots, which take turns, as pushes are on their way at once.
     Where servers read them, they are shared memory. Else what is sent is copied at once, so there
-    is one. Without rounding a slot is the flat gradient itself.
+    is one. A slot is the flat gradient itself, where that can be rounded as it is made.
     """
 
-    def __init__(self, config: ServersConfig, flat: FlatModel) -> None:
+    def __init__(self, config: ServersConfig, flat: FlatModel, *, is_summed: bool = False) -> None:
+        """is_summed: the flat gradient is the sum of those of parts of a batch."""
         self._flat = flat
         self._dtype = wire.dtype_of(config)
         self._num_slots = config.overlap + 1 if config.shared_memory else 0
@@ -43,7 +44,8 @@ class Outbox:
         is_on_host = flat.gradients.device.type == "cpu"
         self._is_early = is_on_host
         """Elsewhere a copy would keep the host from queueing the rest of backward."""
-        self._is_in_place = is_on_host and self._dtype == flat.gradients.dtype
+        is_rounded = self._dtype != flat.gradients.dtype
+        self._is_in_place = is_on_host and not (is_rounded and (is_summed or config.error_feedback))
         self._shared: GradientSlots | None = None
         self._slots: tuple[Tensor, ...] = ()
         self.slot = 0

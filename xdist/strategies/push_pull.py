@@ -54,7 +54,8 @@ class PushPull:
         self._overlap = config.servers.overlap
         self._clips = config.optimizer.clip_norm is not None
         self._host_weights = flat.weights.to("cpu")  # On a CPU it is the same memory.
-        self._outbox = Outbox(config.servers, flat)
+        is_summed = config.compute.accumulation_steps > 1 or config.bn_group == "lane"
+        self._outbox = Outbox(config.servers, flat, is_summed=is_summed)
         self._factors = (
             Factors(flat, wire.dtype_of(config.servers)) if config.servers.factors else None
         )
@@ -186,7 +187,7 @@ class PushPull:
         for part in self._outbox.rest():
             self._stage(part)
         mean = sums.statistics / sums.num_parts if sums.num_parts else self._flat.statistics
-        norm = torch.linalg.vector_norm(self._flat.gradients).item() if self._clips else 0.0
+        norm = self._norm() if self._clips else 0.0
         statistics = mean.cpu().numpy().copy()
         name, base_version = self._name, self._base_version
         push = Push(name, batch.spans, batch.corrupt, base_version, statistics, norm)
@@ -200,6 +201,11 @@ class PushPull:
         if self._factors is not None:
             self._factors.clear()
         self._progress = replace(self._progress, own_step=self._progress.own_step + 1)
+
+    def _norm(self) -> float:
+        """Of what is pushed."""
+        norm: float = torch.linalg.vector_norm(self._flat.gradients, dtype=torch.float32).item()
+        return norm
 
     def _receive(self) -> None:
         """Wait for the oldest push that is on its way."""

@@ -8,6 +8,7 @@ Who starts later joins at the end of a step that all agree on.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import time
@@ -32,6 +33,7 @@ from xdist.topologies import Outcome, Pending, Resize, RunPlan, Saved, Task, nod
 from xdist.topologies.actors import Room
 from xdist.topologies.batches import LaneBatches, open_stream
 from xdist.topologies.crew import Crew, Hand
+from xdist.topologies.draining import leaving, num_to_come_first
 from xdist.topologies.generation import Generation
 from xdist.topologies.restarts import Restarts
 from xdist.topologies.seats import reseat, senders, with_lanes
@@ -92,11 +94,15 @@ class AllReduceTopology:
         fewest = plan.num_workers if is_first else cluster.min_world_size
         self._room = Room(plan.config, num_workers=plan.num_workers, fewest_workers=fewest)
         self._has_room = True
-        num_actors = plan.most_workers + cluster.num_spares
         if cluster.max_world_size is not None:
-            nodes.ask_for_workers(plan.config, num_actors)
+            nodes.ask_for_workers(plan.config, self._num_actors)
+        if not sizing.fits(plan.config, nodes.resources(), plan.num_workers + cluster.num_spares):
+            logger.warning(
+                "no room yet for all spares num_spares=%d; they start when there is",
+                cluster.num_spares,
+            )
         pending: Pending = {}
-        for number in range(num_actors):
+        for number in range(self._num_actors):
             starts_together = number < plan.num_workers
             pending |= self._crew.start(number, step=self._start_step if starts_together else None)
         return pending
@@ -119,6 +125,10 @@ class AllReduceTopology:
                 num_epochs=plan.config.num_epochs,
             ),
         )
+
+    @property
+    def _num_actors(self) -> int:
+        return self._plan.most_workers + self._plan.config.cluster.num_spares
 
     @property
     def _is_first(self) -> bool:
@@ -166,7 +176,10 @@ class AllReduceTopology:
         if not self._is_first and not self._may_have_state(self._crew):
             return None
         outcome = self._advance()  # Before the replacement: the others are waiting.
-        self._starts.add(lost.number, has_trained=hand.has_trained)
+        if self._lacks_actors:
+            self._starts.add(lost.number, has_trained=hand.has_trained)
+        else:
+            self._room.give_back(lost.number)
         return replace(outcome, pending=outcome.pending | self._start_due())
 
     def _start_due(self) -> Pending:
@@ -189,7 +202,26 @@ class AllReduceTopology:
         for hand in list(self._crew):
             if hand.state == "ready" and hand.node_id in self._draining:
                 pending |= self._move(hand)
-        return self._advance(pending)
+        return self._advance(pending | self._start_successors())
+
+    def _start_successors(self) -> Pending:
+        """Start workers elsewhere for those who cannot leave their nodes before."""
+        crew = self._crew
+        pending: Pending = {}
+        count = num_to_come_first(crew, self._seated, self._leaving, self._draining)
+        for _ in range(0 if self._is_first else count):
+            taken = {hand.number for hand in crew}
+            number = next(number for number in itertools.count() if number not in taken)
+            logger.info("worker %d starts for one whose node is being drained", number)
+            pending |= crew.start(number, step=None)
+        return pending
+
+    @property
+    def _lacks_actors(self) -> bool:
+        """Whether somebody is to start in the place of one who is gone: not for who has a successor
+        already.
+        """
+        return len(list(self._crew)) < self._num_actors
 
     def _break(self) -> None:
         """The group is to part: somebody is lost, or says so."""
@@ -208,15 +240,13 @@ class AllReduceTopology:
 
     @property
     def _leaving(self) -> list[Hand]:
-        """Those of the group whose nodes are about to go, and who can leave: somebody stays who has
-        the state, and enough of them.
-        """
-        leaving = [hand for hand in self._seated if hand.node_id in self._draining]
-        if not any(hand.step is not None for hand in self._seated if hand not in leaving):
-            last = next((hand for hand in leaving if hand.step is not None), None)
-            leaving = [hand for hand in leaving if hand is not last]
-        num_after = len(self._seated) - len(leaving) + len(self._joining)
-        return leaving if num_after >= self._plan.config.cluster.min_world_size else []
+        """Those of the group whose nodes are about to go, and who can leave."""
+        return leaving(
+            self._seated,
+            self._draining,
+            num_joining=len(self._joining),
+            fewest=self._plan.config.cluster.min_world_size,
+        )
 
     @property
     def _most(self) -> int:
@@ -356,11 +386,11 @@ class AllReduceTopology:
         return pending
 
     def _move(self, hand: Hand) -> Pending:
-        """Have a worker that is not at work start anew on another node."""
+        """Have a worker that is not at work start anew on another node, if nobody has for it."""
         logger.info("worker %d leaves its node, which is being drained", hand.number)
         self._crew.end(hand)
         self._room.give_back(hand.number)
-        return self._crew.start(hand.number, step=None)
+        return self._crew.start(hand.number, step=None) if self._lacks_actors else {}
 
     @property
     def _fewest(self) -> int:

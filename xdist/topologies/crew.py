@@ -31,6 +31,10 @@ LEAST_PATIENCE_S = 10.0
 STEPS_OF_PATIENCE = 5.0
 PATIENCE_BEFORE_STEPS_S = 600.0
 """As long as no step was made: a first one may compile, or read cold data."""
+HANG_S = 600.0
+"""For a worker that nobody waits for, as all hang, or as it is alone: its storage may pause."""
+PATIENCES_OF_HANG = 10.0
+"""The same, where the user says how long workers are waited for."""
 GRACE_S = 5.0
 """For a pulse, once somebody has said that a peer is lost."""
 START_PATIENCE_S = 60.0
@@ -162,6 +166,12 @@ class Crew:
             return PATIENCE_BEFORE_STEPS_S
         return max(LEAST_PATIENCE_S, STEPS_OF_PATIENCE * self.longest_step_s)
 
+    @property
+    def _hang_s(self) -> float:
+        """How long a worker that nobody waits for may be at one thing."""
+        patience_s = self._configured_patience_s
+        return HANG_S if patience_s is None else PATIENCES_OF_HANG * patience_s
+
     def silent(self, *, is_broken: bool) -> list[Fault]:
         """Workers whose process does not answer. is_broken: somebody has said that one is lost."""
         usual_s = GRACE_S if is_broken else min(self.patience_s, LEAST_PATIENCE_S)
@@ -188,8 +198,8 @@ class Crew:
         return silence_s
 
     def stuck(self, seated: Sequence[Hand], *, is_broken: bool) -> list[Fault]:
-        """Workers of a group that others wait for, and who are at one thing for too long; and those
-        that do not come to their start's end.
+        """Workers of a group that are at one thing for too long, or for so long that others wait;
+        and those that do not come to their start's end.
         """
         faults = []
         for hand in self:
@@ -204,9 +214,10 @@ class Crew:
                 is_at_work = hand.state == "busy" and phase != "idle"
                 is_at_fault = is_at_work and (is_broken or phase != "update")
                 limit_s = self._limit_s(hand, seated) + (GRACE_S if is_broken else 0)
-                is_stuck = is_at_fault and min(phase_s, waited_s) > limit_s
+                hang_s = max(limit_s, self._hang_s)
+                is_stuck = is_at_fault and (min(phase_s, waited_s) > limit_s or phase_s > hang_s)
             if is_stuck:
-                cause = f"was in {phase!r} for {phase_s:.1f} s, while others waited"
+                cause = f"was in {phase!r} for {phase_s:.1f} s"
                 faults.append(Fault(hand.task("pulse"), cause, "lost"))
         return faults
 

@@ -22,7 +22,6 @@ from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from datapipe.decode import KernelInfo, active_kernel
 from xdist import native_update, sizing
-from xdist.checks import AUTO
 from xdist.config import TrainConfig
 from xdist.errors import UserError
 from xdist.topologies import RunPlan
@@ -66,12 +65,14 @@ def resources_for(config: TrainConfig) -> list[dict[str, float]]:
     """What each node has; where the run may grow, after the autoscaler had `cluster.wait_s` to make
     room for the fewest workers.
     """
-    cluster = config.cluster
-    if cluster.max_world_size is None or config.num_workers != AUTO:
+    cluster, fewest = config.cluster, config.num_workers
+    if cluster.max_world_size is None:
         return resources()
+    if not isinstance(fewest, int):
+        fewest = cluster.min_world_size
     ask_for_workers(config, cluster.max_world_size)
     retrying = Retrying(
-        retry=retry_if_result(lambda found: not sizing.fits(config, found, cluster.min_world_size)),
+        retry=retry_if_result(lambda found: not sizing.fits(config, found, fewest)),
         wait=wait_fixed(1.0),
         stop=stop_after_delay(cluster.wait_s),
         retry_error_callback=lambda _state: resources(),
