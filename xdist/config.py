@@ -143,7 +143,9 @@ class ClusterConfig:
     gpus_per_worker: int | Literal["auto"] = AUTO
     """GPUs a worker reserves; auto is 1 where the cluster has GPUs, else 0."""
     cpus_per_server: float = 0.0
-    """push_pull: CPUs a parameter server reserves; 0 lets it share the cores of the workers."""
+    """push_pull: CPUs a parameter server reserves, and computes with; 0 lets it share the cores of
+    the workers, up to four of them at a time.
+    """
     fork_actors: bool = True
     """Whether an actor is a copy of a process of its node that has imported torch and Ray: it is
     there in one second instead of four. False starts each anew.

@@ -12,6 +12,7 @@ in a new *term*: workers register anew, and what was not committed is computed a
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -46,6 +47,10 @@ Result = TypeVar("Result")
 TOKENS_OF_TERM = 1 << 32
 
 
+MOST_THREADS = 4
+"""Of a server that reserves no CPUs: more hardly make the memory faster, in which an update is."""
+
+
 @dataclass(frozen=True)
 class _Asked:
     """A worker waits for what comes of a push."""
@@ -69,7 +74,7 @@ class ParameterServer:
     """
 
     def __init__(self, plan: ServerPlan) -> None:
-        torch.set_num_threads(max(1, int(plan.config.cluster.cpus_per_server)))
+        torch.set_num_threads(_num_threads(plan.config.cluster.cpus_per_server))
         self._plan = plan
         self._state: RangeState
         self._version = 0
@@ -453,3 +458,8 @@ class ParameterServer:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._broken = error
             self._changes.tell()
+
+
+def _num_threads(cpus: float) -> int:
+    """With which a server of so many CPUs makes its updates."""
+    return max(1, int(cpus)) if cpus else min(MOST_THREADS, len(os.sched_getaffinity(0)))

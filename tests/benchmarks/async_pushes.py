@@ -69,8 +69,8 @@ class Request:
     """Of the Xception."""
     compute_s: float = 0.0
     """That a worker waits before each push."""
-    warm_up_s: float = 2.0
-    """Before the clock starts."""
+    warm_up_s: float = 6.0
+    """Before the clock starts: until Ray has touched what memory it uses by turns."""
 
 
 def config_of(request: Request) -> TrainConfig:

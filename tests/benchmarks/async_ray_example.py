@@ -37,8 +37,8 @@ class Request:
     num_workers: int = 2
     width: float = 1.0
     """Of the Xception."""
-    num_warm_up: int = 4
-    """Updates before the clock starts."""
+    warm_up_s: float = 6.0
+    """Before the clock starts."""
 
 
 class ParameterServer:
@@ -85,16 +85,20 @@ def updates_per_second(request: Request) -> float:
     workers = [worker_class.remote(request.width, number) for number in range(request.num_workers)]
     weights = server.get_weights.remote()
     computing = {worker.compute_gradients.remote(weights): worker for worker in workers}
-    started, num_updates = time.perf_counter(), -request.num_warm_up
-    while time.perf_counter() - started < request.seconds or num_updates <= 0:
-        [ready], _ = ray.wait(list(computing))
-        worker = computing.pop(ready)
-        num_updates += 1
-        if num_updates == 0:
-            started = time.perf_counter()
-        weights = server.apply_gradients.remote(ready)
-        computing[worker.compute_gradients.remote(weights)] = worker
-    return num_updates / (time.perf_counter() - started)
+
+    def updates_in(seconds: float) -> float:
+        """Updates a second, for so long."""
+        started, num_updates = time.perf_counter(), 0
+        while (passed := time.perf_counter() - started) < seconds:
+            [ready], _ = ray.wait(list(computing))
+            worker = computing.pop(ready)
+            num_updates += 1
+            weights = server.apply_gradients.remote(ready)
+            computing[worker.compute_gradients.remote(weights)] = worker
+        return num_updates / passed
+
+    updates_in(request.warm_up_s)
+    return updates_in(request.seconds)
 
 
 def main(request: Request) -> None:

@@ -2,7 +2,7 @@
 
 PYTHONPATH=jobs python -m tests.benchmarks.asynchronous --rounds 3
 
-Two workers that compute nothing push gradients of the whole Xception, 22.9 million parameters, to
+Eight workers that compute nothing push gradients of the whole Xception, 22.9 million parameters, to
 servers that make RMSProp updates and keep an average: through shared memory, also in bfloat16, and
 through Ray's object store, in bfloat16. Ray's documented example does the same with dicts of
 tensors and torch's RMSprop. They take turns with one another and with the bare update, round after
@@ -70,6 +70,8 @@ class Arguments:
     """For how long, each time."""
     num_servers: int = 1
     """Of ours, where updates are timed."""
+    num_workers: int = 8
+    """That push, without compute, to ours and to Ray's example."""
     straggler_seconds: float = 24.0
     """How long the four workers train."""
     kills: int = 3
@@ -119,11 +121,15 @@ class Bench:
         self.results.rounds[-1][name] = rate
 
     def _ray_example(self, head: LocalHead) -> None:
-        request = async_ray_example.Request(seconds=self.arguments.seconds)
+        arguments = self.arguments
+        request = async_ray_example.Request(
+            seconds=arguments.seconds, num_workers=arguments.num_workers
+        )
         self._note(RAY_EXAMPLE, self._updates_per_second("ray_example", request, head))
 
     def _pushing(self, head: LocalHead, name: str) -> Callable[[], None]:
-        return lambda: self._note(name, self._pushes(head, servers=VARIANTS[name]))
+        how = {"num_workers": self.arguments.num_workers, "servers": VARIANTS[name]}
+        return lambda: self._note(name, self._pushes(head, **how))
 
     def _pushes(self, head: LocalHead, **how: Any) -> float:
         arguments = self.arguments
@@ -206,7 +212,11 @@ def main(arguments: Arguments) -> int:
     console = Console()
     console.print(table_of_rates(results))
     console.print(table_of_figures(values))
-    facts = {"num_servers": arguments.num_servers, **machine()}
+    facts = {
+        "num_servers": arguments.num_servers,
+        "num_workers": arguments.num_workers,
+        **machine(),
+    }
     console.print(" ".join(f"{name}={value}" for name, value in facts.items()))
     for name, reason in results.failures.items():
         console.print(f"{name}: {reason.splitlines()[-1]}", style="red", markup=False)
