@@ -52,7 +52,9 @@ def last_line_of(
         tail = "\n".join(done.stderr.splitlines()[-TAIL_LINES:])
         raise PartFailed(f"{module} ended with {done.returncode}:\n{tail}")
     try:
-        result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        # Ray writes of processes that were killed, also when the result is there already.
+        lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+        result: dict[str, Any] = json.loads(lines[-1])
     except (IndexError, ValueError) as error:
-        raise PartFailed(f"{module}: its last line is no JSON object") from error
+        raise PartFailed(f"{module}: it ends without a JSON object") from error
     return result
