@@ -86,7 +86,7 @@ def test_who_is_needed_leaves_a_drained_node_when_another_is_there(
 
         with cluster.connected(), ThreadPoolExecutor(1) as beside:
             added = beside.submit(add_node_then)
-            topologies = recorded_topology(recording, [planned], num_slow_steps=60)
+            topologies = recorded_topology(recording, [planned], num_slow_steps=100)
             run(config, tmp_path / "run", topologies=topologies)
             added.result()
     assert check(config, tmp_path).sizes() == sizes

@@ -176,12 +176,13 @@ def test_when_all_are_killed_the_last_checkpoint_counts(tmp_path: Path) -> None:
 
 
 def test_when_all_hang_they_are_ended_and_the_last_checkpoint_counts(tmp_path: Path) -> None:
-    config = config_of(tmp_path, cluster=ClusterConfig(collective_timeout_s=1))
+    config = config_of(tmp_path, cluster=ClusterConfig(collective_timeout_s=2))
     planned = [Planned(f"hang-{number}", number, 20, signal.pause, "tried") for number in range(3)]
     topologies = recorded_topology(tmp_path / "recording", planned)
     run(config, tmp_path / "run", topologies=topologies)
     assert final(tmp_path / "run").manifest.cut.position == Position(epoch=config.num_epochs)
-    assert "was in 'compute' for 1" in str(records(tmp_path / "run", "recovery")[0]["reason"])
+    reasons = [record["reason"] for record in records(tmp_path / "run", "recovery")]
+    assert any("was in 'compute' for 2" in reason for reason in reasons)
 
 
 def test_ten_kills_in_a_row_lose_nothing(tmp_path: Path) -> None:
