@@ -44,7 +44,9 @@ static inline void end_stream(void) { _mm_sfence(); }
 
 #else
 
-static inline void stream(void *to, const void *from, size_t num_bytes) { memcpy(to, from, num_bytes); }
+static inline void stream(void *to, const void *from, size_t num_bytes) {
+    memcpy(to, from, num_bytes);
+}
 static inline void end_stream(void) {}
 
 #endif

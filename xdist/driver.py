@@ -24,7 +24,7 @@ from xdist import checkpoint, fork_servers, scoring
 from xdist.checkpoint import Checkpoint
 from xdist.config import TrainConfig
 from xdist.errors import UserError
-from xdist.failures import LOST, fault_of, first_line
+from xdist.failures import LOST, fault_of, reason_of
 from xdist.fault_history import FaultHistory
 from xdist.metrics import Metrics
 from xdist.preparation import Preparation, prepare, starting_checkpoint
@@ -279,7 +279,7 @@ class Driver:
         except RayTaskError as error:
             self._raise_cause(error)
         except LOST as error:
-            self._count_fault("scoring", first_line(error))
+            self._count_fault("scoring", reason_of(error))
         else:
             self._to_score.remove_first()
             if corrupt:

@@ -44,7 +44,7 @@ def fault_of(task: Task, error: RayError) -> Fault | None:
     ):
         return None
     never_ran = all(words in str(error) for words in NEVER_RAN)
-    return Fault(task, first_line(error), "never_ran" if never_ran else "lost")
+    return Fault(task, reason_of(error), "never_ran" if never_ran else "lost")
 
 
 def _is_of_its_node(error: RayTaskError, task: Task) -> bool:
@@ -54,7 +54,8 @@ def _is_of_its_node(error: RayTaskError, task: Task) -> bool:
     return isinstance(error.cause, UnreadableUrl) and task.action in ("join", "train")
 
 
-def first_line(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
+    """What an error says, in a line; of a node without memory also what needs less."""
     if (low := LOW_ON_MEMORY.search(str(error))) is not None:
         need_less = "a smaller batch_size or more compute.accumulation_steps need less"
         return f"its node ran out of memory ({low[1]}); {need_less}"

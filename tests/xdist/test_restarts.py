@@ -32,7 +32,9 @@ def test_who_has_not_waits_twice_as_long_each_time_until_it_does() -> None:
         restarts.add(1, has_trained=False)
         began = clock.now
         while not restarts.due():
+            assert restarts.waiting == {1}
             clock.now += 1
+        assert not restarts.waiting
         waits.append(clock.now - began)
     assert waits[:5] == [0, 1, 3, 7, 15]
     assert waits[-1] == LONGEST_WAIT_S

@@ -96,7 +96,8 @@ class AllReduceTopology:
         self._has_room = True
         if cluster.max_world_size is not None:
             nodes.ask_for_workers(plan.config, self._num_actors)
-        if not sizing.fits(plan.config, nodes.resources(), plan.num_workers + cluster.num_spares):
+        num_wanted = plan.num_workers + cluster.num_spares
+        if cluster.num_spares and not sizing.fits(plan.config, nodes.resources(), num_wanted):
             logger.warning(
                 "no room yet for all spares num_spares=%d; they start when there is",
                 cluster.num_spares,
@@ -210,18 +211,22 @@ class AllReduceTopology:
         pending: Pending = {}
         count = num_to_come_first(crew, self._seated, self._leaving, self._draining)
         for _ in range(0 if self._is_first else count):
-            taken = {hand.number for hand in crew}
-            number = next(number for number in itertools.count() if number not in taken)
+            number = next(number for number in itertools.count() if number not in self._taken)
             logger.info("worker %d starts for one whose node is being drained", number)
             pending |= crew.start(number, step=None)
         return pending
+
+    @property
+    def _taken(self) -> frozenset[int]:
+        """The numbers of the workers that are there, and of those that are to start again."""
+        return self._starts.waiting | {hand.number for hand in self._crew}
 
     @property
     def _lacks_actors(self) -> bool:
         """Whether somebody is to start in the place of one who is gone: not for who has a successor
         already.
         """
-        return len(list(self._crew)) < self._num_actors
+        return len(self._taken) < self._num_actors
 
     def _break(self) -> None:
         """The group is to part: somebody is lost, or says so."""

@@ -31,6 +31,11 @@ class Restarts:
         """The worker of this number does well."""
         self._num_failures.pop(number, None)
 
+    @property
+    def waiting(self) -> frozenset[int]:
+        """The workers whose time has not come."""
+        return frozenset(self._due)
+
     def due(self) -> list[int]:
         """Whose time has come; each is told once."""
         now = self._clock()
