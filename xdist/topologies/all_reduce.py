@@ -8,20 +8,17 @@ Who starts later joins at the end of a step that all agree on.
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import ray
-from ray.actor import ActorHandle
 
 from datapipe.errors import CorruptSample
-from xdist import fork_servers, sizing
+from xdist import sizing
 from xdist.checkpoint import Checkpoint
 from xdist.errors import NotEnoughResources
 from xdist.flat import FlatModel
@@ -29,19 +26,15 @@ from xdist.segments import Course, Dealer, SegmentRules
 from xdist.strategies import UpdateStrategy
 from xdist.strategies.all_reduce import AllReduce, Membership
 from xdist.strategies.group import NoteBoard, Rendezvous, cancel, forget, open_store
-from xdist.topologies import Outcome, Pending, Resize, RunPlan, Saved, Task, nodes
-from xdist.topologies.actors import Room
-from xdist.topologies.batches import LaneBatches, open_stream
-from xdist.topologies.crew import Crew, Hand
-from xdist.topologies.draining import leaving, num_to_come_first
+from xdist.topologies import Outcome, Pending, Resize, RunPlan, Saved, Task
+from xdist.topologies.crew import Hand
+from xdist.topologies.draining import leaving
 from xdist.topologies.generation import Generation
-from xdist.topologies.restarts import Restarts
 from xdist.topologies.seats import reseat, senders, with_lanes
+from xdist.topologies.staff import MakeStrategy, Staff
 from xdist.worker import WorkerReport
 
 logger = logging.getLogger(__name__)
-
-MakeStrategy = Callable[..., UpdateStrategy]
 
 
 class AllReduceTopology:
@@ -52,7 +45,6 @@ class AllReduceTopology:
         `all_reduce_strategy`.
         """
         self._plan = plan
-        self._make_strategy = make_strategy or all_reduce_strategy
         config = plan.config
         num_lanes = sizing.num_lanes(config, num_workers=plan.most_workers)
         efficiency = num_lanes / (plan.num_workers * -(-num_lanes // plan.num_workers))
@@ -71,74 +63,28 @@ class AllReduceTopology:
         self._store = open_store(self._host)
         self._notes = NoteBoard(self._store)
         self._rendezvous = Rendezvous(self._host, self._store.port, 0)
-        self._has_room = False
         lanes_of_one = -(-num_lanes // plan.most_workers)
-        self._crew = Crew(
-            self._actor,
-            patience_s=config.cluster.collective_timeout_s,
+        self._staff = Staff(
+            plan,
+            make_strategy=make_strategy or all_reduce_strategy,
             warm_up_images=[self._dealer.samples_per_lane] * lanes_of_one,
         )
+        self._crew = self._staff.crew
 
     def launch(self, start: Checkpoint) -> Pending:
-        plan, cluster = self._plan, self._plan.config.cluster
-        self._start = start
+        self._start_step = start.manifest.cut.step
         self._course = Course(
-            start.manifest.cut, self._dealer, self._rules, num_workers=plan.num_workers
+            start.manifest.cut, self._dealer, self._rules, num_workers=self._plan.num_workers
         )
         self._group = Generation(self._rendezvous, self._course)
         self._reports: list[WorkerReport] = []
-        self._draining: frozenset[str] = frozenset()
-        self._starts = Restarts()
         self._standing_since = time.monotonic()
-        is_first = self._rendezvous.generation == 0
-        fewest = plan.num_workers if is_first else cluster.min_world_size
-        self._room = Room(plan.config, num_workers=plan.num_workers, fewest_workers=fewest)
-        self._has_room = True
-        if cluster.max_world_size is not None:
-            nodes.ask_for_workers(plan.config, self._num_actors)
-        num_wanted = plan.num_workers + cluster.num_spares
-        if cluster.num_spares and not sizing.fits(plan.config, nodes.resources(), num_wanted):
-            logger.warning(
-                "no room yet for all spares num_spares=%d; they start when there is",
-                cluster.num_spares,
-            )
-        pending: Pending = {}
-        for number in range(self._num_actors):
-            starts_together = number < plan.num_workers
-            pending |= self._crew.start(number, step=self._start_step if starts_together else None)
-        return pending
-
-    def _actor(self, number: int, has_state: bool) -> ActorHandle[Any]:
-        plan = self._plan
-        return self._room.worker(
-            number,
-            plan.config,
-            num_classes=plan.num_classes,
-            make_strategy=partial(
-                self._make_strategy,
-                plan.for_workers(),
-                number=number,
-                checkpoint_url=self._start.url if has_state else None,
-            ),
-            make_batches=partial(
-                LaneBatches,
-                partial(open_stream, plan.for_workers()),
-                num_epochs=plan.config.num_epochs,
-            ),
-        )
-
-    @property
-    def _num_actors(self) -> int:
-        return self._plan.most_workers + self._plan.config.cluster.num_spares
+        return self._staff.open(start, is_first=self._rendezvous.generation == 0)
 
     @property
     def _is_first(self) -> bool:
         """Whether no group has formed yet since the launch."""
         return not self._group.seats
-
-    @property
-    def _start_step(self) -> int:
-        return self._start.manifest.cut.step
 
     def receive(self, task: Task, result: Any) -> Outcome:
         hand = self._crew.find(task)
@@ -173,23 +119,14 @@ class AllReduceTopology:
         if hand.life in self._group.lives:
             self._group.has_lost = True
             self._break()
-        self._crew.end(hand)
+        self._staff.lose(hand)
         if not self._is_first and not self._may_have_state(self._crew):
             return None
         outcome = self._advance()  # Before the replacement: the others are waiting.
-        if self._lacks_actors:
-            self._starts.add(lost.number, has_trained=hand.has_trained)
-        else:
-            self._room.give_back(lost.number)
         return replace(outcome, pending=outcome.pending | self._start_due())
 
     def _start_due(self) -> Pending:
-        """Start the replacements whose time has come."""
-        step = self._start_step if self._is_first else None
-        pending: Pending = {}
-        for number in self._starts.due():
-            pending |= self._crew.start(number, step=step)
-        return pending
+        return self._staff.start_due(step=self._start_step if self._is_first else None)
 
     def watch(self) -> Outcome:
         is_broken = self._group.is_broken
@@ -197,36 +134,10 @@ class AllReduceTopology:
         faults += self._crew.stuck(self._seated, is_broken=is_broken)
         if faults:
             return Outcome(faults=tuple(faults))
-        self._draining = nodes.draining()
-        fork_servers.leave(self._draining)
-        pending = self._start_due()
-        for hand in list(self._crew):
-            if hand.state == "ready" and hand.node_id in self._draining:
-                pending |= self._move(hand)
-        return self._advance(pending | self._start_successors())
-
-    def _start_successors(self) -> Pending:
-        """Start workers elsewhere for those who cannot leave their nodes before."""
-        crew = self._crew
-        pending: Pending = {}
-        count = num_to_come_first(crew, self._seated, self._leaving, self._draining)
-        for _ in range(0 if self._is_first else count):
-            number = next(number for number in itertools.count() if number not in self._taken)
-            logger.info("worker %d starts for one whose node is being drained", number)
-            pending |= crew.start(number, step=None)
-        return pending
-
-    @property
-    def _taken(self) -> frozenset[int]:
-        """The numbers of the workers that are there, and of those that are to start again."""
-        return self._starts.waiting | {hand.number for hand in self._crew}
-
-    @property
-    def _lacks_actors(self) -> bool:
-        """Whether somebody is to start in the place of one who is gone: not for who has a successor
-        already.
-        """
-        return len(self._taken) < self._num_actors
+        pending = self._staff.look_for_draining() | self._start_due()
+        if not self._is_first:
+            pending |= self._staff.start_successors(seated=self._seated, leaving=self._leaving)
+        return self._advance(pending)
 
     def _break(self) -> None:
         """The group is to part: somebody is lost, or says so."""
@@ -248,7 +159,7 @@ class AllReduceTopology:
         """Those of the group whose nodes are about to go, and who can leave."""
         return leaving(
             self._seated,
-            self._draining,
+            self._staff.draining,
             num_joining=len(self._joining),
             fewest=self._plan.config.cluster.min_world_size,
         )
@@ -256,7 +167,7 @@ class AllReduceTopology:
     @property
     def _most(self) -> int:
         """Ranks that there may be; one more while the only one with the state is about to go."""
-        is_last = all(hand.node_id in self._draining for hand in self._seated)
+        is_last = all(hand.node_id in self._staff.draining for hand in self._seated)
         return self._plan.most_workers + (not self._is_first and is_last)
 
     @property
@@ -269,7 +180,7 @@ class AllReduceTopology:
             hand
             for hand in self._crew
             if hand.state == "ready"
-            and hand.node_id not in self._draining
+            and hand.node_id not in self._staff.draining
             and (hand.step is not None or not is_first)
         ]
         return sorted(ready, key=lambda hand: (hand.step is None, hand.number))
@@ -346,7 +257,7 @@ class AllReduceTopology:
         """The next generation, of those who are there; nothing, while they are too few."""
         pending: Pending = {}
         for hand in self._leaving:
-            pending |= self._move(hand)
+            pending |= self._staff.move(hand)
         old = self._group
         seats = reseat(
             old.seats,
@@ -390,13 +301,6 @@ class AllReduceTopology:
             pending[member.actor.join.remote(membership)] = member.task("join")
         return pending
 
-    def _move(self, hand: Hand) -> Pending:
-        """Have a worker that is not at work start anew on another node, if nobody has for it."""
-        logger.info("worker %d leaves its node, which is being drained", hand.number)
-        self._crew.end(hand)
-        self._room.give_back(hand.number)
-        return self._crew.start(hand.number, step=None) if self._lacks_actors else {}
-
     @property
     def _fewest(self) -> int:
         """Workers that a group needs: the first one all, unless there is no room for them any
@@ -411,7 +315,7 @@ class AllReduceTopology:
         """Whether workers that are missing have waited for room for too long."""
         waited_s = time.monotonic() - self._standing_since
         is_long = waited_s > self._plan.config.cluster.wait_s
-        return is_long and not self._room.is_placed(self._plan.num_workers)
+        return is_long and not self._staff.is_placed
 
     def _check_waiting(self, num_workers: int) -> None:
         if self._lacks_room:
@@ -436,18 +340,14 @@ class AllReduceTopology:
         pending: Pending = {}
         for hand in self._seated:
             hand.begin()
-            hand.has_trained = True
-            self._starts.forget(hand.number)
+            self._staff.does_well(hand)
             train: Any = hand.actor.train
             reference = train.remote(segment.until_step, save=segment.cut is not None)
             pending[reference] = hand.task("train")
         return pending
 
     def close(self) -> None:
-        self._crew.clear()
-        if self._has_room:
-            self._room.close()
-        self._has_room = False
+        self._staff.close()
 
 
 def all_reduce_strategy(

@@ -1,0 +1,172 @@
+"""Staff: the worker actors that a synchronous run should have, and who starts in whose place."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from ray.actor import ActorHandle
+
+from xdist import fork_servers, sizing
+from xdist.checkpoint import Checkpoint
+from xdist.strategies import UpdateStrategy
+from xdist.topologies import Pending, RunPlan, nodes
+from xdist.topologies.actors import Room
+from xdist.topologies.batches import LaneBatches, open_stream
+from xdist.topologies.crew import Crew, Hand
+from xdist.topologies.draining import num_to_come_first
+from xdist.topologies.restarts import Restarts
+
+logger = logging.getLogger(__name__)
+
+MakeStrategy = Callable[..., UpdateStrategy]
+
+
+class Staff:
+    """As many workers and spares as the run may have, once it is open.
+
+    One that is lost starts again, at once or later; one whose node is about to go starts anew
+    elsewhere. Nobody starts for one who has a successor already.
+    """
+
+    def __init__(
+        self, plan: RunPlan, *, make_strategy: MakeStrategy, warm_up_images: Sequence[int]
+    ) -> None:
+        """`make_strategy` and `warm_up_images`: of `AllReduceTopology` and of `Crew`."""
+        self._plan = plan
+        self._make_strategy = make_strategy
+        self.crew = Crew(
+            self._actor,
+            patience_s=plan.config.cluster.collective_timeout_s,
+            warm_up_images=warm_up_images,
+        )
+        self._room: Room | None = None
+        self.draining: frozenset[str] = frozenset()
+        """The ids of the nodes that are about to go."""
+
+    def open(self, start: Checkpoint, *, is_first: bool) -> Pending:
+        """Start all of them, the workers with the checkpoint's state. is_first: the run needs all
+        workers at once to begin; otherwise there has to be room for the fewest.
+        """
+        plan, cluster = self._plan, self._plan.config.cluster
+        self._checkpoint_url = start.url
+        self._restarts = Restarts()
+        self.draining = frozenset()
+        fewest = plan.num_workers if is_first else cluster.min_world_size
+        self._room = Room(plan.config, num_workers=plan.num_workers, fewest_workers=fewest)
+        if cluster.max_world_size is not None:
+            nodes.ask_for_workers(plan.config, self._num_wanted)
+        num_at_once = plan.num_workers + cluster.num_spares
+        if cluster.num_spares and not sizing.fits(plan.config, nodes.resources(), num_at_once):
+            logger.warning(
+                "no room yet for all spares num_spares=%d; they start when there is",
+                cluster.num_spares,
+            )
+        pending: Pending = {}
+        for number in range(self._num_wanted):
+            starts_together = number < plan.num_workers
+            step = start.manifest.cut.step if starts_together else None
+            pending |= self.crew.start(number, step=step)
+        return pending
+
+    def _actor(self, number: int, has_state: bool) -> ActorHandle[Any]:
+        assert self._room is not None
+        plan = self._plan
+        return self._room.worker(
+            number,
+            plan.config,
+            num_classes=plan.num_classes,
+            make_strategy=partial(
+                self._make_strategy,
+                plan.for_workers(),
+                number=number,
+                checkpoint_url=self._checkpoint_url if has_state else None,
+            ),
+            make_batches=partial(
+                LaneBatches,
+                partial(open_stream, plan.for_workers()),
+                num_epochs=plan.config.num_epochs,
+            ),
+        )
+
+    @property
+    def _num_wanted(self) -> int:
+        return self._plan.most_workers + self._plan.config.cluster.num_spares
+
+    @property
+    def _taken(self) -> frozenset[int]:
+        """The numbers of the workers that are there, and of those that are to start again."""
+        return self._restarts.waiting | {hand.number for hand in self.crew}
+
+    @property
+    def _lacks_workers(self) -> bool:
+        """Whether somebody is to start in the place of one who is gone."""
+        return len(self._taken) < self._num_wanted
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether there is room for all workers; those of a lost node wait for another one."""
+        return self._room is not None and self._room.is_placed(self._plan.num_workers)
+
+    def lose(self, hand: Hand) -> None:
+        """A worker is lost: end what is left of it; its replacement is one of those due."""
+        self.crew.end(hand)
+        if self._lacks_workers:
+            self._restarts.add(hand.number, has_trained=hand.has_trained)
+        else:
+            self._give_back(hand.number)
+
+    def does_well(self, hand: Hand) -> None:
+        """A worker trains: should it be lost, it starts again at once."""
+        hand.has_trained = True
+        self._restarts.forget(hand.number)
+
+    def start_due(self, *, step: int | None) -> Pending:
+        """Start the replacements whose time has come. step: of `Crew.start`."""
+        pending: Pending = {}
+        for number in self._restarts.due():
+            if self._lacks_workers:
+                pending |= self.crew.start(number, step=step)
+            else:  # While it waited, a successor came to stay.
+                self._give_back(number)
+        return pending
+
+    def look_for_draining(self) -> Pending:
+        """Ask which nodes are about to go; who waits there to join starts anew elsewhere."""
+        self.draining = nodes.draining()
+        fork_servers.leave(self.draining)
+        pending: Pending = {}
+        for hand in list(self.crew):
+            if hand.state == "ready" and hand.node_id in self.draining:
+                pending |= self.move(hand)
+        return pending
+
+    def move(self, hand: Hand) -> Pending:
+        """Have a worker that is not at work start anew on another node, if nobody has for it."""
+        logger.info("worker %d leaves its node, which is being drained", hand.number)
+        self.crew.end(hand)
+        self._give_back(hand.number)
+        return self.crew.start(hand.number, step=None) if self._lacks_workers else {}
+
+    def start_successors(self, *, seated: Sequence[Hand], leaving: Sequence[Hand]) -> Pending:
+        """Start workers elsewhere for those of a group who cannot leave their nodes before."""
+        pending: Pending = {}
+        for _ in range(num_to_come_first(self.crew, seated, leaving, self.draining)):
+            number = next(number for number in itertools.count() if number not in self._taken)
+            logger.info("worker %d starts for one whose node is being drained", number)
+            pending |= self.crew.start(number, step=None)
+        return pending
+
+    def _give_back(self, number: int) -> None:
+        assert self._room is not None
+        self._room.give_back(number)
+
+    def close(self) -> None:
+        """End all of them."""
+        self.crew.clear()
+        if self._room is not None:
+            self._room.close()
+        self._room = None
