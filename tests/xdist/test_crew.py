@@ -69,6 +69,13 @@ def test_who_waits_in_an_update_is_at_fault_only_when_somebody_says_that_a_peer_
     assert stuck(*hands, is_broken=True) == [0]
 
 
+def test_who_gave_up_waiting_has_waited_since_it_began_to() -> None:
+    """It waits for another one, in vain, and is told to leave, or leaves by itself."""
+    hand = busy(1, "update", LONG_S)
+    hand.end(7)
+    assert stuck(busy(0, "data", LONG_S), hand, is_broken=True) == [0]
+
+
 def test_the_only_one_with_the_state_has_time_to_send_it() -> None:
     newcomers = [busy(number, "update", LONG_S, step=None) for number in (1, 2)]
     assert stuck(busy(0, "joining", LONG_S), *newcomers) == []

@@ -72,8 +72,11 @@ class Hand:
         self.state, self.pulse = "busy", None
 
     def end(self, step: int | None) -> None:
-        """It has done what it was told, and has the state of this step."""
-        self.state, self.step, self.idle_since = "idle", step, time.monotonic()
+        """It has done what it was told, or as much as others let it, and has the state of this
+        step. It has waited since it began to wait for them.
+        """
+        self.idle_since = time.monotonic() - self.waited_s
+        self.state, self.step = "idle", step
 
     @property
     def waited_s(self) -> float:
@@ -213,7 +216,7 @@ class Crew:
                 # One that is idle has not heard yet of what it is to do.
                 is_at_work = hand.state == "busy" and phase != "idle"
                 is_at_fault = is_at_work and (is_broken or phase != "update")
-                limit_s = self._limit_s(hand, seated) + (GRACE_S if is_broken else 0)
+                limit_s = self._limit_s(hand, seated) + (GRACE_S if phase == "update" else 0)
                 hang_s = max(limit_s, self._hang_s)
                 is_stuck = is_at_fault and (min(phase_s, waited_s) > limit_s or phase_s > hang_s)
             if is_stuck:
