@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
-from tests.clusters import wait_until
-from tests.small_runs import small_config
+from tests.clusters import QUICK_HEALTH_CHECKS, own_cluster, wait_until
+from tests.small_runs import run, small_config
 from xdist.config import ClusterConfig, TrainConfig
 from xdist.errors import NotEnoughResources
+from xdist.strategies import UpdateStrategy
+from xdist.topologies import nodes
 from xdist.topologies.actors import Room
+from xdist.topologies.all_reduce import AllReduceTopology, all_reduce_strategy
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(120), pytest.mark.usefixtures("cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(120)]
 
 
 def large_workers(directory: Path) -> TrainConfig:
@@ -22,13 +29,44 @@ def large_workers(directory: Path) -> TrainConfig:
     return replace(small_config(directory, strategy="all_reduce"), cluster=cluster)
 
 
+@pytest.mark.usefixtures("cluster")
 def test_without_room_for_all_there_is_none(tmp_path: Path) -> None:
     with pytest.raises(NotEnoughResources, match="no room for 2 workers"):
         Room(large_workers(tmp_path), num_workers=2)
 
 
+@pytest.mark.usefixtures("cluster")
 def test_after_a_loss_the_fewest_that_may_train_are_enough(tmp_path: Path) -> None:
     room = Room(large_workers(tmp_path), num_workers=2, fewest_workers=1)
     wait_until(lambda: room.is_placed(1) or None)
     assert not room.is_placed(2)
     room.close()
+
+
+def notes_its_node(directory: Path, *arguments: Any, **named: Any) -> UpdateStrategy:
+    (directory / f"worker-{named['number']}").write_text(nodes.here())
+    return all_reduce_strategy(*arguments, **named)
+
+
+@pytest.fixture(scope="module")
+def two_nodes() -> Iterator[None]:
+    """A head and a node, with room for two workers each, which this process drives."""
+    with own_cluster(num_cpus=2, variables=QUICK_HEALTH_CHECKS) as cluster:
+        cluster.add_node(num_cpus=2)
+        with cluster.connected():
+            yield
+
+
+@pytest.mark.faults  # It needs a cluster of its own.
+@pytest.mark.usefixtures("two_nodes")
+@pytest.mark.parametrize(("placement", "num_on_each"), [("PACK", [2]), ("SPREAD", [1, 1])])
+def test_workers_share_few_nodes_or_are_spread(
+    tmp_path: Path, placement: Literal["PACK", "SPREAD"], num_on_each: list[int]
+) -> None:
+    config = small_config(
+        tmp_path, strategy="all_reduce", max_steps=1, cluster=ClusterConfig(placement=placement)
+    )
+    make = partial(AllReduceTopology, make_strategy=partial(notes_its_node, tmp_path))
+    run(config, tmp_path / "run", topologies={"all_reduce": make})
+    found = Counter(path.read_text() for path in tmp_path.glob("worker-*"))
+    assert sorted(found.values()) == num_on_each

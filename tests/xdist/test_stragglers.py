@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-import pytest
+import json
+import logging
+import threading
+import urllib.request
+from functools import partial
+from pathlib import Path
+from typing import Any
 
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from datapipe.batch import Batch
 from datapipe.counters import ReadCounters
+from tests.small_runs import records, run, small_config
+from tests.strategies import ActsBefore, Wrapped
 from xdist.stragglers import Straggler, StragglerLog, find_straggler, own_seconds
 from xdist.strategies import Progress
+from xdist.topologies.all_reduce import AllReduceTopology, all_reduce_strategy
 from xdist.worker import WorkerReport
+
+SLOWER_S = 0.3
 
 
 def report_of(worker: int, *, own_s: float, data_wait_s: float = 0.0) -> WorkerReport:
@@ -59,3 +74,50 @@ def test_another_straggler_or_none_begins_anew() -> None:
     other = Straggler(2, own_s=0.3, usual_s=0.1, data_wait_s=0.0)
     said = [log.is_due(found, num_steps=20) for found in (slow, other, slow, None, slow, slow)]
     assert said == [False, False, False, False, False, True]
+
+
+class Slow(Wrapped):
+    """A strategy whose worker is slow, as on a machine that others use too."""
+
+    def loss_divisor(self, batch: Batch) -> float:
+        threading.Event().wait(SLOWER_S)
+        divisor: float = self.strategy.loss_divisor(batch)
+        return divisor
+
+
+def one_is_slow(run_dir: Path, *arguments: Any, **named: Any) -> Any:
+    """Worker 1 of two; the other one reads the run's metrics before its 30th update."""
+    strategy = all_reduce_strategy(*arguments, **named)
+    if named["number"] == 1:
+        return Slow(strategy)
+    return ActsBefore(strategy, 30, run_dir / "scraped", partial(scrape, run_dir))
+
+
+def scrape(run_dir: Path) -> None:
+    """Read the metrics of a run as Prometheus does, into a file."""
+    [group] = json.loads((run_dir / "prometheus_targets.json").read_text())
+    with urllib.request.urlopen(f"http://{group['targets'][0]}/metrics") as answer:
+        (run_dir / "scraped").write_bytes(answer.read())
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(120)
+@pytest.mark.usefixtures("cluster")
+def test_a_slow_worker_of_a_run_is_named_in_its_log_metrics_and_records(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = small_config(tmp_path, strategy="all_reduce", max_steps=40)
+    make = partial(AllReduceTopology, make_strategy=partial(one_is_slow, tmp_path / "run"))
+    with caplog.at_level(logging.WARNING, logger="xdist.metrics"):
+        run(config, tmp_path / "run", topologies={"all_reduce": make})
+    assert "worker 1 is slow" in caplog.text
+    train = records(tmp_path / "run", "train")
+    assert {record["straggler"] for record in train[1:]} == {1}
+    assert all(record["straggler_cost_s"] > 0.9 * SLOWER_S for record in train[1:])
+    costs = {
+        sample.labels["worker"]: sample.value
+        for family in text_string_to_metric_families((tmp_path / "run/scraped").read_text())
+        for sample in family.samples
+        if sample.name == "xdist_straggler_seconds_total"
+    }
+    assert costs["1"] > 20 * SLOWER_S * 0.9
