@@ -141,7 +141,9 @@ class ClusterConfig:
     placement: Literal["PACK", "SPREAD"] = "PACK"
     """Whether the workers that start together share few nodes or are spread over many."""
     gpus_per_worker: int | Literal["auto"] = AUTO
-    """GPUs a worker reserves; auto is 1 where the cluster has GPUs, else 0."""
+    """GPUs a worker reserves; auto is 1 where the cluster has GPUs as the run starts, else 0. Where
+    they come later (autoscaler), give 1, and a wait_s in which a node starts.
+    """
     cpus_per_server: float = 0.0
     """push_pull: CPUs a parameter server reserves, and computes with; 0 lets it share the cores of
     the workers, up to four of them at a time.

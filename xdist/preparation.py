@@ -14,7 +14,7 @@ from datapipe.index import ShardIndex, ensure_index
 from datapipe.position import Position
 from xdist import checkpoint, sizing
 from xdist.checkpoint import Checkpoint, Cut, Manifest
-from xdist.config import PROFILED_STEPS, TrainConfig
+from xdist.config import PROFILED_STEPS, ClusterConfig, TrainConfig
 from xdist.errors import RunDirectoryError, UserError
 from xdist.flat import FlatModel
 from xdist.label_space import labels_at
@@ -55,7 +55,8 @@ def prepare(
     Nothing is written but the index of shards that have none: what is wrong can be mended, and the
     same run directory used. Raises `NotEnoughResources`, `DataError`, `UserError`.
     """
-    config = sizing.sized(config, resources)
+    asked_for, config = config.cluster, sizing.sized(config, resources)
+    _warn_of_no_gpus(asked_for, config.cluster)
     sources = Sources(config, run_dir=run.url)
     data = sources.check()
     num_classes = config.model.num_classes or data.num_labels
@@ -92,6 +93,15 @@ def prepare(
         num_classes,
     )
     return Preparation(config, plan, _scoring(config, run, num_classes, data, sources))
+
+
+def _warn_of_no_gpus(asked_for: ClusterConfig, sized: ClusterConfig) -> None:
+    is_decided = asked_for.gpus_per_worker == "auto" and sized.gpus_per_worker == 0
+    if is_decided and sized.max_world_size is not None:
+        logger.warning(
+            "the cluster has no GPU now, so no worker gets one in this run, also when it grows; "
+            "--cluster.gpus-per-worker 1 waits for them, --cluster.wait-s says how long"
+        )
 
 
 def _check_labels(num_labels: int, url: str, num_classes: int) -> None:
