@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import os
+import statistics
 import time
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 from xdist.topologies import Outcome, RunPlan
 
 MIB = 1 << 20
+SETTLED = 1 / 4
+"""Of a run: its processes have then done everything at least once."""
+FEWEST = 20
+"""Measurements that show a growth: in fewer, one that is off is too much of it."""
+GROWTH_LIMIT = 120.0
+"""MiB an hour that a process may grow by: more would be a leak."""
 
 
 class TimeIsUp(Exception):
@@ -40,3 +48,34 @@ def resident_mib(process: int) -> float:
     except (OSError, IndexError):
         return 0.0
     return pages * os.sysconf("SC_PAGE_SIZE") / MIB
+
+
+class Memory:
+    """What processes had over a run, by their role."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._seen: dict[str, list[tuple[float, float]]] = defaultdict(list)
+
+    def note(self, role: str, processes: list[int]) -> None:
+        """The largest of them, now."""
+        hours = (time.monotonic() - self._started) / 3600
+        self._seen[role].append((hours, max(map(resident_mib, processes))))
+
+    def figures(self) -> dict[str, float]:
+        """First, last and most MiB of each role, and how fast it grew once the run had settled.
+        Raises `AssertionError` where that is a leak.
+        """
+        found = {}
+        for role, seen in sorted(self._seen.items()):
+            sizes = [size for _, size in seen]
+            found[f"{role}_mib_first"] = round(sizes[0], 1)
+            found[f"{role}_mib_last"] = round(sizes[-1], 1)
+            found[f"{role}_mib_max"] = round(max(sizes), 1)
+            settled = seen[int(SETTLED * len(seen)) :]
+            if len(settled) < FEWEST:
+                continue
+            growth = statistics.linear_regression(*zip(*settled, strict=True)).slope
+            found[f"{role}_mib_growth_an_hour"] = round(growth, 1)
+            assert growth < GROWTH_LIMIT, f"{role} grows by {growth:.0f} MiB an hour: {found}"
+        return found

@@ -22,7 +22,7 @@ import ray
 
 from tests.benchmarks import soak_servers
 from tests.benchmarks.soak import NUM_WORKERS, Arguments
-from tests.benchmarks.soak_parts import Ending, TimeIsUp, resident_mib
+from tests.benchmarks.soak_parts import Ending, Memory, TimeIsUp, resident_mib
 from tests.recorded import Recording, recorded_topology
 from tests.small_runs import NUM_TRAIN, records, run, small_config
 from xdist.config import CheckpointConfig, ClusterConfig
@@ -35,19 +35,18 @@ class Killer:
     directory: Path
     arguments: Arguments
     kills: int = 0
-    driver_mib: list[float] = field(default_factory=list)
-    worker_mib: list[float] = field(default_factory=list)
+    memory: Memory = field(default_factory=Memory)
     over: threading.Event = field(default_factory=threading.Event)
 
     def work(self) -> None:
         """Until `over`."""
         draws = random.Random(self.arguments.seed)
         while not self.over.wait(self.arguments.every_s * draws.uniform(0.5, 1.5)):
-            self.driver_mib.append(resident_mib(os.getpid()))
+            self.memory.note("driver", [os.getpid()])
             while len(workers := self.workers()) < NUM_WORKERS:  # The last one is spared.
                 if self.over.wait(0.5):
                     return
-            self.worker_mib.append(max(map(resident_mib, workers)))
+            self.memory.note("worker", workers)
             os.kill(draws.choice(workers), signal.SIGKILL)
             self.kills += 1
 
@@ -84,18 +83,15 @@ def soak(arguments: Arguments, directory: Path) -> dict[str, float]:
     found = Recording(recording)
     found.check(num_samples=NUM_TRAIN)
     pauses = [record["pause_s"] for record in records(directory / "run", "group")][1:]
+    steps = found.steps()
     return {
-        "steps": len(found.steps()),
-        "steps_lost": 0,
+        "steps": len(steps),
+        "steps_lost": max(steps) - len(steps),
         "kills": killer.kills,
         "groups": len(pauses) + 1,
         "pause_s_median": round(statistics.median(pauses), 3),
         "pause_s_max": round(max(pauses), 3),
-        "driver_mib_first": round(killer.driver_mib[0], 1),
-        "driver_mib_last": round(killer.driver_mib[-1], 1),
-        "worker_mib_first": round(killer.worker_mib[0], 1),
-        "worker_mib_last": round(killer.worker_mib[-1], 1),
-        "worker_mib_max": round(max(killer.worker_mib), 1),
+        **killer.memory.figures(),
     }
 
 

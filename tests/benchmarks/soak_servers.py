@@ -23,7 +23,7 @@ from typing import Any
 from datapipe.batch import Batch
 from datapipe.position import Position, Span
 from tests.benchmarks.soak import NUM_WORKERS, Arguments
-from tests.benchmarks.soak_parts import Ending, TimeIsUp, resident_mib
+from tests.benchmarks.soak_parts import Ending, Memory, TimeIsUp
 from tests.small_runs import NUM_TRAIN, records, run, small_config
 from tests.strategies import Wrapped
 from xdist.computation import BatchSums
@@ -64,9 +64,7 @@ class Killer:
     arguments: Arguments
     topology: PushPullTopology | None = None
     kills: Counter[str] = field(default_factory=Counter)
-    driver_mib: list[float] = field(default_factory=list)
-    worker_mib: list[float] = field(default_factory=list)
-    server_mib: list[float] = field(default_factory=list)
+    memory: Memory = field(default_factory=Memory)
     over: threading.Event = field(default_factory=threading.Event)
 
     def work(self, role: str, every_s: float) -> None:
@@ -76,9 +74,8 @@ class Killer:
             processes = self._processes(role)
             if len(processes) < (NUM_WORKERS if role == "worker" else 2 * NUM_SERVERS):
                 continue  # Somebody is on the way; a server and its replica are not both killed.
-            self.driver_mib.append(resident_mib(os.getpid()))
-            sizes = self.worker_mib if role == "worker" else self.server_mib
-            sizes.append(max(map(resident_mib, processes)))
+            self.memory.note("driver", [os.getpid()])
+            self.memory.note(role, processes)
             os.kill(draws.choice(processes), signal.SIGKILL)
             self.kills[role] += 1
 
@@ -135,16 +132,7 @@ def soak(arguments: Arguments, directory: Path) -> dict[str, float]:
         "workers_killed": killer.kills["worker"],
         "servers_killed": killer.kills["server"],
         "recoveries": len(records(directory / "run", "recovery")),
-        **{
-            f"{name}_mib_{when}": round(sizes[place], 1)
-            for name, sizes in (
-                ("driver", killer.driver_mib),
-                ("worker", killer.worker_mib),
-                ("server", killer.server_mib),
-            )
-            if sizes
-            for when, place in (("first", 0), ("last", -1))
-        },
+        **killer.memory.figures(),
     }
 
 
@@ -179,7 +167,7 @@ def check(recording: Path) -> dict[str, float]:
     assert position.epoch >= last_epoch - 1, f"samples of epoch {position.epoch} never came"
     return {
         "updates": max(versions),
-        "updates_lost": 0,
-        "updates_double": 0,
+        "updates_lost": max(0, lost),
+        "updates_double": len(versions) - len(set(versions)),
         "updates_unseen": len(unseen),
     }
