@@ -165,7 +165,9 @@ class LocalServers:
             save_every_samples=self.save_every,
             is_first=number == 0,
         )
-        return LocalServer(ParameterServer(plan))
+        server = ParameterServer(plan, share=np.copy)
+        torch.set_num_threads(1)  # As all tests have it: the bits of a gradient depend on it.
+        return LocalServer(server)
 
     @property
     def lead(self) -> ParameterServer:

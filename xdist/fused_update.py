@@ -30,7 +30,7 @@ class FusedUpdate:
         """As `RangeState.apply`, of a step whose scale is 1."""
         scalar = self._weights.new_full
         rate, share = scalar((), step.learning_rate), scalar((), step.average_share)
-        self._update(step.gradients, rate, share)
+        self._update(step.whole_gradients, rate, share)
 
     def _whole_update(self, gradients: Tensor, learning_rate: Tensor, share: Tensor) -> None:
         weights, whole = self._weights, slice(None)

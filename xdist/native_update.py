@@ -8,16 +8,17 @@ to the same bits. The GIL is free meanwhile. num_threads: as in `run_in_chunks`.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from datapipe.native_library import load_library
 from xdist.chunks import run_in_chunks
-from xdist.update import Step, Update
+from xdist.update import Parts, Step, Update
 
 MODULE = "xdist_update"
 ABI_VERSION = 6
@@ -91,8 +92,8 @@ def suits_update(update: Update, *slots: Tensor) -> bool:
     return (
         suits(update.weights, update.weights_out, update.average, *slots)
         and all(
-            suits(step.gradients) or suits(step.gradients, dtype=torch.bfloat16)
-            for step in update.steps
+            suits(*values) or suits(*values, dtype=torch.bfloat16)
+            for values in (_parts(step).values() for step in update.steps)
         )
         and suits(update.bfloat16_out, dtype=torch.bfloat16)
     )
@@ -108,7 +109,7 @@ def sgd(
 ) -> None:
     """As `optim.SGD.step`."""
     whole = _range_update(update, momentum, None, l2, momentum_decay)
-    _run("update_sgd", (whole,), len(momentum), num_threads)
+    _run_update("update_sgd", whole, update.steps, len(momentum), num_threads)
 
 
 def rmsprop(
@@ -126,15 +127,13 @@ def rmsprop(
     whole = _range_update(update, momentum, mean_square, l2, momentum_decay)
     whole.mean_square_share = mean_square_share
     whole.epsilon = epsilon
-    _run("update_rmsprop", (whole,), len(momentum), num_threads)
+    _run_update("update_rmsprop", whole, update.steps, len(momentum), num_threads)
 
 
 def _range_update(
     update: Update, momentum: Tensor, mean_square: Tensor | None, l2: Runs, momentum_decay: float
 ) -> _RangeUpdate:
-    """What both optimizers have."""
-    steps = update.steps
-    assert all(len(step.gradients) == len(momentum) for step in steps)
+    """What both optimizers have, but the steps."""
     weights, new_weights, *others = _pointers(
         update.weights,
         update.new_weights,
@@ -146,8 +145,8 @@ def _range_update(
     return _RangeUpdate(
         weights,
         new_weights,
-        (_Step * len(steps))(*map(_step, steps)),
-        len(steps),
+        None,
+        0,
         *others,
         *_pointers(l2.stops, l2.values),
         num_runs=len(l2.values),
@@ -155,10 +154,48 @@ def _range_update(
     )
 
 
-def _step(step: Step) -> _Step:
+def _run_update(
+    name: str, whole: _RangeUpdate, steps: Sequence[Step], size: int, num_threads: int | None
+) -> None:
+    """Make the steps of a range, by stretches in which each gradient lies in one place."""
+    parts = [_parts(step) for step in steps]
+    assert all(sum(map(len, values.values())) == size for values in parts)
+    bounds = sorted({size}.union(*parts))
+    stretches = [
+        (start, stop, _of_stretch(whole, steps, start)) for start, stop in pairwise(bounds)
+    ]
+    function: Callable[..., None] = getattr(_library(), name)
+
+    def run(start: int, stop: int) -> None:
+        for first, last, update in stretches:
+            if first < stop and start < last:
+                function(update, max(start, first), min(stop, last))
+
+    run_in_chunks(run, size, num_threads=num_threads)
+
+
+def _parts(step: Step) -> Mapping[int, Tensor]:
+    gradients = step.gradients
+    return gradients.values if isinstance(gradients, Parts) else {0: gradients}
+
+
+def _of_stretch(whole: _RangeUpdate, steps: Sequence[Step], start: int) -> _RangeUpdate:
+    update = _RangeUpdate.from_buffer_copy(whole)
+    update.steps = (_Step * len(steps))(*(_step(step, start) for step in steps))
+    update.num_steps = len(steps)
+    return update
+
+
+def _step(step: Step, start: int) -> _Step:
+    """As a stretch that begins at `start` has it: its gradients are where they would be if the
+    whole vector lay there.
+    """
+    parts = _parts(step)
+    place = max(place for place in parts if place <= start)
+    values = parts[place]
     return _Step(
-        step.gradients.data_ptr(),
-        step.gradients.dtype == torch.bfloat16,
+        values.data_ptr() - place * values.itemsize,
+        values.dtype == torch.bfloat16,
         step.scale,
         step.learning_rate,
         step.average_share,

@@ -134,12 +134,13 @@ class RMSProp:
 def step_in_blocks(optimizer: Optimizer, update: Update) -> None:
     """`Optimizer.step` by torch's operations, on any device."""
     weights, new_weights = update.weights, update.new_weights
+    gradients = [step.whole_gradients for step in update.steps]
     for block, scratch in _blocks(weights):
         w = new_weights[block]
         if new_weights is not weights:
             w.copy_(weights[block])
-        for step in update.steps:
-            g = step.gradients[block].to(weights.dtype)
+        for step, whole in zip(update.steps, gradients, strict=True):
+            g = whole[block].to(weights.dtype)
             if step.scale != 1:
                 g.mul_(step.scale)
             optimizer.step_block(block, w, g, scratch, step.learning_rate)

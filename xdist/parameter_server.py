@@ -73,9 +73,11 @@ class ParameterServer:
     `await`; updates are computed beside it, in a thread.
     """
 
-    def __init__(self, plan: ServerPlan) -> None:
+    def __init__(self, plan: ServerPlan, *, share: Callable[[wire.WireVector], Any]) -> None:
+        """share: makes of weights for several workers what each of them gets them from."""
         torch.set_num_threads(_num_threads(plan.config.cluster.cpus_per_server))
         self._plan = plan
+        self._share = share
         self._state: RangeState
         self._version = 0
         self._sequencer: Sequencer | None = None
@@ -89,7 +91,7 @@ class ParameterServer:
         self._turns = Turns()
         servers = plan.config.servers
         self._memory = NodeMemory(servers, start=plan.start, stop=plan.stop)
-        self._staging = Staging(plan.stop - plan.start, wire.dtype_of(servers))
+        self._staging = Staging(plan.stop - plan.start)
         self._asked: dict[PushId, _Asked] = {}
         self._pending: dict[int, Commit] = {}
         self._to_keep: set[int] = set()
@@ -126,7 +128,7 @@ class ParameterServer:
         """
         self._staging.check(name)
         self._mirror.stage(name, offset, values)
-        self._staging.write(name, offset, values)
+        self._staging.add(name, offset, values)
         self._tell_if_staged(name)
 
     async def stage_product(self, name: PushId, offset: int, product: Product) -> None:
@@ -136,7 +138,7 @@ class ParameterServer:
         self._staging.check(name)
         # From here on at once: whoever has become the replica meanwhile has nothing of it.
         self._mirror.stage_product(name, offset, product)
-        self._staging.write(name, offset, values)
+        self._staging.add(name, offset, values)
         self._tell_if_staged(name)
 
     async def push(
@@ -150,9 +152,9 @@ class ParameterServer:
         if described is not None:
             self._leading.describe(described)
         if slot is not None:
-            piece = self._memory.piece(name, slot)
-            self._mirror.stage(name, 0, wire.as_vector(piece))
-            self._staging.lend(name, piece)
+            piece = wire.as_vector(self._memory.piece(name, slot))
+            self._mirror.stage(name, 0, piece)
+            self._staging.add(name, 0, piece)
         outcome: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._asked[name] = _Asked(outcome, wants_weights=slot is None)
         self._tell_if_staged(name)
@@ -222,8 +224,8 @@ class ParameterServer:
                 while due := self._due():
                     names = [name for commit in due for name in commit.pushes]
                     asked = [self._asked[name] for name in names if name in self._asked]
-                    is_wanted = any(one.wants_weights for one in asked)
-                    weights = await self._in_thread(self._apply, due, is_wanted)
+                    num_wanting = sum(one.wants_weights for one in asked)
+                    weights = await self._in_thread(self._apply, due, num_wanting)
                     self._version = due[-1].version
                     for commit in due:
                         del self._pending[commit.version]
@@ -245,9 +247,10 @@ class ParameterServer:
                 break
         return due
 
-    def _apply(self, commits: Sequence[Commit], is_wanted: bool) -> wire.WireVector | None:
+    def _apply(self, commits: Sequence[Commit], num_wanting: int) -> Any:
         """Apply them in one pass, which for several takes little longer than for one: so a server
-        with more to do than it can gets faster. Returns a copy of the weights if anybody wants one.
+        with more to do than it can gets faster. Returns the weights for so many workers, None for
+        none.
         """
         steps = [
             Step(
@@ -259,7 +262,8 @@ class ParameterServer:
             for commit in commits
         ]
         version = commits[-1].version
-        return self._memory.update(self._state, steps, version, is_wanted=is_wanted)
+        copy = self._memory.update(self._state, steps, version, is_wanted=num_wanting > 0)
+        return self._share(copy) if copy is not None and num_wanting > 1 else copy
 
     async def _snapshot_if_due(self) -> None:
         """Keep a copy of the state, if it is that of a cut. To be called at rest."""
@@ -273,7 +277,7 @@ class ParameterServer:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, function, *arguments)
 
-    def _answer(self, commit: Commit, weights: wire.WireVector | None) -> None:
+    def _answer(self, commit: Commit, weights: Any) -> None:
         for name in commit.pushes:
             self._staging.free(name)
             asked = self._asked.get(name)

@@ -21,8 +21,10 @@ class Reply:
 
     version: int
     """Of the weights."""
-    weights: WireVector | None
-    """(stop - start,); None for a worker that sees them in memory."""
+    weights: Any
+    """(stop - start,): a `WireVector`, or, where several workers get it, a reference to one. None
+    for a worker that sees them in memory.
+    """
     commit: Commit | None = None
     """None where the push was dropped."""
 

@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A vector that lies in several places, which are only read."""
+
+    values: Mapping[int, Tensor]
+    """By where they begin: all of them, float32 or bfloat16, without gaps."""
+
+    def whole(self) -> Tensor:
+        """(size,): a copy in one place."""
+        return torch.cat([values for _, values in sorted(self.values.items())])
 
 
 @dataclass(frozen=True)
 class Step:
     """One step of an optimizer."""
 
-    gradients: Tensor
+    gradients: Tensor | Parts
     """(size,): float32, which hold scratch afterwards, or bfloat16."""
     learning_rate: float
     scale: float = 1.0
     """Of the gradients, before anything else."""
     average_share: float = 1.0
     """By which the average moves towards the weights after this step, as in `optim.fold`."""
+
+    @property
+    def whole_gradients(self) -> Tensor:
+        """(size,): in one place, if need be in a new one."""
+        gradients = self.gradients
+        return gradients.whole() if isinstance(gradients, Parts) else gradients
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -16,7 +17,7 @@ from xdist import native_update, optim
 from xdist.chunks import CHUNK
 from xdist.native_update import Runs
 from xdist.optim import Optimizer
-from xdist.update import Step, Update
+from xdist.update import Parts, Step, Update
 
 pytestmark = pytest.mark.skipif(
     not native_update.is_available(),
@@ -179,9 +180,42 @@ def test_gradients_are_only_read() -> None:
     updates = Range(make_rmsprop, Case(size=40, scale=0.5))
     update = updates.next_update(0)
     [step] = update.steps
-    before = step.gradients.clone()
+    before = step.whole_gradients.clone()
     updates.optimizer.step(update)
-    assert torch.equal(step.gradients, before)
+    assert torch.equal(step.whole_gradients, before)
+
+
+@makes
+@pytest.mark.parametrize("has_bfloat16_gradients", [False, True])
+def test_gradients_in_parts_are_those_of_the_whole(
+    make: Make, has_bfloat16_gradients: bool
+) -> None:
+    """Cut elsewhere in each step, and where threads change."""
+    size = CHUNK + 100
+    case = Case(size, num_steps=2, has_bfloat16_gradients=has_bfloat16_gradients)
+    ours, theirs = Range(make, case), Range(make, case)
+    update = ours.next_update(0)
+    cuts = ([0, 17, CHUNK - 3, size], [0, 18, CHUNK, CHUNK + 1, size])
+    steps = [
+        replace(step, gradients=in_parts(step.whole_gradients, *where))
+        for step, where in zip(update.steps, cuts, strict=True)
+    ]
+    update = replace(update, steps=steps)
+    assert native_update.suits_update(update, *ours.optimizer.slots.values())
+    ours.optimizer.step(update, num_threads=2)
+    theirs.optimizer.step(theirs.next_update(0))
+    by_torch = Range(make, case)
+    whole = by_torch.next_update(0)
+    optim.step_in_blocks(by_torch.optimizer, replace(whole, steps=steps))
+    for other in (theirs, by_torch):
+        for name, vector in other.vectors().items():
+            assert torch.equal(ours.vectors()[name], vector), name
+
+
+def in_parts(vector: Tensor, *bounds: int) -> Parts:
+    """Copies that lie apart, in no order."""
+    parts = [(start, vector[start:stop].clone()) for start, stop in itertools.pairwise(bounds)]
+    return Parts(dict(reversed(parts)))
 
 
 def test_other_vectors_are_left_to_torch() -> None:

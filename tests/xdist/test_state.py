@@ -76,6 +76,6 @@ def test_steps_at_once_equal_steps_one_by_one(config: OptimizerConfig, is_fused:
     one_by_one, at_once = state(config), state(config, is_fused=is_fused)
     steps = [Step(normal(n), 0.1 / n, average_share=0.1 * n) for n in range(1, 4)]
     for step in steps:
-        one_by_one.apply(replace(step, gradients=step.gradients.clone()))
+        one_by_one.apply(replace(step, gradients=step.whole_gradients.clone()))
     at_once.apply(*steps)
     assert_equal(at_once, one_by_one)

@@ -223,10 +223,20 @@ class PushPull:
     def _take(self, replies: list[Reply]) -> None:
         """Compute with these weights from now on."""
         host = self._host_weights
+        replies = self._fetched(replies)
         versions = [link.take(r, host) for link, r in zip(self._links, replies, strict=True)]
         if self._flat.weights.device.type != "cpu":
             self._flat.weights.copy_(host)
         self._base_version = min(versions)
+
+    def _fetched(self, replies: list[Reply]) -> list[Reply]:
+        """The replies, with the weights that others of this node may have fetched already."""
+        shared = [r.weights for r in replies if isinstance(r.weights, ray.ObjectRef)]
+        found = iter(self._call(shared))
+        return [
+            replace(r, weights=next(found)) if isinstance(r.weights, ray.ObjectRef) else r
+            for r in replies
+        ]
 
     def _call(self, references: list[ray.ObjectRef[Any]]) -> list[Any]:
         try:

@@ -194,7 +194,7 @@ def _server(plan: ServerPlan, *, num_cpus: float, where: Any) -> ActorHandle[Any
         scheduling_strategy=where,
         **fork_servers.options(plan.config.cluster),
     )
-    actor: ActorHandle[Any] = actor_class.remote(plan)
+    actor: ActorHandle[Any] = actor_class.remote(plan, share=ray.put)
     return actor
 
 
