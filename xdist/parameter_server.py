@@ -12,10 +12,9 @@ in a new *term*: workers register anew, and what was not committed is computed a
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -24,8 +23,10 @@ from torch import Tensor
 from datapipe.errors import CorruptSample
 from datapipe.position import Span
 from xdist import checkpoint, wire
+from xdist.answers import Answers
 from xdist.changes import Changes
 from xdist.checkpoint import Checkpoint, Cut, Part
+from xdist.commit_queue import CommitQueue
 from xdist.errors import LeaseLost, PeerLost
 from xdist.gradient_slots import SlotsAddress
 from xdist.lead import Lead
@@ -39,33 +40,10 @@ from xdist.server_plan import ServerPlan
 from xdist.staging import Staging
 from xdist.state import RangeState, copies
 from xdist.turns import Turn, Turns
-from xdist.update import Step
 from xdist.weights_board import BoardAddress
 
 Result = TypeVar("Result")
-
 TOKENS_OF_TERM = 1 << 32
-
-
-MOST_THREADS = 4
-"""Of a server that reserves no CPUs: more hardly make the memory faster, in which an update is."""
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """A worker waits for what comes of a push."""
-
-    outcome: asyncio.Future[Reply]
-    wants_weights: bool
-    """It does not see them in memory."""
-
-    def answer(self, reply: Reply) -> None:
-        if not self.outcome.done():
-            self.outcome.set_result(reply)
-
-    def refuse(self, error: Exception) -> None:
-        if not self.outcome.done():
-            self.outcome.set_exception(error)
 
 
 class ParameterServer:
@@ -75,7 +53,7 @@ class ParameterServer:
 
     def __init__(self, plan: ServerPlan, *, share: Callable[[wire.WireVector], Any]) -> None:
         """share: makes of weights for several workers what each of them gets them from."""
-        torch.set_num_threads(_num_threads(plan.config.cluster.cpus_per_server))
+        torch.set_num_threads(plan.num_threads)
         self._plan = plan
         self._share = share
         self._state: RangeState
@@ -92,10 +70,8 @@ class ParameterServer:
         servers = plan.config.servers
         self._memory = NodeMemory(servers, start=plan.start, stop=plan.stop)
         self._staging = Staging(plan.stop - plan.start)
-        self._asked: dict[PushId, _Asked] = {}
-        self._pending: dict[int, Commit] = {}
-        self._to_keep: set[int] = set()
-        """Versions that are cuts, and are not reached yet."""
+        self._answers = Answers()
+        self._queue = CommitQueue()
         self._snapshots: dict[int, dict[str, Tensor]] = {}
         self._broken: BaseException | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="updates")
@@ -155,8 +131,7 @@ class ParameterServer:
             piece = wire.as_vector(self._memory.piece(name, slot))
             self._mirror.stage(name, 0, piece)
             self._staging.add(name, 0, piece)
-        outcome: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        self._asked[name] = _Asked(outcome, wants_weights=slot is None)
+        outcome = self._answers.wait_for(name, wants_weights=slot is None)
         self._tell_if_staged(name)
         reply = await outcome
         if described is not None:
@@ -187,7 +162,7 @@ class ParameterServer:
         return await self._leading.await_lease(worker, token)
 
     def _tell_if_staged(self, name: PushId) -> None:
-        if name in self._asked and self._staging.is_complete(name):
+        if name in self._answers and self._staging.is_complete(name):
             self._soon(self._tell_staged(name))
 
     async def _tell_staged(self, name: PushId) -> None:
@@ -215,20 +190,19 @@ class ParameterServer:
         """Apply this commit, and those that waited for it, in the order of versions."""
         if commit.term < self._term or commit.version <= self._version:
             return
-        self._pending[commit.version] = commit
+        self._queue.add(commit)
         if commit.cut is not None and self._report is not None:  # A replica saves nothing.
-            self._to_keep.add(commit.version)
+            self._queue.keep(commit.version)
         self._mirror.apply(commit)
         try:
             async with self._at_rest:
-                while due := self._due():
+                while due := self._queue.due(self._version):
                     names = [name for commit in due for name in commit.pushes]
-                    asked = [self._asked[name] for name in names if name in self._asked]
-                    num_wanting = sum(one.wants_weights for one in asked)
+                    num_wanting = len(self._answers.want_weights(names))
                     weights = await self._in_thread(self._apply, due, num_wanting)
                     self._version = due[-1].version
                     for commit in due:
-                        del self._pending[commit.version]
+                        self._queue.remove(commit)
                         self._answer(commit, weights)
                     await self._snapshot_if_due()
         except BaseException as error:
@@ -237,38 +211,18 @@ class ParameterServer:
         finally:
             self._changes.tell()
 
-    def _due(self) -> list[Commit]:
-        """Commits that are the next ones, up to one whose state is to be kept."""
-        due: list[Commit] = []
-        version = self._version
-        while (commit := self._pending.get(version := version + 1)) is not None:
-            due.append(commit)
-            if version in self._to_keep:
-                break
-        return due
-
     def _apply(self, commits: Sequence[Commit], num_wanting: int) -> Any:
         """Apply them in one pass, which for several takes little longer than for one: so a server
-        with more to do than it can gets faster. Returns the weights for so many workers, None for
-        none.
+        with more to do than it can gets faster. Returns the weights for so many workers.
         """
-        steps = [
-            Step(
-                self._staging.mean(commit),
-                commit.learning_rate,
-                scale=commit.scale,
-                average_share=1 - commit.average_decay,
-            )
-            for commit in commits
-        ]
+        steps = [self._staging.step(commit) for commit in commits]
         version = commits[-1].version
         copy = self._memory.update(self._state, steps, version, is_wanted=num_wanting > 0)
         return self._share(copy) if copy is not None and num_wanting > 1 else copy
 
     async def _snapshot_if_due(self) -> None:
         """Keep a copy of the state, if it is that of a cut. To be called at rest."""
-        if self._version in self._to_keep:
-            self._to_keep.discard(self._version)
+        if self._queue.take_kept(self._version):
             copy = await self._in_thread(copies, self._state.tensors())
             self._snapshots[self._version] = copy
             self._changes.tell()
@@ -278,20 +232,18 @@ class ParameterServer:
         return await loop.run_in_executor(self._thread, function, *arguments)
 
     def _answer(self, commit: Commit, weights: Any) -> None:
+        wanting = self._answers.want_weights(commit.pushes)
         for name in commit.pushes:
             self._staging.free(name)
-            asked = self._asked.get(name)
-            if asked is not None and (weights is not None or not asked.wants_weights):
-                del self._asked[name]
-                seen = weights if asked.wants_weights else None
-                asked.answer(Reply(self._version, seen, commit))
+            seen = weights if name in wanting else None
+            self._answers.give(name, Reply(self._version, seen, commit))
 
     async def drop(self, name: PushId, version: int) -> None:
         """A push will not be applied; its worker gets weights of that version or a later one."""
         await self.free(name)
-        asked = self._asked.pop(name, None)
-        if asked is not None:
-            asked.answer(await self.pull(version, asked.wants_weights))
+        if name in self._answers:
+            wants_weights = bool(self._answers.want_weights([name]))
+            self._answers.give(name, await self.pull(version, wants_weights))
 
     async def free(self, name: PushId) -> None:
         """Drop a push."""
@@ -300,32 +252,25 @@ class ParameterServer:
 
     async def forget(self, worker: int, token: int) -> None:
         """Refuse what comes of the tokens of a worker below this one."""
-        self._staging.forget(worker, token, spare=self._committed())
+        self._staging.forget(worker, token, spare=self._queue.pushes)
         self._memory.forget(worker, token)
         self._mirror.keep_staging(self._staging.accepts)
         self._mirror.forget(worker, token)
-        old = [name for name in self._asked if name.worker == worker and name.token < token]
-        self._refuse(old, LeaseLost(f"worker {worker} was replaced"))
+        error = LeaseLost(f"worker {worker} was replaced")
+        self._answers.refuse(worker, below_token=token, error=error)
 
     async def forget_all(self, token: int) -> None:
         """Drop what has a token below this one, and is in no commit that has come."""
-        self._staging.forget_all(token, spare=self._committed())
+        self._staging.forget_all(token, spare=self._queue.pushes)
         self._memory.forget_all(token)
         self._mirror.keep_staging(self._staging.accepts)
         self._mirror.forget_all(token)
 
     async def keep(self, cut: Cut) -> None:
         """Keep the state of a cut, which is no commit's, until it is saved."""
-        self._to_keep.add(cut.step)
+        self._queue.keep(cut.step)
         async with self._at_rest:
             await self._snapshot_if_due()
-
-    def _committed(self) -> frozenset[PushId]:
-        return frozenset(name for commit in self._pending.values() for name in commit.pushes)
-
-    def _refuse(self, names: Iterable[PushId], error: Exception) -> None:
-        for name in names:
-            self._asked.pop(name).refuse(error)
 
     # What a new term asks.
 
@@ -370,7 +315,7 @@ class ParameterServer:
     async def enter(self, term: int, lead: Server) -> int:
         """End what belongs to the term before; returns the version that this server is at."""
         self._term, self._report = term, lead
-        self._refuse(list(self._asked), PeerLost("the servers have changed"))
+        self._answers.refuse_all(PeerLost("the servers have changed"))
         async with self._at_rest:  # What has come is applied first.
             return self._version
 
@@ -392,7 +337,7 @@ class ParameterServer:
                 self._version,
                 copies(self._state.tensors()),
                 self._staging.copies(),
-                tuple(self._pending.values()),
+                self._queue.commits,
                 self._sequencer,
             )
             taken = self._mirror.begin(replica, copy)
@@ -462,8 +407,3 @@ class ParameterServer:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._broken = error
             self._changes.tell()
-
-
-def _num_threads(cpus: float) -> int:
-    """With which a server of so many CPUs makes its updates."""
-    return max(1, int(cpus)) if cpus else min(MOST_THREADS, len(os.sched_getaffinity(0)))

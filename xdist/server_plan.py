@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -14,6 +15,9 @@ from xdist.flat import Layout
 from xdist.ledger import Ledger
 from xdist.sequencer import Sequencer
 from xdist.state import RangeState, StatisticsState
+
+MOST_THREADS = 4
+"""Of a server that reserves no CPUs: more hardly make the memory faster, in which an update is."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,14 @@ class ServerPlan:
     save_every_samples: int
     is_first: bool
     """Server 0, or its replica."""
+
+    @property
+    def num_threads(self) -> int:
+        """With which it makes its updates."""
+        num_cpus = self.config.cluster.cpus_per_server
+        return (
+            max(1, int(num_cpus)) if num_cpus else min(MOST_THREADS, len(os.sched_getaffinity(0)))
+        )
 
     def ledger(self, position: Position, *, first_token: int) -> Ledger:
         """The ledger of a run that has come so far."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from xdist import wire
 from xdist.errors import LeaseLost
 from xdist.sequencer import Commit, PushId
-from xdist.update import Parts
+from xdist.update import Parts, Step
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,16 @@ class Staging:
         assert offset not in piece.parts, f"{name} was sent twice"
         piece.parts[offset] = wire.as_tensor(values)
 
-    def mean(self, commit: Commit) -> Parts | Tensor:
+    def step(self, commit: Commit) -> Step:
+        """What a commit does to the range."""
+        return Step(
+            self._mean(commit),
+            commit.learning_rate,
+            scale=commit.scale,
+            average_share=1 - commit.average_decay,
+        )
+
+    def _mean(self, commit: Commit) -> Parts | Tensor:
         """The mean of the pieces of a commit, by their shares: that of one push is itself."""
         assert all(map(self.is_complete, commit.pushes)), "staged before it is committed"
         pieces = [self._pieces[name].parts for name in commit.pushes]

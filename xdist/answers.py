@@ -1,0 +1,61 @@
+"""Answers: what workers get for the pushes that they wait for on a server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from xdist.sequencer import PushId
+from xdist.server_messages import Reply
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    outcome: asyncio.Future[Reply]
+    wants_weights: bool
+
+
+class Answers:
+    """Each push is answered once: with the weights after it, whether it is in them or was dropped,
+    or with an error.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[PushId, _Waiting] = {}
+
+    def __contains__(self, name: PushId) -> bool:
+        return name in self._waiting
+
+    def wait_for(self, name: PushId, *, wants_weights: bool) -> asyncio.Future[Reply]:
+        """What comes of a push. wants_weights: its worker does not see them in memory."""
+        outcome: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._waiting[name] = _Waiting(outcome, wants_weights)
+        return outcome
+
+    def want_weights(self, names: Iterable[PushId]) -> list[PushId]:
+        """Those of these pushes whose workers wait for weights."""
+        return [name for name in names if name in self and self._waiting[name].wants_weights]
+
+    def give(self, name: PushId, reply: Reply) -> None:
+        """Answer, if somebody waits."""
+        waiting = self._waiting.pop(name, None)
+        if waiting is not None and not waiting.outcome.done():
+            waiting.outcome.set_result(reply)
+
+    def refuse(self, worker: int, *, below_token: int, error: Exception) -> None:
+        """Raise this for what comes of a worker's tokens below that one."""
+        self._refuse(
+            [name for name in self._waiting if name.worker == worker and name.token < below_token],
+            error,
+        )
+
+    def refuse_all(self, error: Exception) -> None:
+        """Raise this for all that wait."""
+        self._refuse(list(self._waiting), error)
+
+    def _refuse(self, names: Iterable[PushId], error: Exception) -> None:
+        for name in names:
+            outcome = self._waiting.pop(name).outcome
+            if not outcome.done():
+                outcome.set_exception(error)
