@@ -42,6 +42,8 @@ CONFIG, METRICS, QUARANTINE, LOG, CURVES = (
 PROFILE = "profile"
 LOCK = ".lock"
 CURVES_EVERY_S = 30.0
+DRAWN_RECORDS = 4000
+"""Of how a run trained: a line has fewer pixels, and all those of a month would take a GB."""
 PLACE = ("shard", "key", "offset")
 OPERATION = (
     "cluster",
@@ -175,9 +177,19 @@ class RunDirectory:
         with (self.local / METRICS).open("a") as file:
             file.write(json.dumps(values) + "\n")
 
-    def records(self) -> list[dict[str, Any]]:
-        """All records, in order; a last line that a crash cut short is left out."""
-        return list(_parsed((self.local / METRICS).read_text().splitlines()))
+    def records(self, *, most_of_training: int | None = None) -> list[dict[str, Any]]:
+        """All records, in order; a last line that a crash cut short is left out. most_of_training:
+        of a longer run only so many of those that tell how it trained, evenly spread.
+        """
+        with (self.local / METRICS).open() as file:
+            num_lines = sum(1 for _ in file) if most_of_training else 0
+            every = 1 + num_lines // most_of_training if most_of_training else 1
+            file.seek(0)
+            return [
+                record
+                for number, record in enumerate(_parsed(file))
+                if record["kind"] != "train" or number % every == 0
+            ]
 
     def quarantine(self, samples: Iterable[CorruptSample]) -> tuple[CorruptSample, ...]:
         """List samples in quarantine.jsonl, each once however often it is met. Returns all that are
@@ -206,7 +218,8 @@ class RunDirectory:
         if is_last or now - self._drawn > CURVES_EVERY_S:
             from xdist import charts  # With matplotlib, most of a second that no start waits for.
 
-            charts.draw_curves(self.records(), self.local / CURVES)
+            records = self.records(most_of_training=DRAWN_RECORDS)
+            charts.draw_curves(records, self.local / CURVES)
             self._drawn = time.monotonic()
         if self._is_remote:
             filesystem, path = open_filesystem(self.url)

@@ -53,6 +53,18 @@ def test_it_belongs_to_one_run_at_a_time(tmp_path: Path) -> None:
     RunDirectory(str(tmp_path), CONFIG).close()
 
 
+def test_of_a_long_run_some_records_of_training_will_do(tmp_path: Path) -> None:
+    with RunDirectory(str(tmp_path), CONFIG) as run:
+        for step in range(100):
+            run.record(kind="evaluation" if step % 10 == 3 else "train", step=step)
+        found = run.records(most_of_training=20)
+        assert len(run.records(most_of_training=200)) == 100
+    training = [record["step"] for record in found if record["kind"] == "train"]
+    assert 10 < len(training) <= 20
+    assert training[-1] >= 90
+    assert len(found) - len(training) == 10
+
+
 def test_a_line_that_a_crash_cut_short_is_left_out(tmp_path: Path) -> None:
     run = RunDirectory(str(tmp_path), CONFIG)
     run.record(kind="start", step=1, samples=8)
