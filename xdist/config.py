@@ -148,6 +148,10 @@ class ClusterConfig:
     """push_pull: CPUs a parameter server reserves, and computes with; 0 lets it share the cores of
     the workers, up to four of them at a time.
     """
+    gpus_per_server: int = 0
+    """push_pull: GPUs a parameter server reserves. On the first one it keeps its range, which is
+    updated there in one compiled pass.
+    """
     fork_actors: bool = True
     """Whether an actor is a copy of a process of its node that has imported torch and Ray: it is
     there in one second instead of four. False starts each anew.
@@ -176,6 +180,7 @@ class ClusterConfig:
     def __post_init__(self) -> None:
         check_positive(self, "cluster.", "cpus_per_worker")
         check_least(self, "cluster.", gpus_per_worker=0, cpus_per_server=0, wait_s=0)
+        check_least(self, "cluster.", gpus_per_server=0)
         check_least(self, "cluster.", max_recoveries=0, min_world_size=1, num_spares=0)
         check_positive(self, "cluster.", "recovery_window_s")
         check_least(self, "cluster.", collective_timeout_s=1)
@@ -333,9 +338,10 @@ class TrainConfig:
             check(value == option.default, f"servers.{option.name}", value, allowed)
         allowed = "auto with strategy all_reduce, which has no servers"
         check(self.num_servers == AUTO, "num_servers", self.num_servers, allowed)
-        cpus = self.cluster.cpus_per_server
         allowed = "0 with strategy all_reduce, which has no servers"
-        check(cpus == 0, "cluster.cpus_per_server", cpus, allowed)
+        for name in ("cpus_per_server", "gpus_per_server"):
+            value = getattr(self.cluster, name)
+            check(value == 0, f"cluster.{name}", value, allowed)
         lanes, batch = self.num_lanes, self.batch_size
         allowed = f"a divisor of batch_size, which is {batch}"
         check(lanes is None or batch % lanes == 0, "num_lanes", lanes, allowed)

@@ -27,14 +27,18 @@ class FusedUpdate:
         self._update: Any = torch.compile(self._whole_update, dynamic=False)
 
     def __call__(self, step: Step) -> None:
-        """As `RangeState.apply`, of a step whose scale is 1."""
-        scalar = self._weights.new_full
-        rate, share = scalar((), step.learning_rate), scalar((), step.average_share)
-        self._update(step.whole_gradients, rate, share)
+        """One of `RangeState.apply`; its gradients may be elsewhere."""
+        weights = self._weights
+        gradients = step.whole_gradients_on(weights.device).to(weights.dtype)
+        numbers = step.learning_rate, step.average_share, step.scale
+        self._update(gradients, *(weights.new_full((), number) for number in numbers))
 
-    def _whole_update(self, gradients: Tensor, learning_rate: Tensor, share: Tensor) -> None:
+    def _whole_update(
+        self, gradients: Tensor, learning_rate: Tensor, share: Tensor, scale: Tensor
+    ) -> None:
         weights, whole = self._weights, slice(None)
         scratch = torch.empty_like(weights)
+        gradients.mul_(scale)  # 1 changes no bit.
         self._optimizer.step_block(whole, weights, gradients, scratch, learning_rate)
         if self._average is not None:
             fold_block(self._average, weights, scratch, share)

@@ -80,7 +80,7 @@ class NodeMemory:
                 return None
             first = self._board.next_buffer().copy_(state.weights)
             self._board.publish(version)
-            if self._dtype == torch.float32:
+            if self._dtype == torch.float32 and state.fused_update is None:
                 state.weights = first
         return self._board.address
 

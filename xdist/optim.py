@@ -134,7 +134,7 @@ class RMSProp:
 def step_in_blocks(optimizer: Optimizer, update: Update) -> None:
     """`Optimizer.step` by torch's operations, on any device."""
     weights, new_weights = update.weights, update.new_weights
-    gradients = [step.whole_gradients for step in update.steps]
+    gradients = [step.whole_gradients_on(weights.device) for step in update.steps]
     for block, scratch in _blocks(weights):
         w = new_weights[block]
         if new_weights is not weights:

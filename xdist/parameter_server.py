@@ -52,7 +52,7 @@ class ParameterServer:
     """
 
     def __init__(self, plan: ServerPlan, *, share: Callable[[wire.WireVector], Any]) -> None:
-        """share: makes of weights for several workers what each of them gets them from."""
+        """share: stores weights; returns what any number of workers gets them from."""
         torch.set_num_threads(plan.num_threads)
         self._plan = plan
         self._share = share
@@ -198,12 +198,16 @@ class ParameterServer:
             async with self._at_rest:
                 while due := self._queue.due(self._version):
                     names = [name for commit in due for name in commit.pushes]
-                    num_wanting = len(self._answers.want_weights(names))
-                    weights = await self._in_thread(self._apply, due, num_wanting)
+                    wanting = self._answers.want_weights(names)
+                    weights = await self._in_thread(self._apply, due, bool(wanting))
                     self._version = due[-1].version
                     for commit in due:
                         self._queue.remove(commit)
-                        self._answer(commit, weights)
+                        for name in commit.pushes:
+                            self._staging.free(name)
+                    self._answer(due, Reply(self._version, None), but=wanting)
+                    if weights is not None:
+                        self._soon(self._answer_with(weights, due, self._version))
                     await self._snapshot_if_due()
         except BaseException as error:
             self._broken = error
@@ -211,14 +215,13 @@ class ParameterServer:
         finally:
             self._changes.tell()
 
-    def _apply(self, commits: Sequence[Commit], num_wanting: int) -> Any:
+    def _apply(self, commits: Sequence[Commit], is_wanted: bool) -> wire.WireVector | None:
         """Apply them in one pass, which for several takes little longer than for one: so a server
-        with more to do than it can gets faster. Returns the weights for so many workers.
+        with more to do than it can gets faster. Returns a copy of the weights if it is wanted.
         """
         steps = [self._staging.step(commit) for commit in commits]
         version = commits[-1].version
-        copy = self._memory.update(self._state, steps, version, is_wanted=num_wanting > 0)
-        return self._share(copy) if copy is not None and num_wanting > 1 else copy
+        return self._memory.update(self._state, steps, version, is_wanted=is_wanted)
 
     async def _snapshot_if_due(self) -> None:
         """Keep a copy of the state, if it is that of a cut. To be called at rest."""
@@ -231,12 +234,18 @@ class ParameterServer:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, function, *arguments)
 
-    def _answer(self, commit: Commit, weights: Any) -> None:
-        wanting = self._answers.want_weights(commit.pushes)
-        for name in commit.pushes:
-            self._staging.free(name)
-            seen = weights if name in wanting else None
-            self._answers.give(name, Reply(self._version, seen, commit))
+    def _answer(self, commits: Sequence[Commit], reply: Reply, *, but: Sequence[PushId]) -> None:
+        for commit in commits:
+            for name in commit.pushes:
+                if name not in but:
+                    self._answers.give(name, replace(reply, commit=commit))
+
+    async def _answer_with(
+        self, weights: wire.WireVector, commits: Sequence[Commit], version: int
+    ) -> None:
+        """Answer those who wait for weights, which are stored beside the next pass."""
+        stored = await asyncio.to_thread(self._share, weights)
+        self._answer(commits, Reply(version, stored), but=())
 
     async def drop(self, name: PushId, version: int) -> None:
         """A push will not be applied; its worker gets weights of that version or a later one."""

@@ -22,7 +22,7 @@ class Reply:
     version: int
     """Of the weights."""
     weights: Any
-    """(stop - start,): a `WireVector`, or, where several workers get it, a reference to one. None
+    """(stop - start,): a `WireVector`, or a reference to one, which several workers may get. None
     for a worker that sees them in memory.
     """
     commit: Commit | None = None

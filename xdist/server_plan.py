@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from datapipe.order import Order
 from datapipe.position import Position
 from xdist.checkpoint import Checkpoint
 from xdist.config import TrainConfig
+from xdist.errors import UserError
 from xdist.flat import Layout
 from xdist.ledger import Ledger
 from xdist.sequencer import Sequencer
@@ -38,6 +40,17 @@ class ServerPlan:
     """Server 0, or its replica."""
 
     @property
+    def device(self) -> torch.device:
+        """Where it keeps its range. Raises `UserError` where torch finds none of its GPUs."""
+        num_gpus = self.config.cluster.gpus_per_server
+        if num_gpus and not torch.cuda.is_available():
+            raise UserError(
+                f"cluster.gpus_per_server is {num_gpus}, and torch finds no GPU on the node of a "
+                "parameter server; install a torch with CUDA there, or set it to 0"
+            )
+        return torch.device("cuda" if num_gpus else "cpu")
+
+    @property
     def num_threads(self) -> int:
         """With which it makes its updates."""
         num_cpus = self.config.cluster.cpus_per_server
@@ -57,13 +70,14 @@ class ServerPlan:
 
     def range_state(self, tensors: dict[str, Tensor]) -> RangeState:
         """The range of the server, with these tensors."""
-        mask = self.layout.l2_mask(self.config.optimizer.l2_on)
+        device, mask = self.device, self.layout.l2_mask(self.config.optimizer.l2_on)
         return RangeState.from_tensors(
-            tensors,
+            {name: tensor.to(device) for name, tensor in tensors.items()},
             config=self.config.optimizer,
             start=self.start,
             stop=self.stop,
-            l2_mask=mask[self.start : self.stop].clone(),
+            l2_mask=mask[self.start : self.stop].to(device, copy=True),
+            is_fused=device.type != "cpu",
         )
 
     def sequencer(self, source: Checkpoint) -> Sequencer:

@@ -107,7 +107,8 @@ def fits(config: TrainConfig, resources: Nodes, num_workers: int) -> bool:
     gpus = _gpus_per_worker(config, resources)
     free = [(node.get("CPU", 0), node.get("GPU", 0)) for node in resources]
     wanted = [(config.cluster.cpus_per_worker, gpus)] * num_workers
-    wanted += [(config.cluster.cpus_per_server, 0)] * _num_servers(config, num_workers)
+    server = config.cluster.cpus_per_server, config.cluster.gpus_per_server
+    wanted += [server] * _num_servers(config, num_workers)
     for cpus, gpus in wanted:
         rooms = (i for i, node in enumerate(free) if node[0] >= cpus and node[1] >= gpus)
         room = next(rooms, None)
@@ -137,11 +138,16 @@ def _missing(config: TrainConfig, resources: Nodes, num_workers: int, num_server
         lower += " or cluster.cpus_per_worker"
     else:
         lower += ", cluster.cpus_per_worker or cluster.cpus_per_server"
-    each = f"{cluster.cpus_per_worker:g} CPU" + (f" and {gpus} GPU" if gpus else "")
-    servers = f" and {num_servers} servers of {cluster.cpus_per_server:g} CPU"
+    each = _amounts(cluster.cpus_per_worker, gpus)
+    of_server = _amounts(cluster.cpus_per_server, cluster.gpus_per_server)
+    servers = f" and {num_servers} servers of {of_server}"
     there = f"{_total(resources, 'CPU'):g} CPU and {_total(resources, 'GPU'):g} GPU"
     there += f" on {len(resources)} nodes" if len(resources) > 1 else ""
     return (
         f"{num_workers} workers of {each}{servers if num_servers else ''} do not fit: "
         f"the cluster has {there}; lower {lower}, or add nodes"
     )
+
+
+def _amounts(cpus: float, gpus: int) -> str:
+    return f"{cpus:g} CPU" + (f" and {gpus} GPU" if gpus else "")

@@ -71,14 +71,15 @@ class RangeState:
         num_threads: int | None = None,
     ) -> None:
         """Updates, one after the other, in one pass. Gradients are means over the samples of an
-        update. weights_out, bfloat16_out: as in `Update`. num_threads: as in `Optimizer.step`.
+        update. weights_out, bfloat16_out: as in `Update`, but that a compiled update keeps its own
+        weights, and copies them there. num_threads: as in `Optimizer.step`.
         """
         if self.fused_update is not None:
-            assert all(step.scale == 1 for step in steps)
-            assert weights_out is None
-            assert bfloat16_out is None
             for step in steps:
                 self.fused_update(step)
+            for out in (weights_out, bfloat16_out):
+                if out is not None:
+                    out.copy_(self.weights)
             return
         update = Update(
             self.weights,

@@ -16,9 +16,9 @@ class Parts:
     values: Mapping[int, Tensor]
     """By where they begin: all of them, float32 or bfloat16, without gaps."""
 
-    def whole(self) -> Tensor:
+    def whole(self, device: torch.device) -> Tensor:
         """(size,): a copy in one place."""
-        return torch.cat([values for _, values in sorted(self.values.items())])
+        return torch.cat([values.to(device) for _, values in sorted(self.values.items())])
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class Step:
     average_share: float = 1.0
     """By which the average moves towards the weights after this step, as in `optim.fold`."""
 
-    @property
-    def whole_gradients(self) -> Tensor:
-        """(size,): in one place, if need be in a new one."""
-        gradients = self.gradients
-        return gradients.whole() if isinstance(gradients, Parts) else gradients
+    def whole_gradients_on(self, device: torch.device) -> Tensor:
+        """(size,): in one place there, if need be in a new one."""
+        if isinstance(self.gradients, Parts):
+            return self.gradients.whole(device)
+        return self.gradients.to(device)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from xdist.strategies import Progress
 from xdist.strategies.group import Group, Rendezvous, open_store
 from xdist.strategies.reduction import GradientReduction
 from xdist.strategies.summed import StopVotes, mean_statistics, scale
-from xdist.update import Step
+from xdist.update import Parts, Step
 from xdist.worker import Worker
 
 pytestmark = [
@@ -384,3 +384,33 @@ def test_a_profile_has_the_phases_and_the_kernels(is_replayed: bool) -> None:
         "data", *parts, "all_reduce", "optimizer", "other",
     ]  # fmt: skip
     assert report.profile.trace[:2] == b"\x1f\x8b"
+
+
+def test_a_server_with_a_gpu_updates_its_range_there() -> None:
+    """Gradients come in parts and on the host, and so do the weights that it sends."""
+    size = 100_003
+    generator = torch.Generator().manual_seed(0)
+    weights, *gradients = (torch.randn(size, generator=generator) for _ in range(4))
+    on_gpu, on_cpu = (
+        RangeState.from_tensors(
+            {WEIGHTS: weights.to(device, copy=True)},
+            config=OptimizerConfig(name="rmsprop", l2=1e-4, average_decay=0.9),
+            start=0,
+            stop=size,
+            l2_mask=torch.ones(size, device=device),
+            is_fused=device == "cuda",
+        )
+        for device in ("cuda", "cpu")
+    )
+    sent, rounded = torch.empty(size), torch.empty(size, dtype=torch.bfloat16)
+    for gradient in gradients:
+        halves = gradient.to(torch.bfloat16)
+        parts = Parts({0: halves[:777].clone(), 777: halves[777:].clone()})
+        step = Step(parts, 0.1, scale=0.5, average_share=0.1)
+        on_gpu.apply(step, weights_out=sent, bfloat16_out=rounded)
+        on_cpu.apply(step)
+    assert on_gpu.weights.device.type == "cuda"
+    for name, tensor in on_cpu.tensors().items():
+        torch.testing.assert_close(on_gpu.tensors()[name].cpu(), tensor, rtol=1e-5, atol=1e-6)
+    assert torch.equal(sent, on_gpu.weights.cpu())
+    assert torch.equal(rounded, sent.to(torch.bfloat16))

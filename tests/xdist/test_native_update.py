@@ -27,6 +27,7 @@ properties = settings(derandomize=True, deadline=None, max_examples=100)
 makes = pytest.mark.parametrize("make", [make_sgd, make_rmsprop])
 Make = Callable[[Tensor, float], Optimizer]
 NUM_STEPS = 3
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -180,9 +181,9 @@ def test_gradients_are_only_read() -> None:
     updates = Range(make_rmsprop, Case(size=40, scale=0.5))
     update = updates.next_update(0)
     [step] = update.steps
-    before = step.whole_gradients.clone()
+    before = step.whole_gradients_on(CPU).clone()
     updates.optimizer.step(update)
-    assert torch.equal(step.whole_gradients, before)
+    assert torch.equal(step.whole_gradients_on(CPU), before)
 
 
 @makes
@@ -197,7 +198,7 @@ def test_gradients_in_parts_are_those_of_the_whole(
     update = ours.next_update(0)
     cuts = ([0, 17, CHUNK - 3, size], [0, 18, CHUNK, CHUNK + 1, size])
     steps = [
-        replace(step, gradients=in_parts(step.whole_gradients, *where))
+        replace(step, gradients=in_parts(step.whole_gradients_on(CPU), *where))
         for step, where in zip(update.steps, cuts, strict=True)
     ]
     update = replace(update, steps=steps)

@@ -60,6 +60,14 @@ def test_servers_that_reserve_cpus_count() -> None:
         sized(replace(ASYNC, cluster=ClusterConfig(cpus_per_server=50)), [{"CPU": 6.0}])
 
 
+def test_servers_that_reserve_gpus_leave_them_out_for_workers() -> None:
+    config = replace(ASYNC, cluster=ClusterConfig(gpus_per_server=1))
+    nodes = [{"CPU": 8.0, "GPU": 4.0}]
+    assert sized(config, nodes).num_workers == 2
+    with pytest.raises(NotEnoughResources, match=r"2 servers of 0 CPU and 1 GPU do not fit"):
+        sized(config, [{"CPU": 8.0, "GPU": 2.0}])
+
+
 def test_a_worker_fits_on_one_node_or_not_at_all() -> None:
     cluster = ClusterConfig(cpus_per_worker=4)
     nodes = [{"CPU": 6.0}, {"CPU": 6.0}]

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from xdist.config import OptimizerConfig
 from xdist.state import RangeState
-from xdist.update import Step
+from xdist.update import Parts, Step
 
 SIZE = 1003
+CPU = torch.device("cpu")
 SGD = OptimizerConfig(name="sgd", l2=1e-4, average_decay=0.9)
 RMSPROP = OptimizerConfig(name="rmsprop", l2=4e-5, average_decay=0.9)
 
@@ -76,6 +77,23 @@ def test_steps_at_once_equal_steps_one_by_one(config: OptimizerConfig, is_fused:
     one_by_one, at_once = state(config), state(config, is_fused=is_fused)
     steps = [Step(normal(n), 0.1 / n, average_share=0.1 * n) for n in range(1, 4)]
     for step in steps:
-        one_by_one.apply(replace(step, gradients=step.whole_gradients.clone()))
+        one_by_one.apply(replace(step, gradients=step.whole_gradients_on(CPU).clone()))
     at_once.apply(*steps)
     assert_equal(at_once, one_by_one)
+
+
+@pytest.mark.parametrize("config", [SGD, RMSPROP], ids=["sgd", "rmsprop"])
+def test_a_compiled_update_reads_and_writes_elsewhere_too(config: OptimizerConfig) -> None:
+    """As a server with a GPU has it: scaled gradients in parts, copies of the new weights."""
+    plain, fused = state(config), state(config, is_fused=True)
+    gradients = normal(1).to(torch.bfloat16)
+    expected, found = torch.empty(SIZE), torch.empty(SIZE)
+    rounded = torch.empty(SIZE, dtype=torch.bfloat16)
+    plain.apply(Step(gradients, 0.1, scale=0.3, average_share=0.1), weights_out=expected)
+    parts = Parts({500: gradients[500:], 0: gradients[:500]})
+    step = Step(parts, 0.1, scale=0.3, average_share=0.1)
+    fused.apply(step, weights_out=found, bfloat16_out=rounded)
+    assert_equal(fused, plain)
+    assert torch.equal(found, expected)
+    assert torch.equal(rounded, expected.to(torch.bfloat16))
+    assert fused.weights is not found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ray
@@ -41,10 +41,13 @@ NUM_CONTROL_THREADS = 2
 
 def worker_bundle(cluster: ClusterConfig) -> dict[str, float]:
     """What a worker reserves."""
-    bundle = {"CPU": cluster.cpus_per_worker}
-    if isinstance(cluster.gpus_per_worker, int) and cluster.gpus_per_worker:
-        bundle["GPU"] = float(cluster.gpus_per_worker)
-    return bundle
+    gpus = cluster.gpus_per_worker
+    return _bundle(cluster.cpus_per_worker, gpus if isinstance(gpus, int) else 0)
+
+
+def _bundle(cpus: float, gpus: int) -> dict[str, float]:
+    """Ray wants no zeros in it."""
+    return {name: amount for name, amount in (("CPU", cpus), ("GPU", float(gpus))) if amount}
 
 
 class Room:
@@ -71,8 +74,8 @@ class Room:
         remote: Any = ray.remote  # Its types do not know concurrency_groups.
         self._worker_class = remote(concurrency_groups={CONTROL: NUM_CONTROL_THREADS})(Worker)
         self._bundle = worker_bundle(cluster)
-        self._server_bundle = {"CPU": cluster.cpus_per_server}
-        if not cluster.cpus_per_server:
+        self._server_bundle = _bundle(cluster.cpus_per_server, cluster.gpus_per_server)
+        if not self._server_bundle:
             num_servers = 0
         servers = [self._server_bundle] * num_servers
         try:
@@ -100,7 +103,7 @@ class Room:
         """
         actor_class: Any = self._worker_class.options(
             **NO_RETRIES,
-            num_cpus=self._bundle["CPU"],
+            num_cpus=self._bundle.get("CPU", 0),
             num_gpus=self._bundle.get("GPU", 0),
             scheduling_strategy=self._of_worker(number),
             **fork_servers.options(config.cluster),
@@ -118,12 +121,11 @@ class Room:
         near: the node that it is to be on, if it can; None: where there was room for the server of
         this number, or anywhere.
         """
-        num_cpus = self._server_bundle["CPU"]
-        if not num_cpus:
+        if not self._server_bundle:
             where = None if near is None else NodeAffinitySchedulingStrategy(near, soft=True)
-            return _server(plan, num_cpus=0, where=where)
+            return _server(plan, {}, where=where)
         group = _one(self._server_bundle, near=near or self._server_places[number])
-        actor = _server(plan, num_cpus=num_cpus, where=_within(group))
+        actor = _server(plan, self._server_bundle, where=_within(group))
         self._servers[actor] = group
         return actor
 
@@ -184,13 +186,14 @@ def _within(group: PlacementGroup) -> PlacementGroupSchedulingStrategy:
 
 def server_on(node: str, plan: ServerPlan) -> ActorHandle[Any]:
     """A parameter server actor on the node of this id, where it reserves nothing."""
-    return _server(plan, num_cpus=0, where=NodeAffinitySchedulingStrategy(node, soft=False))
+    return _server(plan, {}, where=NodeAffinitySchedulingStrategy(node, soft=False))
 
 
-def _server(plan: ServerPlan, *, num_cpus: float, where: Any) -> ActorHandle[Any]:
+def _server(plan: ServerPlan, reserved: Mapping[str, float], *, where: Any) -> ActorHandle[Any]:
     actor_class: Any = ray.remote(ParameterServer).options(
         **NO_RETRIES,
-        num_cpus=num_cpus,
+        num_cpus=reserved.get("CPU", 0),
+        num_gpus=reserved.get("GPU", 0),
         scheduling_strategy=where,
         **fork_servers.options(plan.config.cluster),
     )

@@ -206,12 +206,13 @@ def placed(plan: RunPlan) -> RunPlan:
     """`plan` with its servers beside the driver, where other nodes do not see the run directory.
 
     Raises `UserError` when they do not see the data, or for a synchronous run, whose workers save
-    from wherever they are.
+    from wherever they are, as servers with GPUs do.
     """
     for url in plan.config.data.sources:
         _require_seen(url, "--data.train" if url == plan.config.data.train else "--data.mix")
     is_indexed_here = any(url.startswith(plan.run_dir) for url in plan.data.index_urls)
-    if plan.config.strategy == "all_reduce" or is_indexed_here:
+    is_sync = plan.config.strategy == "all_reduce"
+    if is_sync or plan.config.cluster.gpus_per_server or is_indexed_here:
         _require_seen(plan.run_dir, "--run-dir")
         return plan
     blind = _blind_to(plan.run_dir)
