@@ -40,7 +40,7 @@ class Planned:
     """Before it applies this update; `tried`: before it sends anything of it; `sent`: before it
     applies it, and after another one did, to which it has sent its share; `joining`: before it
     joins a group that makes this one (the dead may have sent all of it) or a later one; `save`:
-    before it saves such a one; `every_join`: always.
+    before it saves such a one; `every_join`: as `joining`, each time.
     """
     act: Callable[[], object]
     when: str = "update"
@@ -110,7 +110,7 @@ class Recorded(Wrapped):
     def join(self, membership: Membership) -> None:
         self._act("joining", membership.step + 1)
         for plan in self._planned:
-            if plan.when == "every_join":
+            if plan.when == "every_join" and plan.step <= membership.step + 1:
                 (self._directory / plan.name).touch()
                 plan.act()
         self.strategy.join(membership)

@@ -42,6 +42,16 @@ def test_the_last_one_with_the_state_stays_until_another_has_it() -> None:
     assert numbers([old, new]) == [0]
 
 
+def test_who_alone_has_the_newest_state_stays_until_another_has_it() -> None:
+    """It made the last update, of which the others had sent it their share, and they did not."""
+    ahead, behind = hand(0, "going", step=8), hand(1, "staying")
+    assert numbers([behind, ahead]) == []
+    assert numbers([hand(2, "going"), behind, ahead]) == [2]
+    assert numbers([hand(2, "going"), ahead]) == [2]
+    behind.step = 8
+    assert numbers([behind, ahead]) == [0]
+
+
 @pytest.mark.parametrize("fewest", [1, 2])
 def test_who_cannot_leave_has_a_successor_and_only_one(fewest: int) -> None:
     seated = [hand(0, "going"), hand(1, "going")]

@@ -15,9 +15,9 @@ import pytest
 
 from datapipe.position import Position
 from tests.autoscaling import autoscaling_cluster, raise_max_workers
-from tests.clusters import QUICK_HEALTH_CHECKS, Cluster, own_cluster, wait_until
+from tests.clusters import QUICK_HEALTH_CHECKS, AddedNode, Cluster, own_cluster, wait_until
 from tests.namespaces import network
-from tests.recorded import Planned, Recording, recorded_topology
+from tests.recorded import Planned, Recording, kill_self, recorded_topology
 from tests.small_runs import NUM_TRAIN, causes, final, records, run, small_config
 from xdist.config import ClusterConfig, TrainConfig
 from xdist.topologies import nodes
@@ -91,6 +91,28 @@ def test_who_is_needed_leaves_a_drained_node_when_another_is_there(
             added.result()
     assert check(config, tmp_path).sizes() == sizes
     assert causes(tmp_path / "run") == []
+
+
+def test_who_dies_on_a_drained_node_is_replaced_elsewhere(tmp_path: Path) -> None:
+    """It has a place there, at which Ray starts nobody any more."""
+    cluster_config = ClusterConfig(min_world_size=2, placement="SPREAD", wait_s=60)
+    config = config_of(tmp_path, num_workers=2, cluster=cluster_config)
+    with own_cluster(num_cpus=1, variables=QUICK_HEALTH_CHECKS) as cluster:
+        drained = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        planned = [
+            Planned("drain", None, 10, partial(drain_and_die, node), node_id=node.node_id)
+            for node in drained
+        ]
+        with cluster.connected():
+            topologies = recorded_topology(tmp_path / "recording", planned)
+            run(config, tmp_path / "run", topologies=topologies)
+    assert check(config, tmp_path).sizes()[0] == 2
+    assert len(causes(tmp_path / "run")) == 1
+
+
+def drain_and_die(node: AddedNode) -> None:
+    node.drain(deadline_s=300)
+    kill_self()
 
 
 def test_nodes_that_join_are_used_and_nobody_starts_again(tmp_path: Path) -> None:

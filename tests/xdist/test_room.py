@@ -17,7 +17,7 @@ from xdist.config import ClusterConfig, TrainConfig
 from xdist.errors import NotEnoughResources
 from xdist.strategies import UpdateStrategy
 from xdist.topologies import nodes
-from xdist.topologies.actors import Room
+from xdist.topologies.actors import Room, end
 from xdist.topologies.all_reduce import AllReduceTopology, all_reduce_strategy
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(120)]
@@ -40,6 +40,20 @@ def test_after_a_loss_the_fewest_that_may_train_are_enough(tmp_path: Path) -> No
     room = Room(large_workers(tmp_path), num_workers=2, fewest_workers=1)
     wait_until(lambda: room.is_placed(1) or None)
     assert not room.is_placed(2)
+    room.close()
+
+
+@pytest.mark.usefixtures("cluster")
+def test_who_has_a_successor_of_another_number_is_not_missed(tmp_path: Path) -> None:
+    config = small_config(tmp_path, strategy="all_reduce")
+    room = Room(config, num_workers=2)
+    room.give_back(0)
+    wait_until(lambda: not room.is_placed(2) or None)
+    actor = room.worker(2, config, num_classes=1, make_strategy=None, make_batches=None)
+    wait_until(lambda: room.is_placed(2) or None)
+    assert room.node_of(2) == nodes.here()
+    assert room.node_of(0) is None
+    end([actor])
     room.close()
 
 

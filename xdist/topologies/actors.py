@@ -136,12 +136,16 @@ class Room:
             remove_placement_group(self._servers.pop(actor))
 
     def is_placed(self, num_workers: int) -> bool:
-        """Whether the first workers have a place; those of a lost node wait for another one."""
-        groups = [self._workers.get(number) for number in range(num_workers)]
-        return all(
-            group is not None and placement_group_table(group)["state"] == "CREATED"
-            for group in groups
-        )
+        """Whether so many workers have a place; those of a lost node wait for another one."""
+        states = [placement_group_table(group)["state"] for group in self._workers.values()]
+        return states.count("CREATED") >= num_workers
+
+    def node_of(self, number: int) -> str | None:
+        """The id of the node where the place of this worker is; None while it has none."""
+        if (group := self._workers.get(number)) is None:
+            return None
+        found: dict[int, str] = placement_group_table(group)["bundles_to_node_id"]
+        return found.get(0) or None
 
     def _of_worker(self, number: int) -> PlacementGroupSchedulingStrategy:
         if number not in self._workers:

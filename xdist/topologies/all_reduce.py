@@ -86,6 +86,11 @@ class AllReduceTopology:
         """Whether no group has formed yet since the launch."""
         return not self._group.seats
 
+    @property
+    def _first_step(self) -> int | None:
+        """Of the checkpoint that who starts now begins with; None where a peer sends it a state."""
+        return self._start_step if self._is_first else None
+
     def receive(self, task: Task, result: Any) -> Outcome:
         hand = self._crew.find(task)
         if hand is None:
@@ -104,7 +109,7 @@ class AllReduceTopology:
                     hand.end(result.step)
                 if result.interrupted is not None:
                     logger.info("%s left its group cause=%s", task.actor, result.interrupted)
-                    self._group.complaints.append(result.interrupted)
+                    self._group.complaints.append((hand.life, result.interrupted))
                     self._break()
                 return self._advance()
         return Outcome()
@@ -126,7 +131,7 @@ class AllReduceTopology:
         return replace(outcome, pending=outcome.pending | self._start_due())
 
     def _start_due(self) -> Pending:
-        return self._staff.start_due(step=self._start_step if self._is_first else None)
+        return self._staff.start_due(step=self._first_step)
 
     def watch(self) -> Outcome:
         is_broken = self._group.is_broken
@@ -134,7 +139,7 @@ class AllReduceTopology:
         faults += self._crew.stuck(self._seated, is_broken=is_broken)
         if faults:
             return Outcome(faults=tuple(faults))
-        pending = self._staff.look_for_draining() | self._start_due()
+        pending = self._staff.look_for_draining(step=self._first_step) | self._start_due()
         if not self._is_first:
             pending |= self._staff.start_successors(seated=self._seated, leaving=self._leaving)
         return self._advance(pending)
@@ -282,7 +287,7 @@ class AllReduceTopology:
             num_lanes=course.dealing.num_lanes,
             dealt_anew=course.dealing != old.course.dealing or not old.seats,
         )
-        self._group = old.next(seats, course)
+        self._group = old.next(seats, course, step=newest)
         self._rendezvous = self._group.rendezvous
         to_whom = senders([member.step for member in hands], newest=newest)
         for rank, (member, seat) in enumerate(zip(hands, seats, strict=True)):
@@ -336,7 +341,7 @@ class AllReduceTopology:
     def _train(self) -> Pending:
         segment = self._course.segment
         assert segment is not None
-        self._group.round = "train"
+        self._group.round, self._group.has_trained = "train", True
         pending: Pending = {}
         for hand in self._seated:
             hand.begin()

@@ -19,6 +19,24 @@ from xdist.topologies import RunPlan
 OpenStream = Callable[[Iterator[BatchPlan]], BatchStream]
 
 
+class TrainingStreams:
+    """Opens streams of batches of a run's training set, of which the index is read once."""
+
+    def __init__(self, plan: RunPlan) -> None:
+        self._plan = plan
+        self._index = plan.data.open_index()
+
+    def __call__(self, plans: Iterator[BatchPlan]) -> BatchStream:
+        return BatchStream.of_plans(
+            self._index,
+            self._plan.config.data,
+            plans,
+            order=self._plan.order,
+            training=True,
+            num_classes=self._plan.num_classes,
+        )
+
+
 class LaneBatches:
     """The batches of the lanes that a rank owns. While these stay the same, so does the stream:
     what it has read ahead is not read again.
@@ -32,6 +50,10 @@ class LaneBatches:
         self._step = 0
         self._lanes: tuple[int, ...] = ()
         self._dealing: Dealing | None = None
+
+    @classmethod
+    def of(cls, plan: RunPlan) -> LaneBatches:
+        return cls(TrainingStreams(plan), num_epochs=plan.config.num_epochs)
 
     def join(self, membership: Membership, _strategy: Any) -> None:
         if self._taken is not None and membership.step == self._step + 1:
@@ -75,6 +97,10 @@ class LeasedBatches:
         self._batch_size = batch_size
         self._stream: BatchStream | None = None
 
+    @classmethod
+    def of(cls, plan: RunPlan) -> LeasedBatches:
+        return cls(TrainingStreams(plan), batch_size=plan.config.batch_size)
+
     def join(self, _membership: Any, strategy: PushPull) -> None:
         if self._stream is not None:
             self._stream.close()
@@ -87,15 +113,3 @@ class LeasedBatches:
 
     def applied(self) -> None:
         """Its push was committed: the ledger knows."""
-
-
-def open_stream(plan: RunPlan, plans: Iterator[BatchPlan]) -> BatchStream:
-    """A stream of these batches of the run's training set."""
-    return BatchStream.of_plans(
-        plan.data.open_index(),
-        plan.config.data,
-        plans,
-        order=plan.order,
-        training=True,
-        num_classes=plan.num_classes,
-    )

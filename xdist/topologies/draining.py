@@ -11,12 +11,13 @@ def leaving(
     seated: Sequence[Hand], draining: Collection[str], *, num_joining: int, fewest: int
 ) -> list[Hand]:
     """Those of a group whose nodes are about to go, and who can leave: somebody stays who has the
-    state, and with those who join at the same time there are `fewest` workers.
+    newest state, and with those who join at the same time there are `fewest` workers.
     """
     found = [hand for hand in seated if hand.node_id in draining]
-    if not any(hand.step is not None for hand in seated if hand not in found):
-        last = next((hand for hand in found if hand.step is not None), None)
-        found = [hand for hand in found if hand is not last]
+    newest = max((hand.step for hand in seated if hand.step is not None), default=None)
+    holders = [hand for hand in seated if hand.step is not None and hand.step == newest]
+    if all(hand in found for hand in holders):
+        found = [hand for hand in found if hand not in holders[:1]]
     num_spare = len(seated) + num_joining - fewest
     return found[: max(0, num_spare)]
 

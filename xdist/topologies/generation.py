@@ -12,6 +12,9 @@ from xdist.topologies import Fault, Task
 from xdist.topologies.crew import Hand
 from xdist.topologies.seats import Seat
 
+MOST_FAILED = 2
+"""Of a kind that may pass, as a switch that starts again does."""
+
 
 @dataclass
 class Generation:
@@ -23,7 +26,15 @@ class Generation:
     seats: tuple[Seat, ...] = ()
     """In the order of the ranks; also those of workers that are lost meanwhile."""
     newcomers: frozenset[int] = frozenset()
-    """Lives of those who were not in the one before."""
+    """Lives of those who have not trained in one before."""
+    step: int = 0
+    """Of the state that it begins with."""
+    num_failed: int = 0
+    """Generations one after the other, up to the one before, that made no step though nobody was
+    lost.
+    """
+    has_trained: bool = False
+    """It has come together."""
     round: Literal["join", "train"] | None = None
     """What all its workers were last told to do; None once they are done with it."""
     has_lost: bool = False
@@ -34,8 +45,10 @@ class Generation:
     """Broken, and those who wait for others were told to give up."""
     is_stopping: bool = False
     """It was told to stop at the end of a step."""
-    complaints: list[str] = field(default_factory=list)
-    """What workers that are there said of others, since `unexplained` was asked last."""
+    complaints: list[tuple[int, str]] = field(default_factory=list)
+    """What workers that are there, by their lives, said of others, since `unexplained` was asked
+    last.
+    """
 
     @property
     def number(self) -> int:
@@ -45,20 +58,33 @@ class Generation:
     def lives(self) -> frozenset[int]:
         return frozenset(seat.life for seat in self.seats)
 
-    def next(self, seats: tuple[Seat, ...], course: Course) -> Generation:
-        """The one that replaces it; its workers are to join."""
+    def next(self, seats: tuple[Seat, ...], course: Course, *, step: int) -> Generation:
+        """The one that replaces it; its workers are to join, with the state of this step."""
         rendezvous = replace(self.rendezvous, generation=self.number + 1)
-        newcomers = frozenset(seat.life for seat in seats) - self.lives
-        return Generation(rendezvous, course, seats, newcomers, round="join")
+        settled = self.lives if self.has_trained else self.lives - self.newcomers
+        newcomers = frozenset(seat.life for seat in seats) - settled
+        return Generation(
+            rendezvous, course, seats, newcomers, step, num_failed=self.num_failed, round="join"
+        )
 
     def unexplained(self, present: Sequence[Hand]) -> tuple[Fault, ...]:
         """The faults of a group that parted, or did not come together, though all of it is there:
-        of those who were new in it, if it did well before them.
+        of those who were new in it, if it did well before them; of a link, and if that happens
+        again, of who complained first: it reaches the driver, but not its peers, or these not it.
         """
         complaints, self.complaints = self.complaints, []
         if self.has_lost or not complaints:
+            self.num_failed = 0
             return ()
+        first, cause = complaints[0]
         new = [hand for hand in present if hand.life in self.newcomers]
         if self.round == "join" and 0 < len(new) < len(present):
-            return tuple(Fault(hand.task("join"), complaints[0], "lost") for hand in new)
-        return (Fault(Task("link", "train", 0), complaints[0], "link"),)
+            return tuple(Fault(hand.task("join"), cause, "lost") for hand in new)
+        has_moved = any(hand.step is not None and hand.step > self.step for hand in present)
+        self.num_failed = 0 if has_moved else self.num_failed + 1
+        if self.num_failed >= MOST_FAILED and len(present) > 1:
+            self.num_failed = 0
+            return tuple(
+                Fault(hand.task("join"), cause, "lost") for hand in present if hand.life == first
+            )
+        return (Fault(Task("link", "train", 0), cause, "link"),)

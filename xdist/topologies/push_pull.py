@@ -28,7 +28,7 @@ from xdist.strategies import UpdateStrategy
 from xdist.strategies.push_pull import PushPull, Servers
 from xdist.topologies import Outcome, Pending, RunPlan, Saved, Task, nodes
 from xdist.topologies.actors import Room, server_on
-from xdist.topologies.batches import LeasedBatches, open_stream
+from xdist.topologies.batches import LeasedBatches
 from xdist.topologies.crew import Crew, Hand
 from xdist.topologies.restarts import Restarts
 from xdist.topologies.server_crew import ServerCrew
@@ -107,11 +107,7 @@ class PushPullTopology:
             plan.config,
             num_classes=plan.num_classes,
             make_strategy=partial(self._make_strategy, plan.config, number=number),
-            make_batches=partial(
-                LeasedBatches,
-                partial(open_stream, plan.for_workers()),
-                batch_size=plan.config.batch_size,
-            ),
+            make_batches=partial(LeasedBatches.of, plan.for_workers()),
         )
 
     def receive(self, task: Task, result: Any) -> Outcome:

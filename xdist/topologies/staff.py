@@ -15,7 +15,7 @@ from xdist.checkpoint import Checkpoint
 from xdist.strategies import UpdateStrategy
 from xdist.topologies import Pending, RunPlan, nodes
 from xdist.topologies.actors import Room
-from xdist.topologies.batches import LaneBatches, open_stream
+from xdist.topologies.batches import LaneBatches
 from xdist.topologies.crew import Crew, Hand
 from xdist.topologies.draining import num_to_come_first
 from xdist.topologies.restarts import Restarts
@@ -85,11 +85,7 @@ class Staff:
                 number=number,
                 checkpoint_url=self._checkpoint_url if has_state else None,
             ),
-            make_batches=partial(
-                LaneBatches,
-                partial(open_stream, plan.for_workers()),
-                num_epochs=plan.config.num_epochs,
-            ),
+            make_batches=partial(LaneBatches.of, plan.for_workers()),
         )
 
     @property
@@ -127,29 +123,36 @@ class Staff:
     def start_due(self, *, step: int | None) -> Pending:
         """Start the replacements whose time has come. step: of `Crew.start`."""
         pending: Pending = {}
-        for number in self._restarts.due():
+        due = self._restarts.due()
+        draining = nodes.draining() if due else frozenset()
+        for number in due:
+            if self._place_of(number) in draining:  # Ray starts nobody there any more.
+                self._give_back(number)
             if self._lacks_workers:
                 pending |= self.crew.start(number, step=step)
             else:  # While it waited, a successor came to stay.
                 self._give_back(number)
         return pending
 
-    def look_for_draining(self) -> Pending:
-        """Ask which nodes are about to go; who waits there to join starts anew elsewhere."""
+    def look_for_draining(self, *, step: int | None) -> Pending:
+        """Ask which nodes are about to go; who is in no group yet, and would be there, starts anew
+        elsewhere. step: of `Crew.start`.
+        """
         self.draining = nodes.draining()
         fork_servers.leave(self.draining)
         pending: Pending = {}
-        for hand in list(self.crew):
-            if hand.state == "ready" and hand.node_id in self.draining:
-                pending |= self.move(hand)
+        for hand in list(self.crew) if self.draining else []:
+            is_ahead = hand.state in ("starting", "ready")
+            if is_ahead and self._place_of(hand.number) in self.draining:
+                pending |= self.move(hand, step=step)
         return pending
 
-    def move(self, hand: Hand) -> Pending:
+    def move(self, hand: Hand, *, step: int | None = None) -> Pending:
         """Have a worker that is not at work start anew on another node, if nobody has for it."""
         logger.info("worker %d leaves its node, which is being drained", hand.number)
         self.crew.end(hand)
         self._give_back(hand.number)
-        return self.crew.start(hand.number, step=None) if self._lacks_workers else {}
+        return self.crew.start(hand.number, step=step) if self._lacks_workers else {}
 
     def start_successors(self, *, seated: Sequence[Hand], leaving: Sequence[Hand]) -> Pending:
         """Start workers elsewhere for those of a group who cannot leave their nodes before."""
@@ -159,6 +162,10 @@ class Staff:
             logger.info("worker %d starts for one whose node is being drained", number)
             pending |= self.crew.start(number, step=None)
         return pending
+
+    def _place_of(self, number: int) -> str | None:
+        assert self._room is not None
+        return self._room.node_of(number)
 
     def _give_back(self, number: int) -> None:
         assert self._room is not None
