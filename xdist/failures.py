@@ -7,6 +7,7 @@ import re
 from ray.exceptions import (
     NodeDiedError,
     ObjectLostError,
+    OutOfDiskError,
     OutOfMemoryError,
     RayActorError,
     RayError,
@@ -24,6 +25,7 @@ LOST = (
     NodeDiedError,
     WorkerCrashedError,
     OutOfMemoryError,
+    OutOfDiskError,
 )
 NEVER_RAN = ("The actor never ran", "node has died")
 """From the text of an `ActorDiedError`: its process had not started when its node went."""

@@ -17,6 +17,8 @@ EVENT_S = 5.0
 """Losses that follow one another within this time are one fault: a node takes all its workers with
 it.
 """
+MOST_TOLD = 20
+"""Losses in the message that ends a run."""
 
 
 class FaultHistory:
@@ -39,11 +41,12 @@ class FaultHistory:
         number, allowed = self._num_events(), self._allowed
         logger.warning("%s lost recoveries=%d allowed=%d cause=%s", actor, number, allowed, cause)
         if number > allowed:
-            history = "\n  ".join(f"{now - at:.0f} s ago, {line}" for at, line in self._faults)
+            told = list(self._faults)[-MOST_TOLD:]
+            history = "\n  ".join(f"{now - at:.0f} s ago, {line}" for at, line in told)
             raise RunFailed(
                 f"{number} faults within {self._window_s:g} s (cluster.recovery_window_s), "
                 f"cluster.max_recoveries allows {allowed} "
-                f"(losses within {EVENT_S:g} s count once):\n  {history}"
+                f"(losses within {EVENT_S:g} s count once); the last {len(told)}:\n  {history}"
                 "\nthe same command resumes from the last checkpoint"
             )
 

@@ -56,6 +56,15 @@ def test_all_who_hang_are_at_fault_in_the_end() -> None:
     assert stuck(busy(0, "compute", 19.0), patience_s=2.0) == []
 
 
+def test_who_never_begins_with_what_it_was_told_is_at_fault_in_the_end() -> None:
+    """What a worker did not do before, as a spare, does not count."""
+    hand = busy(0, "idle", 10 * HANG_S)
+    hand.busy_since = time.monotonic()
+    assert stuck(hand) == []
+    hand.busy_since -= HANG_S + 1
+    assert stuck(hand) == [0]
+
+
 def test_a_slow_storage_is_waited_for_longer_unless_the_user_says_how_long() -> None:
     hands = busy(0, "save", LONG_S), idle(1, since_s=LONG_S)
     assert stuck(*hands) == []

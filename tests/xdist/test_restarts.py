@@ -58,3 +58,16 @@ def test_faults_that_follow_one_another_slowly_are_counted() -> None:
     clock.now = 90
     with pytest.raises(RunFailed, match=r"(?s)3 faults within 60 s .*20 s ago, worker 0: killed"):
         history.add("worker 0", "killed")
+
+
+def test_the_message_that_ends_a_run_tells_of_the_last_losses_alone() -> None:
+    clock = Clock()
+    history = FaultHistory(1, window_s=600, clock=clock)
+    for number in range(1000):
+        history.add("link", f"number {number}")
+    clock.now = 60
+    with pytest.raises(RunFailed) as caught:
+        history.add("link", "the last one")
+    lines = str(caught.value).splitlines()
+    assert len(lines) < 30
+    assert "the last one" in lines[-2]

@@ -58,6 +58,7 @@ class Hand:
     step: int | None
     """Of the state that it has; None where it has none yet."""
     idle_since: float = 0.0
+    busy_since: float = 0.0
     has_trained: bool = False
     process: Process | None = None
     pulse: Pulse | None = None
@@ -69,7 +70,7 @@ class Hand:
 
     def begin(self) -> None:
         """It is told to join, or to train: what it was at before says nothing any more."""
-        self.state, self.pulse = "busy", None
+        self.state, self.pulse, self.busy_since = "busy", None, time.monotonic()
 
     def end(self, step: int | None) -> None:
         """It has done what it was told, or as much as others let it, and has the state of this
@@ -213,12 +214,14 @@ class Crew:
                 is_stuck = phase_s > PATIENCE_BEFORE_STEPS_S
             else:
                 waited_s = max((other.waited_s for other in seated if other is not hand), default=0)
-                # One that is idle has not heard yet of what it is to do.
+                # One that is idle has not heard yet of what it is to do; but it is to hear of it.
+                busy_s = time.monotonic() - hand.busy_since if hand.state == "busy" else 0.0
                 is_at_work = hand.state == "busy" and phase != "idle"
                 is_at_fault = is_at_work and (is_broken or phase != "update")
                 limit_s = self._limit_s(hand, seated) + (GRACE_S if phase == "update" else 0)
                 hang_s = max(limit_s, self._hang_s)
                 is_stuck = is_at_fault and (min(phase_s, waited_s) > limit_s or phase_s > hang_s)
+                is_stuck |= phase == "idle" and min(phase_s, busy_s) > hang_s
             if is_stuck:
                 cause = f"was in {phase!r} for {phase_s:.1f} s"
                 faults.append(Fault(hand.task("pulse"), cause, "lost"))
