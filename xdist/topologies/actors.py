@@ -113,7 +113,8 @@ class Room:
 
     def give_back(self, number: int) -> None:
         """The worker of this number leaves its place; the next one gets another."""
-        remove_placement_group(self._workers.pop(number))
+        if number in self._workers:
+            remove_placement_group(self._workers.pop(number))
 
     def server(self, number: int, plan: ServerPlan, *, near: str | None) -> ActorHandle[Any]:
         """A parameter server actor in a bundle of its own, if it reserves anything.

@@ -247,7 +247,11 @@ class PushPullTopology:
     def _start_due(self) -> Pending:
         """Start the replacements whose time has come."""
         pending: Pending = {}
-        for number in self._starts.due():
+        due = self._starts.due()
+        draining = nodes.draining() if due else frozenset()
+        for number in due:
+            if self._room.node_of(number) in draining:  # Ray starts nobody there any more.
+                self._room.give_back(number)
             pending |= self._workers.start(number, step=None)
         return pending
 
@@ -267,7 +271,11 @@ class PushPullTopology:
         self._draining = nodes.draining()
         fork_servers.leave(self._draining)
         self._check_room()
-        return Outcome(pending=self._start_due() | self._join_ready())
+        pending: Pending = {}
+        for hand in list(self._workers) if self._draining else []:
+            if hand.state == "starting" and self._room.node_of(hand.number) in self._draining:
+                pending |= self._move(hand)
+        return Outcome(pending=pending | self._start_due() | self._join_ready())
 
     def _check_room(self) -> None:
         """Somebody must be at work, or about to be."""
