@@ -92,6 +92,7 @@ class Recorded(Wrapped):
         full_size: int,
         num_kills: int,
         num_slow_steps: int,
+        slow_until: str,
     ) -> None:
         super().__init__(strategy)
         self._flat = strategy._flat
@@ -105,6 +106,7 @@ class Recorded(Wrapped):
         self._full_size = full_size
         self._num_kills = num_kills
         self._num_slow_steps = num_slow_steps
+        self._slow_until = directory / slow_until
         self._path = directory / f"worker-{number}-{os.getpid()}.jsonl"
 
     def join(self, membership: Membership) -> None:
@@ -134,7 +136,7 @@ class Recorded(Wrapped):
         self._die_in_turn()
         if self._world_size < self._full_size and step >= self._first_step + FREE_STEPS:
             wait_until(lambda: num_ready(self._directory) >= self._full_size or None)
-        if step <= self._num_slow_steps:
+        if step <= self._num_slow_steps and not self._slow_until.is_file():
             threading.Event().wait(THROTTLE_S)
         self.strategy.update(batch, sums)
         weights = self._flat.weights.numpy().tobytes()
@@ -189,6 +191,7 @@ def recorded_strategy(
     full_size: int,
     num_kills: int,
     num_slow_steps: int,
+    slow_until: str,
     starts_after: Mapping[int, str],
     *arguments: Any,
     **named: Any,
@@ -204,6 +207,7 @@ def recorded_strategy(
         full_size=full_size,
         num_kills=num_kills,
         num_slow_steps=num_slow_steps,
+        slow_until=slow_until,
     )
 
 
@@ -250,11 +254,13 @@ def recorded_topology(
     full_size: int = 0,
     num_kills: int = 0,
     num_slow_steps: int = 0,
+    slow_until: str = "",
     starts_after: Mapping[int, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """For `topologies=` of a run: records go to `directory`. num_kills: workers that die one after
-    the other, each as soon as it trains with others. starts_after: a worker, and the file (as
-    `ready-1`) that it waits for before it is ready itself.
+    the other, each as soon as it trains with others. num_slow_steps: so that others have the time
+    to come, at most until the file `slow_until` (as `ready-1`) is there. starts_after: a worker,
+    and the file that it waits for before it is ready itself.
     """
     directory.mkdir(exist_ok=True)
     make_strategy = partial(
@@ -264,6 +270,7 @@ def recorded_topology(
         full_size,
         num_kills,
         num_slow_steps,
+        slow_until,
         dict(starts_after),
     )
     make = partial(Announcing, directory=directory, make_strategy=make_strategy)

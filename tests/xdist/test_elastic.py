@@ -1,11 +1,13 @@
-"""Synchronous runs on clusters that change: nodes are killed, parted, drained, and join."""
+"""Runs on clusters that change: nodes are killed, parted, drained, and join."""
 
 from __future__ import annotations
 
+import os
 import pickle
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,8 +21,10 @@ from tests.clusters import QUICK_HEALTH_CHECKS, AddedNode, Cluster, own_cluster,
 from tests.namespaces import network
 from tests.recorded import Planned, Recording, kill_self, recorded_topology
 from tests.small_runs import NUM_TRAIN, causes, final, records, run, small_config
+from tests.strategies import ActsBefore
 from xdist.config import ClusterConfig, TrainConfig
 from xdist.topologies import nodes
+from xdist.topologies.push_pull import PushPullTopology, push_pull_strategy
 
 pytestmark = [pytest.mark.faults, pytest.mark.ray, pytest.mark.timeout(240)]
 
@@ -86,7 +90,10 @@ def test_who_is_needed_leaves_a_drained_node_when_another_is_there(
 
         with cluster.connected(), ThreadPoolExecutor(1) as beside:
             added = beside.submit(add_node_then)
-            topologies = recorded_topology(recording, [planned], num_slow_steps=100)
+            # The successor has the first number that is free.
+            topologies = recorded_topology(
+                recording, [planned], num_slow_steps=100, slow_until=f"ready-{num_workers}"
+            )
             run(config, tmp_path / "run", topologies=topologies)
             added.result()
     assert check(config, tmp_path).sizes() == sizes
@@ -110,6 +117,54 @@ def test_who_dies_on_a_drained_node_is_replaced_elsewhere(tmp_path: Path) -> Non
     assert len(causes(tmp_path / "run")) == 1
 
 
+@pytest.mark.parametrize("dies", [False, True])
+def test_an_asynchronous_worker_starts_anew_elsewhere_when_its_node_is_drained(
+    tmp_path: Path, dies: bool
+) -> None:
+    config = small_config(
+        tmp_path, strategy="push_pull", num_epochs=8, cluster=ClusterConfig(placement="SPREAD")
+    )
+    with own_cluster(num_cpus=1, variables=QUICK_HEALTH_CHECKS) as cluster:
+        added = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        act = drain_and_die if dies else partial(AddedNode.drain, deadline_s=300)
+        acts = {node.node_id: partial(act, node) for node in added}
+        make_strategy = partial(acts_on_its_node, acts, tmp_path)
+        with cluster.connected():
+            make = partial(PushPullTopology, make_strategy=make_strategy)
+            run(config, tmp_path / "run", topologies={"push_pull": make})
+    assert len(list(tmp_path.glob("worker-*"))) == 3
+    assert len(causes(tmp_path / "run")) == dies
+    assert final(tmp_path / "run").manifest.cut.position == Position(epoch=config.num_epochs)
+
+
+def acts_on_its_node(
+    acts: Mapping[str, Callable[[], object]], directory: Path, *arguments: Any, number: int
+) -> ActsBefore:
+    """The first worker that is on such a node acts; the others wait for a third worker, so that the
+    run does not end before.
+    """
+    (directory / f"worker-{number}-{os.getpid()}").touch()
+    strategy = push_pull_strategy(*arguments, number=number)
+    here = nodes.here()
+
+    def wait_for_the_third() -> None:
+        wait_until(
+            lambda: len(list(directory.glob("worker-*"))) == 3 or here in nodes.draining() or None
+        )
+
+    waiting = ActsBefore(strategy, 20, directory / f"waited-{number}", wait_for_the_third)
+    if here not in acts:
+        return waiting
+    act = partial(first_of_all, directory / "first", acts[here])
+    return ActsBefore(waiting, 10, directory / f"acted-{number}", act)
+
+
+def first_of_all(marker: Path, act: Callable[[], object]) -> None:
+    with suppress(FileExistsError):
+        marker.touch(exist_ok=False)
+        act()
+
+
 def drain_and_die(node: AddedNode) -> None:
     node.drain(deadline_s=300)
     kill_self()
@@ -123,7 +178,9 @@ def test_nodes_that_join_are_used_and_nobody_starts_again(tmp_path: Path) -> Non
         cluster = ClusterConfig(max_world_size=3)
         config = replace(config_of(tmp_path, cluster=cluster), num_workers="auto", num_epochs=20)
         planned = Planned("raise", None, 20, partial(raise_max_workers, scaling.file, 2))
-        topologies = recorded_topology(tmp_path / "recording", [planned], num_slow_steps=100)
+        topologies = recorded_topology(
+            tmp_path / "recording", [planned], num_slow_steps=100, slow_until="ready-2"
+        )
         run(config, tmp_path / "run", topologies=topologies)
         recording = check(config, tmp_path)
         assert recording.sizes() == [1, 2, 3]
