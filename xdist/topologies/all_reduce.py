@@ -341,7 +341,7 @@ class AllReduceTopology:
     def _train(self) -> Pending:
         segment = self._course.segment
         assert segment is not None
-        self._group.round, self._group.has_trained = "train", True
+        self._group.round = "train"
         pending: Pending = {}
         for hand in self._seated:
             hand.begin()

@@ -25,16 +25,12 @@ class Generation:
     """The way that it goes once it has come together."""
     seats: tuple[Seat, ...] = ()
     """In the order of the ranks; also those of workers that are lost meanwhile."""
-    newcomers: frozenset[int] = frozenset()
-    """Lives of those who have not trained in one before."""
     step: int = 0
     """Of the state that it begins with."""
     num_failed: int = 0
     """Generations one after the other, up to the one before, that made no step though nobody was
     lost.
     """
-    has_trained: bool = False
-    """It has come together."""
     round: Literal["join", "train"] | None = None
     """What all its workers were last told to do; None once they are done with it."""
     has_lost: bool = False
@@ -61,15 +57,11 @@ class Generation:
     def next(self, seats: tuple[Seat, ...], course: Course, *, step: int) -> Generation:
         """The one that replaces it; its workers are to join, with the state of this step."""
         rendezvous = replace(self.rendezvous, generation=self.number + 1)
-        settled = self.lives if self.has_trained else self.lives - self.newcomers
-        newcomers = frozenset(seat.life for seat in seats) - settled
-        return Generation(
-            rendezvous, course, seats, newcomers, step, num_failed=self.num_failed, round="join"
-        )
+        return Generation(rendezvous, course, seats, step, num_failed=self.num_failed, round="join")
 
     def unexplained(self, present: Sequence[Hand]) -> tuple[Fault, ...]:
         """The faults of a group that parted, or did not come together, though all of it is there:
-        of those who were new in it, if it did well before them; of a link, and if that happens
+        of those who have trained in none yet, if others have; of a link, and if that happens
         again, of who complained first: it reaches the driver, but not its peers, or these not it.
         """
         complaints, self.complaints = self.complaints, []
@@ -77,7 +69,7 @@ class Generation:
             self.num_failed = 0
             return ()
         first, cause = complaints[0]
-        new = [hand for hand in present if hand.life in self.newcomers]
+        new = [hand for hand in present if not hand.has_trained]
         if self.round == "join" and 0 < len(new) < len(present):
             return tuple(Fault(hand.task("join"), cause, "lost") for hand in new)
         has_moved = any(hand.step is not None and hand.step > self.step for hand in present)
