@@ -179,9 +179,8 @@ class ClusterConfig:
 
     def __post_init__(self) -> None:
         check_positive(self, "cluster.", "cpus_per_worker")
-        check_least(self, "cluster.", gpus_per_worker=0, cpus_per_server=0, wait_s=0)
-        check_least(self, "cluster.", gpus_per_server=0)
-        check_least(self, "cluster.", max_recoveries=0, min_world_size=1, num_spares=0)
+        check_least(self, "cluster.", gpus_per_worker=0, cpus_per_server=0, gpus_per_server=0)
+        check_least(self, "cluster.", max_recoveries=0, min_world_size=1, num_spares=0, wait_s=0)
         check_positive(self, "cluster.", "recovery_window_s")
         check_least(self, "cluster.", collective_timeout_s=1)
         timeout_s = self.collective_timeout_s

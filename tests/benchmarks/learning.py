@@ -11,7 +11,6 @@ object: weighted MAP@100 of the averaged weights on held-out images.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.benchmarks.peers.data_sets import ROOT
+from tests.real_images import real_images
 from xdist.charts import BLUE, GREY, ORANGE
 
 ASYNCHRONOUS, SYNCHRONOUS = "asynchronous", "synchronous"
@@ -79,7 +79,7 @@ class Run:
 
 def packed(directory: Path) -> tuple[str, str]:
     """The shards of both sets."""
-    shared = Path(os.environ.get("XDIST_SHARED", ROOT.parent / "shared")) / "data"
+    shared = real_images()
     if not shared.is_dir():
         sys.exit(f"no real images in {shared}; set XDIST_SHARED to the directory above them")
     sets: list[str] = []

@@ -232,6 +232,8 @@ class PushPull:
     def _fetched(self, replies: list[Reply]) -> list[Reply]:
         """The replies, with the weights that others of this node may have fetched already."""
         shared = [r.weights for r in replies if isinstance(r.weights, ray.ObjectRef)]
+        if not shared:
+            return replies
         found = iter(self._call(shared))
         return [
             replace(r, weights=next(found)) if isinstance(r.weights, ray.ObjectRef) else r
