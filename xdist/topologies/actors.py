@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ray
+from ray._private.state import state
 from ray.actor import ActorHandle
 from ray.util.placement_group import (
     PlacementGroup,
@@ -149,6 +150,8 @@ class Room:
         return found.get(0) or None
 
     def _of_worker(self, number: int) -> PlacementGroupSchedulingStrategy:
+        if self.node_of(number) in state.get_draining_nodes():  # Nobody starts there any more.
+            self.give_back(number)
         if number not in self._workers:
             self._workers[number] = _one(self._bundle)
         return _within(self._workers[number])

@@ -247,11 +247,7 @@ class PushPullTopology:
     def _start_due(self) -> Pending:
         """Start the replacements whose time has come."""
         pending: Pending = {}
-        due = self._starts.due()
-        draining = nodes.draining() if due else frozenset()
-        for number in due:
-            if self._room.node_of(number) in draining:  # Ray starts nobody there any more.
-                self._room.give_back(number)
+        for number in self._starts.due():
             pending |= self._workers.start(number, step=None)
         return pending
 

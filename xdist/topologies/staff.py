@@ -123,11 +123,7 @@ class Staff:
     def start_due(self, *, step: int | None) -> Pending:
         """Start the replacements whose time has come. step: of `Crew.start`."""
         pending: Pending = {}
-        due = self._restarts.due()
-        draining = nodes.draining() if due else frozenset()
-        for number in due:
-            if self._place_of(number) in draining:  # Ray starts nobody there any more.
-                self._give_back(number)
+        for number in self._restarts.due():
             if self._lacks_workers:
                 pending |= self.crew.start(number, step=step)
             else:  # While it waited, a successor came to stay.
