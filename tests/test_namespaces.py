@@ -29,15 +29,16 @@ def test_a_parted_host_is_not_reached_until_its_link_is_up(hosts: list[Host]) ->
         address = server.getsockname()
         assert connects(second, address)
         second.take_link_down()
-        assert not connects(second, address)
+        assert not connects(second, address, timeout_s=1)
         second.take_link_up()
         assert connects(second, address)
 
 
-def connects(host: Host, address: tuple[str, int]) -> bool:
+def connects(host: Host, address: tuple[str, int], *, timeout_s: float = 10) -> bool:
+    """A try that goes on while a link comes up may wait: ARP and TCP ask again every 1, 2, 4 s."""
     with host.namespace.entered():
         try:
-            socket.create_connection(address, timeout=1).close()
+            socket.create_connection(address, timeout=timeout_s).close()
         except OSError:
             return False
         return True
