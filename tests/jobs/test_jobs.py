@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 import itertools
 import json
+import os
 import re
 import signal
 import subprocess
@@ -22,6 +23,7 @@ import webdataset
 from imagenet_sync import PRESETS as SYNC_PRESETS
 from jft_async import PRESETS as ASYNC_PRESETS
 from local_head import LocalHead
+from ray.job_submission import JobSubmissionClient
 from ray.util.state import list_actors
 
 from datapipe.index import ShardIndex
@@ -347,40 +349,48 @@ def test_the_same_command_has_the_same_run_directory() -> None:
 
 
 def test_the_literal_command_trains_on_scenes_and_resumes(tmp_path: Path) -> None:
-    variables = {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    variables = {
+        "HOME": str(tmp_path),
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "RAY_AUTH_TOKEN": os.environ["RAY_AUTH_TOKEN"],
+    }
     with LocalHead(num_cpus=2, variables=variables) as head:
-        environment = {**head.environment, "RAY_ADDRESS": head.jobs_address}
-        first = submit(environment)
+        jobs = JobSubmissionClient(head.jobs_address)
+        first = submit(head)
         run_dir = wait_for_a_checkpoint(tmp_path)
-        log = ray_job(environment, "logs", first)
+        log = jobs.get_job_logs(first)
         lines = [line for line in log.splitlines() if " INFO " in line]
         assert "--data.train" in lines[0]
         assert "workers=2 servers=2" in log
-        ray_job(environment, "stop", first)
-        second = submit(environment)
-        log = wait_until(lambda: resumption(ray_job(environment, "logs", second)), limit_s=100)
-        ray_job(environment, "stop", second)
+        stop(jobs, first)
+        second = submit(head)
+        log = wait_until(lambda: resumption(jobs.get_job_logs(second)), limit_s=100)
+        stop(jobs, second)
         assert "step=0 " not in log
         assert json.loads((run_dir / "config.json").read_text())["num_workers"] == 2
 
 
-def submit(environment: dict[str, str]) -> str:
+def submit(head: LocalHead) -> str:
     """`ray job submit -- python jobs/jft_async.py`; the job's id."""
-    output = ray_job(environment, "submit", "--no-wait", "--", "python", "jobs/jft_async.py")
-    return next(word.strip("'") for word in output.split() if word.startswith("'raysubmit_"))
-
-
-def ray_job(environment: dict[str, str], *arguments: str) -> str:
-    command = [str(Path(sys.executable).with_name("ray")), "job", *arguments]
+    ray = str(Path(sys.executable).with_name("ray"))
     finished = subprocess.run(
-        command,
-        env=environment,
+        [ray, "job", "submit", "--no-wait", "--", "python", "jobs/jft_async.py"],
+        env={**head.environment, "RAY_ADDRESS": head.jobs_address},
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         check=True,
+        text=True,
     )
-    return finished.stdout.decode()
+    words = finished.stdout.split()
+    return next(word.strip("'") for word in words if word.startswith("'raysubmit_"))
+
+
+def stop(jobs: JobSubmissionClient, job: str) -> None:
+    """As `ray job stop` does: returns when it has ended."""
+    jobs.stop_job(job)
+    wait_until(lambda: jobs.get_job_status(job).is_terminal() or None)
 
 
 def resumption(log: str) -> str | None:

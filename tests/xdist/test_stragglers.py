@@ -86,11 +86,11 @@ class Slow(Wrapped):
 
 
 def one_is_slow(run_dir: Path, *arguments: Any, **named: Any) -> Any:
-    """Worker 1 of two; the other one reads the run's metrics before its 30th update."""
+    """Worker 1 of two; the other one reads the run's metrics before its 25th update."""
     strategy = all_reduce_strategy(*arguments, **named)
     if named["number"] == 1:
         return Slow(strategy)
-    return ActsBefore(strategy, 30, run_dir / "scraped", partial(scrape, run_dir))
+    return ActsBefore(strategy, 25, run_dir / "scraped", partial(scrape, run_dir))
 
 
 def scrape(run_dir: Path) -> None:
@@ -106,7 +106,7 @@ def scrape(run_dir: Path) -> None:
 def test_a_slow_worker_of_a_run_is_named_in_its_log_metrics_and_records(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = small_config(tmp_path, strategy="all_reduce", max_steps=40)
+    config = small_config(tmp_path, strategy="all_reduce", max_steps=27)
     make = partial(AllReduceTopology, make_strategy=partial(one_is_slow, tmp_path / "run"))
     with caplog.at_level(logging.WARNING, logger="xdist.metrics"):
         run(config, tmp_path / "run", topologies={"all_reduce": make})
