@@ -132,19 +132,43 @@ class FlatModel:
         self.statistics = _move_into_one(buffers, self.layout.statistics)
         self.gradients = torch.zeros_like(self.weights)
 
+    @property
+    def gradients(self) -> Tensor:
+        return self._gradients
+
+    @gradients.setter
+    def gradients(self, vector: Tensor) -> None:
+        self._gradients = vector
+        self._places: tuple[_Place, ...] = ()
+
     def collect(self, number: int, gradient: Tensor, *, adds: bool) -> None:
         """Bring a parameter's gradient to its place in `gradients`; adds: to what is there."""
-        view = self.layout.parameters[number].view(self.gradients)
+        if not self._places:
+            entries = self.layout.parameters
+            self._places = tuple(_Place.of(entry.view(self._gradients)) for entry in entries)
+        place = self._places[number]
         if adds:
-            view.add_(gradient)
-        elif (
-            view.numel() >= LARGE
-            and native_update.suits(gradient)
-            and (native_update.suits(view) or native_update.suits(view, dtype=torch.bfloat16))
-        ):
-            native_update.copy(gradient, view)
+            place.view.add_(gradient)
+        elif place.is_for_native and native_update.suits(gradient):
+            native_update.copy(gradient, place.view)
         else:
-            view.copy_(gradient)
+            place.view.copy_(gradient)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a parameter's gradient goes."""
+
+    view: Tensor
+    is_for_native: bool
+    """Whether it is so large that the compiled copy is faster, and suits that."""
+
+    @classmethod
+    def of(cls, view: Tensor) -> Self:
+        suits = native_update.suits
+        return cls(
+            view, view.numel() >= LARGE and (suits(view) or suits(view, dtype=torch.bfloat16))
+        )
 
 
 def _take_momentum(norms: Collection[_BatchNorm]) -> float:

@@ -80,7 +80,7 @@ class Outbox:
 
     def _turn_to(self, slot: int) -> None:
         self.slot = slot
-        if self._is_in_place:
+        if self._is_in_place and self._flat.gradients is not self._slots[slot]:
             self._flat.gradients = self._slots[slot]
 
     def begin(self) -> None:

@@ -7,9 +7,11 @@ for another worker. With `overlap` the next gradient is computed while pushes ar
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import ray
@@ -62,6 +64,8 @@ class PushPull:
         self._links: tuple[ServerLink, ...] = ()
         self._staged: list[ray.ObjectRef[Any]] = []
         """Of the push that is being computed."""
+        self._last: Outgoing | None = None
+        """The last part of that push, once it is there: it is sent with the push itself."""
         self._progress = Progress(own_step=0, step=0, num_samples=0, learning_rate=0.0)
         self._observer: StepObserver = Nobody()
         self._base_version: int | None = None
@@ -74,7 +78,7 @@ class PushPull:
         servers = self._servers = membership.servers
         self._worker = membership.worker
         self._on_the_way.clear()
-        self._staged = []
+        self._staged, self._last = [], None
         self._lacks_samples = False
         [(self._token, version)] = self._call([servers[0].register.remote(self._worker)])
         self._progress = Progress(own_step=0, step=version, num_samples=0, learning_rate=0.0)
@@ -179,6 +183,9 @@ class PushPull:
         return PushId(self._worker, self._token, self._progress.own_step + 1)
 
     def _stage(self, part: Outgoing) -> None:
+        if part.start == 0:  # Backward ends with the first weights.
+            self._last = part
+            return
         for link in self._links:
             self._staged += link.stage(self._name, part, self._factors)
 
@@ -191,12 +198,20 @@ class PushPull:
         statistics = mean.cpu().numpy().copy()
         name, base_version = self._name, self._base_version
         push = Push(name, batch.spans, batch.corrupt, base_version, statistics, norm)
+        assert self._last is not None
+        send = partial(
+            ServerLink.push,
+            name=name,
+            slot=self._outbox.slot,
+            last=self._last,
+            factors=self._factors,
+        )
         lead, *others = self._links
-        slot = self._outbox.slot
-        replies = [link.push(name, None, slot=slot) for link in others]
-        replies.insert(0, lead.push(name, push, slot=slot))
-        self._on_the_way.append([*replies, *self._staged])
-        self._staged = []
+        answers = [send(link, described=None) for link in others]
+        answers.insert(0, send(lead, described=push))
+        replies, staged = [first for first, *_ in answers], [rest for _, *rest in answers]
+        self._on_the_way.append([*replies, *itertools.chain(self._staged, *staged)])
+        self._staged, self._last = [], None
         self._outbox.end()
         if self._factors is not None:
             self._factors.clear()

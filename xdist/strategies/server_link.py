@@ -24,6 +24,15 @@ READ_LIMIT_S = 60.0
 
 
 @dataclass(frozen=True)
+class _Piece:
+    """What a server needs of a part."""
+
+    offset: int
+    """Of its first weight in the server's range."""
+    values: wire.WireVector | Product
+
+
+@dataclass(frozen=True)
 class ServerLink:
     """Gradients go to it, and weights come back; through shared memory if it has a board."""
 
@@ -51,24 +60,49 @@ class ServerLink:
         """Send what the server needs of a part of a push, as factors where these are given and
         small; nothing where it sees all of it.
         """
+        return [self._stage(name, piece) for piece in self._pieces(part, factors)]
+
+    def push(
+        self,
+        *,
+        name: PushId,
+        described: Push | None,
+        slot: int,
+        last: Outgoing,
+        factors: Factors | None,
+    ) -> list[ray.ObjectRef[Any]]:
+        """Send what the server needs of the last part of a push, and ask what comes of all of it:
+        in one call if it can be. That answer is the first.
+        """
+        if self.board is not None:
+            return [self.server.push.remote(name, described, slot)]
+        pieces = self._pieces(last, factors)
+        if not pieces or isinstance(pieces[-1].values, Product):
+            carried: tuple[Any, ...] = ()
+        else:
+            carried = (pieces[-1].offset, pieces.pop().values)
+        answer: ray.ObjectRef[Any] = self.server.push.remote(name, described, None, *carried)
+        return [answer, *(self._stage(name, piece) for piece in pieces)]
+
+    def _pieces(self, part: Outgoing, factors: Factors | None) -> list[_Piece]:
         start, stop = max(part.start, self.start), min(part.start + len(part.values), self.stop)
         if self.board is not None or start >= stop:
             return []
-        pieces = [(start, stop, None)] if factors is None else factors.split(start, stop)
-        return [self._stage(name, part, *piece) for piece in pieces]
+        split = [(start, stop, None)] if factors is None else factors.split(start, stop)
+        return [
+            _Piece(
+                start - self.start,
+                wire.as_vector(part.values[start - part.start : stop - part.start])
+                if product is None
+                else product,
+            )
+            for start, stop, product in split
+        ]
 
-    def _stage(
-        self, name: PushId, part: Outgoing, start: int, stop: int, product: Product | None
-    ) -> ray.ObjectRef[Any]:
-        if product is not None:
-            return self.server.stage_product.remote(name, start - self.start, product)
-        values = wire.as_vector(part.values[start - part.start : stop - part.start])
-        return self.server.stage.remote(name, start - self.start, values)
-
-    def push(self, name: PushId, described: Push | None, *, slot: int) -> ray.ObjectRef[Any]:
-        """All of a push is sent; what comes of it."""
-        shared_slot = None if self.board is None else slot
-        reference: ray.ObjectRef[Any] = self.server.push.remote(name, described, shared_slot)
+    def _stage(self, name: PushId, piece: _Piece) -> ray.ObjectRef[Any]:
+        is_product = isinstance(piece.values, Product)
+        method: Any = self.server.stage_product if is_product else self.server.stage
+        reference: ray.ObjectRef[Any] = method.remote(name, piece.offset, piece.values)
         return reference
 
     def pull(self, version: int) -> ray.ObjectRef[Any]:
