@@ -34,8 +34,17 @@ from xdist.charts import BLUE, GREY, ORANGE
 
 ASYNCHRONOUS, SYNCHRONOUS = "asynchronous", "synchronous"
 WAYS: Mapping[str, Sequence[str]] = {
-    ASYNCHRONOUS: ("--strategy", "push_pull", "--num-workers", "4", "--num-servers", "2"),
-    SYNCHRONOUS: ("--strategy", "all_reduce", "--num-workers", "1"),
+    ASYNCHRONOUS: [
+        "--strategy",
+        "push_pull",
+        "--num-workers",
+        "4",
+        "--num-servers",
+        "2",
+        "--servers.start-over-steps",
+        "600",
+    ],
+    SYNCHRONOUS: ["--strategy", "all_reduce", "--num-workers", "1"],
 }
 COLORS = {ASYNCHRONOUS: BLUE, SYNCHRONOUS: ORANGE}
 NUM_CPUS = 5
