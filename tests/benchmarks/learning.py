@@ -33,18 +33,13 @@ from tests.real_images import real_images
 from xdist.charts import BLUE, GREY, ORANGE
 
 ASYNCHRONOUS, SYNCHRONOUS = "asynchronous", "synchronous"
+GENTLE_START = ("--servers.start-over-steps", "600")
+"""What four workers that begin at once learn less by: 0.893 after ten epochs of the first seed,
+where these make 0.910, as one synchronous worker does.
+"""
 WAYS: Mapping[str, Sequence[str]] = {
-    ASYNCHRONOUS: [
-        "--strategy",
-        "push_pull",
-        "--num-workers",
-        "4",
-        "--num-servers",
-        "2",
-        "--servers.start-over-steps",
-        "600",
-    ],
-    SYNCHRONOUS: ["--strategy", "all_reduce", "--num-workers", "1"],
+    ASYNCHRONOUS: ("--strategy=push_pull", "--num-workers=4", "--num-servers=2", *GENTLE_START),
+    SYNCHRONOUS: ("--strategy=all_reduce", "--num-workers=1"),
 }
 COLORS = {ASYNCHRONOUS: BLUE, SYNCHRONOUS: ORANGE}
 NUM_CPUS = 5
