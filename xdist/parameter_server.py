@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -39,9 +40,9 @@ from xdist.server_plan import ServerPlan
 from xdist.staging import Staging
 from xdist.state import RangeState, copies
 from xdist.turns import Turn, Turns
-from xdist.update_thread import UpdateThread
 from xdist.weights_board import BoardAddress
 
+Result = TypeVar("Result")
 TOKENS_OF_TERM = 1 << 32
 
 
@@ -73,7 +74,7 @@ class ParameterServer:
         self._queue = CommitQueue()
         self._snapshots: dict[int, dict[str, Tensor]] = {}
         self._broken: BaseException | None = None
-        self._thread = UpdateThread()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="updates")
         self._at_rest = asyncio.Lock()
         """Who holds it may change the weights, or read them."""
         self._changes = Changes()
@@ -95,7 +96,7 @@ class ParameterServer:
         if not self._memory.open_slots(worker, token, slots):
             return None
         async with self._at_rest:
-            return await self._thread.run(self._memory.open_board, self._state, self._version)
+            return await self._in_thread(self._memory.open_board, self._state, self._version)
 
     async def stage(self, name: PushId, offset: int, values: wire.WireVector) -> None:
         """Keep a part of a push's piece until its commit. values: from `offset` of this range.
@@ -205,7 +206,7 @@ class ParameterServer:
                 while due := self._queue.due(self._version):
                     names = [name for commit in due for name in commit.pushes]
                     wanting = self._answers.want_weights(names)
-                    weights = await self._thread.run(self._apply, due, bool(wanting))
+                    weights = await self._in_thread(self._apply, due, bool(wanting))
                     self._version = due[-1].version
                     for commit in due:
                         self._queue.remove(commit)
@@ -232,9 +233,13 @@ class ParameterServer:
     async def _snapshot_if_due(self) -> None:
         """Keep a copy of the state, if it is that of a cut. To be called at rest."""
         if self._queue.take_kept(self._version):
-            copy = await self._thread.run(copies, self._state.tensors())
+            copy = await self._in_thread(copies, self._state.tensors())
             self._snapshots[self._version] = copy
             self._changes.tell()
+
+    async def _in_thread(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, function, *arguments)
 
     def _answer(self, commits: Sequence[Commit], reply: Reply, *, but: Sequence[PushId]) -> None:
         for commit in commits:
