@@ -1,8 +1,8 @@
 """The asynchronous run of `tests.benchmarks.soak`: workers and parameter servers are killed.
 
-Each worker writes down what it is about to push, and then which version that became. A worker that
-is killed in between leaves the first without the second: its push was committed or was not, and the
-samples of those that were not have come again.
+Each worker writes down what it is about to push, and then which version that became. Where it, or a
+server, is killed in between there is the first without the second: its push was committed or was
+not, and the samples of those that were not have come again.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class RecordsPushes(Wrapped):
         spans = [[span.epoch, span.start, span.stop] for span in batch.spans]
         self._write({"tried": spans})
         self.strategy.update(batch, sums)
-        self._write({"version": self.strategy.progress.step, "spans": spans})
+        self._write({"version": self.strategy.progress.step})
 
     def _write(self, line: dict[str, Any]) -> None:
         with self._path.open("a") as file:
@@ -137,37 +137,56 @@ def soak(arguments: Arguments, directory: Path) -> dict[str, float]:
 
 
 def check(recording: Path) -> dict[str, float]:
-    """No version was made twice and no sample came twice; what is missing belongs to pushes that
-    their workers did not live to see through.
+    """No version was made twice and no sample came twice; the versions that nobody has seen become
+    are as many as the pushes whose samples came in no other one.
     """
-    made, unseen = [], []
-    for path in sorted(recording.glob("worker-*.jsonl")):
-        tried = None
-        for line in path.read_text().splitlines():
-            if not line.endswith("}"):
-                continue  # The last line of a worker that was killed may be a part of one.
-            what = json.loads(line)
-            tried = what.get("tried")
-            if tried is None:
-                made.append(what)
-        if tried is not None:
-            unseen.append([Span(*span) for span in tried])
-    versions = [what["version"] for what in made]
+    made, unseen = pushes_of(recording)
+    versions = [version for version, _ in made]
     assert len(set(versions)) == len(versions), "a version was made twice"
-    lost = max(versions) - len(versions) - len(unseen)
+    num_unseen = max(versions) - len(versions)
+    lost = num_unseen - len(unseen)
     assert lost <= 0, f"{lost} versions are missing, and nobody was killed over them"
     position = Position()
-    for what in made:  # Raises where a sample comes twice.
-        spans = [Span(*span) for span in what["spans"]]
+    for _, spans in made:  # Raises where a sample comes twice.
         position = position.with_done(spans, num_samples=NUM_TRAIN)
+    num_committed = 0
     for spans in unseen:
         with suppress(ValueError):  # It was not committed: its samples have come again.
             position = position.with_done(spans, num_samples=NUM_TRAIN)
-    last_epoch = max(span[0] for what in made for span in what["spans"])
+            num_committed += 1
+    last_epoch = max(span.epoch for _, spans in made for span in spans)
     assert position.epoch >= last_epoch - 1, f"samples of epoch {position.epoch} never came"
+    # When the run ended each worker was at a push, which nobody made again.
+    num_gone = num_committed - num_unseen - NUM_WORKERS
+    assert num_gone <= 0, f"the samples of {num_gone} pushes were never dealt again"
     return {
         "updates": max(versions),
         "updates_lost": max(0, lost),
         "updates_double": len(versions) - len(set(versions)),
-        "updates_unseen": len(unseen),
+        "updates_unseen": num_unseen,
     }
+
+
+Spans = list[Span]
+
+
+def pushes_of(recording: Path) -> tuple[list[tuple[int, Spans]], list[Spans]]:
+    """The pushes that were seen to become a version, with that; and the others."""
+    made, unseen = [], []
+    for path in sorted(recording.glob("worker-*.jsonl")):
+        tried: Spans | None = None
+        for line in path.read_text().splitlines():
+            if not line.endswith("}"):
+                continue  # The last line of a worker that was killed may be a part of one.
+            what = json.loads(line)
+            if "tried" not in what:
+                assert tried is not None
+                made.append((what["version"], tried))
+                tried = None
+                continue
+            if tried is not None:
+                unseen.append(tried)
+            tried = [Span(*span) for span in what["tried"]]
+        if tried is not None:
+            unseen.append(tried)
+    return made, unseen
