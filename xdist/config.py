@@ -178,21 +178,24 @@ class ClusterConfig:
     """The time that max_recoveries is about."""
 
     def __post_init__(self) -> None:
-        check_positive(self, "cluster.", "cpus_per_worker")
+        check_least(self, "cluster.", cpus_per_worker=LEAST_CPUS)
         check_least(self, "cluster.", gpus_per_worker=0, cpus_per_server=0, gpus_per_server=0)
         check_least(self, "cluster.", max_recoveries=0, min_world_size=1, num_spares=0, wait_s=0)
         check_positive(self, "cluster.", "recovery_window_s")
         check_least(self, "cluster.", collective_timeout_s=1)
-        timeout_s = self.collective_timeout_s
-        is_short = timeout_s is None or timeout_s <= LONGEST_TIMEOUT_S
-        allowed = f"at most {LONGEST_TIMEOUT_S:g}, a week"
-        check(is_short, "cluster.collective_timeout_s", timeout_s, allowed)
+        for name in ("collective_timeout_s", "wait_s"):
+            seconds = getattr(self, name)
+            is_short = seconds is None or seconds <= LONGEST_TIMEOUT_S
+            allowed = f"at most {LONGEST_TIMEOUT_S:g}, a week"
+            check(is_short, f"cluster.{name}", seconds, allowed)
         if self.max_world_size is not None:
             allowed = f"at least min_world_size, which is {self.min_world_size}"
             is_order = self.max_world_size >= self.min_world_size
             check(is_order, "cluster.max_world_size", self.max_world_size, allowed)
 
 
+LEAST_CPUS: Final = 0.0001
+"""Ray counts no smaller parts."""
 LONGEST_TIMEOUT_S: Final = 604_800
 OF_ALL_REDUCE: Final = ("min_world_size", "num_spares", "collective_timeout_s")
 """Fields of `ClusterConfig` that another strategy does not have."""

@@ -314,7 +314,7 @@ def mistake_output(scored: TrainedRun, tmp_path: Path) -> list[object]:
         (mistake_weights_file, "none.csv: class weights cannot be read"),
         (mistake_skip_file, "none of its 1 lines names one of the 30 samples"),
         (mistake_labels, "nothing to score: none of the 10 outputs"),
-        (mistake_cpus, "cluster.cpus_per_worker is 0.0; allowed: above 0"),
+        (mistake_cpus, "cluster.cpus_per_worker is 0.0; allowed: at least 0.0001"),
         (mistake_too_many_cpus, "no node of the cluster has the 64 CPU and 0 GPU of a worker"),
         (mistake_output, "file cannot be written"),
     ],
