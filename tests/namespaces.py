@@ -84,6 +84,12 @@ class Host:
     def take_link_up(self) -> None:
         self.bridge.ip(f"link set {self.port} up")
 
+    def part_from(self, other: Host) -> None:
+        """Take down the link between the two alone. Connections stay, and nothing comes through."""
+        for one, its_peer in ((self, other), (other, self)):
+            nobody = "02:00:00:00:00:01"
+            one.namespace.ip(f"neigh replace {its_peer.ip} lladdr {nobody} dev eth0 nud permanent")
+
 
 @contextmanager
 def network(num_hosts: int) -> Iterator[list[Host]]:

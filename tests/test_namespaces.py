@@ -34,6 +34,14 @@ def test_a_parted_host_is_not_reached_until_its_link_is_up(hosts: list[Host]) ->
         assert connects(second, address)
 
 
+def test_hosts_that_are_parted_reach_others() -> None:
+    with network(3) as (first, second, third):
+        first.part_from(second)
+        for host, reached in ((second, False), (third, True)):
+            with host.namespace.entered(), socket.create_server((host.ip, 0)) as server:
+                assert connects(first, server.getsockname(), timeout_s=1) == reached
+
+
 def connects(host: Host, address: tuple[str, int], *, timeout_s: float = 10) -> bool:
     """A try that goes on while a link comes up may wait: ARP and TCP ask again every 1, 2, 4 s."""
     with host.namespace.entered():

@@ -46,7 +46,14 @@ class CheckpointDamaged(XdistError):
 
 
 class PeerLost(XdistError):
-    """Another worker or a server is gone; the one that raises this is healthy."""
+    """Another worker or a server is gone; the one that raises this is healthy.
+
+    unreached: the ranks of its group to which no link is up.
+    """
+
+    def __init__(self, message: str, unreached: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.unreached = unreached
 
 
 class NotShared(XdistError):

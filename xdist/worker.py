@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 import torch
 from torch import nn
@@ -61,6 +61,20 @@ MakeBatches = Callable[[], Batches]
 
 
 @dataclass(frozen=True)
+class Parting:
+    """Why a worker has parted from the others."""
+
+    cause: str
+    """What it says of who is lost, itself perhaps, in their eyes."""
+    unreached: tuple[int, ...] = ()
+    """The ranks of its group to which no link was up then."""
+
+    @classmethod
+    def told_by(cls, error: PeerLost | LeaseLost) -> Self:
+        return cls(str(error), error.unreached if isinstance(error, PeerLost) else ())
+
+
+@dataclass(frozen=True)
 class WorkerReport:
     """What one call of `train` did."""
 
@@ -89,10 +103,9 @@ class WorkerReport:
     """Parts of the checkpoint that was asked for."""
     is_final: bool
     """No batches are left for this worker."""
-    interrupted: str | None
-    """Why it has parted from the others before its time, if it has: what it says of who is lost,
-    itself perhaps, in their eyes.
-    Its state is that of its last update, and it may join again.
+    interrupted: Parting | None
+    """Why it has parted from the others before its time, if it has. Its state is that of its last
+    update, and it may join again.
     """
     profile: Profile | None = None
     """Of some steps of this worker, in the report that follows them, if the run is profiled."""
@@ -104,8 +117,8 @@ class JoinReport:
 
     step: int | None
     """The update whose weights the worker has; None if it has none."""
-    interrupted: str | None
-    """Why it did not join, if so: what it says of who is lost."""
+    interrupted: Parting | None
+    """Why it did not join, if so."""
     num_shared: int = 0
     """Parameter servers that it shares memory with."""
 
@@ -197,13 +210,14 @@ class Worker:
 
     def join(self, membership: Any) -> JoinReport:
         """Take part in the run, for the first time or again, where the membership says."""
-        strategy, interrupted = self._joined_strategy, None
+        strategy = self._joined_strategy
+        interrupted: Parting | None = None
         self._enter("joining")
         try:
             strategy.join(membership)
             self._batches.join(membership, strategy)
         except (PeerLost, LeaseLost) as error:
-            interrupted = str(error)
+            interrupted = Parting.told_by(error)
         if interrupted is not None:
             strategy.leave()
         self._enter("idle")
@@ -218,7 +232,8 @@ class Worker:
         strategy, segment = self._joined_strategy, _Segment(self._device)
         peer_wait_s = strategy.peer_wait_s
         parts: tuple[Part, ...] = ()
-        is_final, interrupted = False, None
+        is_final = False
+        interrupted: Parting | None = None
         try:
             while strategy.progress.own_step < until_step and not is_final:
                 is_final = not self._step(segment)
@@ -230,7 +245,7 @@ class Worker:
                 self._enter("save")
                 parts = strategy.save()
         except (PeerLost, LeaseLost) as error:
-            interrupted = str(error)
+            interrupted = Parting.told_by(error)
         if interrupted is not None:
             strategy.leave()  # Not before the error, which refers to what is left, is gone.
         profile = self._take_profile()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -18,12 +18,14 @@ import pytest
 from datapipe.position import Position
 from tests.autoscaling import autoscaling_cluster, raise_max_workers
 from tests.clusters import QUICK_HEALTH_CHECKS, AddedNode, Cluster, own_cluster, wait_until
-from tests.namespaces import network
+from tests.namespaces import Host, network
 from tests.recorded import Planned, Recording, kill_self, recorded_topology
 from tests.small_runs import NUM_TRAIN, causes, final, records, run, small_config
 from tests.strategies import ActsBefore
 from xdist.config import ClusterConfig, TrainConfig
+from xdist.strategies import UpdateStrategy
 from xdist.topologies import nodes
+from xdist.topologies.all_reduce import AllReduceTopology, all_reduce_strategy
 from xdist.topologies.push_pull import PushPullTopology, push_pull_strategy
 
 pytestmark = [pytest.mark.faults, pytest.mark.ray, pytest.mark.timeout(240)]
@@ -191,18 +193,79 @@ def test_nodes_that_join_are_used_and_nobody_starts_again(tmp_path: Path) -> Non
         assert groups[-1]["time"] - raised < 60
 
 
+def run_on_hosts(
+    directory: Path, hosts: Sequence[Host], config: TrainConfig, act: Callable[[], object]
+) -> None:
+    """A recorded run with a driver and, if there is room for it, a worker on the first host, and a
+    worker on each other one. Before step 10 a worker acts.
+    """
+    first, *others = hosts
+    num_cpus = int(config.num_workers == len(hosts))
+    with (
+        own_cluster(num_cpus=num_cpus, variables=QUICK_HEALTH_CHECKS, host=first) as cluster,
+        (directory / "output").open("wb") as output,
+    ):
+        for other in others:
+            cluster.add_node(num_cpus=1, host=other)
+        (directory / "arguments.pkl").write_bytes(pickle.dumps((config, act)))
+        command = [sys.executable, "-m", "tests.parted_run", str(directory)]
+        assert cluster.start_driver(command, output=output).wait() == 0
+
+
 def test_the_side_of_the_driver_goes_on_when_the_network_parts(tmp_path: Path) -> None:
     config = config_of(
         tmp_path, num_workers=2, cluster=ClusterConfig(collective_timeout_s=3, placement="SPREAD")
     )
-    with (
-        network(2) as (first, second),
-        own_cluster(num_cpus=1, variables=QUICK_HEALTH_CHECKS, host=first) as cluster,
-        (tmp_path / "output").open("wb") as output,
-    ):
-        cluster.add_node(num_cpus=1, host=second)
-        (tmp_path / "arguments.pkl").write_bytes(pickle.dumps((config, second)))
-        command = [sys.executable, "-m", "tests.parted_run", str(tmp_path)]
-        assert cluster.start_driver(command, output=output).wait() == 0
+    with network(2) as hosts:
+        run_on_hosts(tmp_path, hosts, config, hosts[1].take_link_down)
     assert check(config, tmp_path).sizes() == [2, 1]
     assert len(causes(tmp_path / "run")) >= 1
+
+
+def test_who_reaches_the_driver_and_not_its_peers_does_not_hold_them_up(tmp_path: Path) -> None:
+    config = config_of(
+        tmp_path, num_workers=3, cluster=ClusterConfig(collective_timeout_s=3, placement="SPREAD")
+    )
+    with network(4) as hosts:
+        run_on_hosts(
+            tmp_path, hosts, config, partial(part_from_all, hosts[2], [*hosts[1:2], hosts[3]])
+        )
+    recording = check(config, tmp_path)
+    assert recording.steps()[9][1] == 3
+    assert {size for step, (_, size) in recording.steps().items() if step > 10} == {2}
+    first, second, *others = causes(tmp_path / "run")
+    assert first == "link lost"
+    assert second.startswith("worker ")
+    assert set(others) <= {second}
+
+
+def part_from_all(host: Host, others: Sequence[Host]) -> None:
+    for other in others:
+        host.part_from(other)
+
+
+def test_a_spare_has_the_seat_of_who_lost_its_place_before_the_first_group(tmp_path: Path) -> None:
+    cluster_config = ClusterConfig(num_spares=1, min_world_size=1, wait_s=5, placement="SPREAD")
+    config = config_of(tmp_path, num_workers=2, cluster=cluster_config)
+    with own_cluster(num_cpus=1, variables=QUICK_HEALTH_CHECKS) as cluster:
+        added = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        kills = {node.node_id: node.kill for node in added}
+        make_strategy = partial(kills_its_node, kills, tmp_path)
+        with cluster.connected():
+            make = partial(AllReduceTopology, make_strategy=make_strategy)
+            run(config, tmp_path / "run", topologies={"all_reduce": make})
+    assert [group["num_workers"] for group in records(tmp_path / "run", "group")] == [2]
+    assert len(causes(tmp_path / "run")) == 1
+    assert final(tmp_path / "run").manifest.cut.position == Position(epoch=config.num_epochs)
+
+
+def kills_its_node(
+    kills: Mapping[str, Callable[[], object]], directory: Path, *arguments: Any, **named: Any
+) -> UpdateStrategy:
+    """When all three have begun to start, the first of the two workers on such a node kills it."""
+    number, here = named["number"], nodes.here()
+    (directory / f"started-{number}").touch()
+    if number < 2 and here in kills:
+        wait_until(lambda: len(list(directory.glob("started-*"))) == 3 or None)
+        first_of_all(directory / "first", kills[here])
+    return all_reduce_strategy(*arguments, **named)

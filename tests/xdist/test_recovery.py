@@ -309,17 +309,5 @@ def test_a_newcomer_whom_the_others_do_not_reach_does_not_hold_them_up(tmp_path:
     assert set(causes(tmp_path / "run")) == {"worker 2 lost"}
 
 
-def test_who_reaches_the_driver_and_not_its_peers_does_not_hold_them_up(tmp_path: Path) -> None:
-    config = config_of(tmp_path, cluster=ClusterConfig(collective_timeout_s=2))
-    planned = (
-        Planned("part", 1, 10, lose_peer),
-        Planned("unreached", 1, 10, lose_peer, when="every_join"),
-    )
-    recording = run_with(config, tmp_path, *planned)
-    assert recording.steps()[9][1] == 3
-    assert {size for step, (_, size) in recording.steps().items() if step > 10} == {2}
-    assert causes(tmp_path / "run")[:3] == ["link lost", "link lost", "worker 1 lost"]
-
-
 def lose_peer() -> None:
     raise PeerLost("nobody is reached from here")

@@ -38,19 +38,19 @@ def test_without_room_for_all_there_is_none(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("cluster")
 def test_after_a_loss_the_fewest_that_may_train_are_enough(tmp_path: Path) -> None:
     room = Room(large_workers(tmp_path), num_workers=2, fewest_workers=1)
-    wait_until(lambda: room.is_placed(1) or None)
-    assert not room.is_placed(2)
+    wait_until(lambda: room.has_place(0) or None)
+    assert not room.has_place(1)
     room.close()
 
 
 @pytest.mark.usefixtures("cluster")
-def test_who_has_a_successor_of_another_number_is_not_missed(tmp_path: Path) -> None:
+def test_a_successor_of_another_number_has_a_place_of_its_own(tmp_path: Path) -> None:
     config = small_config(tmp_path, strategy="all_reduce")
     room = Room(config, num_workers=2)
     room.give_back(0)
-    wait_until(lambda: not room.is_placed(2) or None)
     actor = room.worker(2, config, num_classes=1, make_strategy=None, make_batches=None)
-    wait_until(lambda: room.is_placed(2) or None)
+    wait_until(lambda: room.has_place(2) or None)
+    assert not room.has_place(0)
     assert room.node_of(2) == nodes.here()
     assert room.node_of(0) is None
     end([actor])

@@ -37,7 +37,7 @@ from xdist.step_phases import StepObserver
 from xdist.strategies import Progress
 from xdist.strategies.all_reduce import AllReduce, Membership
 from xdist.strategies.group import open_store
-from xdist.worker import JoinReport, Worker, initial_model
+from xdist.worker import JoinReport, Parting, Worker, initial_model
 
 CONFIG = TrainConfig(
     data=DataConfig(train="nowhere", image_size=16),
@@ -217,7 +217,7 @@ def test_a_step_that_was_interrupted_is_made_again_and_none_twice() -> None:
     worker, [strategy] = make_worker(batches)
     strategy.loses_peer_at = 3
     report = worker.train(4)
-    assert report.interrupted == "rank 1 is gone"
+    assert report.interrupted == Parting("rank 1 is gone")
     assert (report.num_steps, report.progress.step, report.num_samples) == (2, 2, 8)
     assert strategy.has_left
     worker.join(None)

@@ -22,12 +22,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from xdist.errors import PeerLost
+from xdist.strategies.door import Door
 
 NUM_GLOO_THREADS = 2
 POLL_S = 0.0002
 NCCL_WATCHDOG = ("TORCH_NCCL_ASYNC_ERROR_HANDLING", "TORCH_NCCL_ENABLE_MONITORING")
 CONNECT_TIMEOUT_S = 30.0
 GO, CANCELLED = "go", "cancelled"
+HERE, REACHED = "here", "reached"
+"""What all ranks of a group wait for before they connect."""
 NOTES = "notes"
 
 
@@ -72,8 +75,8 @@ class Group:
     """One rank's end of the group. Construction waits until all ranks are there.
 
     own_address: of this node, as its peers know it. timeout_s: for the others, then and in
-    everything that follows. Raises `PeerLost` when one is not there in time, or the rendezvous is
-    cancelled.
+    everything that follows. Raises `PeerLost` when one is not there in time or not reached, or the
+    rendezvous is cancelled.
     """
 
     def __init__(
@@ -92,24 +95,47 @@ class Group:
         self._aborted = threading.Event()
         self._is_nccl = device.type == "cuda"
         self._group: Any = None
-        with self._peers("the group did not come together"):
-            meeting = dist.PrefixStore(rendezvous.prefix, store)
-            _wait_for_all(meeting, world_size, min(timeout_s, CONNECT_TIMEOUT_S))
-            timeout = timedelta(seconds=min(timeout_s, CONNECT_TIMEOUT_S))
-            if self._is_nccl:
-                for name in NCCL_WATCHDOG:  # It would end the process for a peer that is lost.
-                    os.environ.setdefault(name, "0")
-                options: Any = dist.ProcessGroupNCCL.Options()
-                options._timeout = timeout
-                self._group = dist.ProcessGroupNCCL(meeting, rank, world_size, options)
-            else:
-                gloo: Any = dist.ProcessGroupGloo
-                options = gloo._Options()
-                options._timeout = timeout
-                options._threads = NUM_GLOO_THREADS
-                options._devices = [gloo.create_device(hostname=own_address)]
-                self._group = gloo(meeting, rank, world_size, options)
-            self._group._set_default_timeout(timedelta(seconds=timeout_s))
+        meeting = dist.PrefixStore(rendezvous.prefix, store)
+        self._door = Door(own_address)
+        try:
+            with self._peers("the group did not come together"):
+                self._meet(meeting, world_size)
+                self._connect(meeting, world_size, own_address)
+        except PeerLost:
+            self._door.close()
+            raise
+
+    def _meet(self, meeting: dist.Store, world_size: int) -> None:
+        """See whether all ranks are there, and reach each other: who connected to one that is lost
+        meanwhile, or not reached, would wait long, and cannot be freed.
+        """
+        meeting.set_timeout(timedelta(seconds=min(self.timeout_s, CONNECT_TIMEOUT_S)))
+        meeting.set(f"door-{self._rank}", self._door.place)
+        _wait_for_all(meeting, HERE, world_size)
+        others = [rank for rank in range(world_size) if rank != self._rank]
+        places = meeting.multi_get([f"door-{rank}" for rank in others])
+        self._door.know(dict(zip(others, map(bytes.decode, places), strict=True)))
+        if unreached := self._door.unreached():
+            meeting.set(REACHED, CANCELLED)
+            raise RuntimeError(f"ranks {', '.join(map(str, unreached))} are not reached")
+        _wait_for_all(meeting, REACHED, world_size)
+
+    def _connect(self, meeting: dist.Store, world_size: int, own_address: str) -> None:
+        rank, timeout = self._rank, timedelta(seconds=min(self.timeout_s, CONNECT_TIMEOUT_S))
+        if self._is_nccl:
+            for name in NCCL_WATCHDOG:  # It would end the process for a peer that is lost.
+                os.environ.setdefault(name, "0")
+            options: Any = dist.ProcessGroupNCCL.Options()
+            options._timeout = timeout
+            self._group = dist.ProcessGroupNCCL(meeting, rank, world_size, options)
+        else:
+            gloo: Any = dist.ProcessGroupGloo
+            options = gloo._Options()
+            options._timeout = timeout
+            options._threads = NUM_GLOO_THREADS
+            options._devices = [gloo.create_device(hostname=own_address)]
+            self._group = gloo(meeting, rank, world_size, options)
+        self._group._set_default_timeout(timedelta(seconds=self.timeout_s))
 
     def all_reduce(self, tensor: Tensor) -> Any:
         """Begin to sum a tensor over the ranks, in place; `wait` for what this returns."""
@@ -160,29 +186,30 @@ class Group:
         if self._is_nccl and self._group is not None:
             self._group.abort()
         self._group = None
+        self._door.close()
 
     @contextmanager
     def _peers(self, what: str) -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:  # Also DistBackendError, DistNetworkError, DistStoreError.
-            raise PeerLost(f"rank {self._rank}: {what}: {error}") from error
+            message = f"rank {self._rank}: {what}: {error}"
+            raise PeerLost(message, self._door.unreached()) from error
 
 
-def _wait_for_all(meeting: dist.Store, world_size: int, timeout_s: float) -> None:
-    """Before ranks connect: one that is lost meanwhile would keep the others for the whole timeout,
-    while this wait can be cancelled.
-    """
-    meeting.set_timeout(timedelta(seconds=timeout_s))
-    if meeting.add("num_ranks", 1) == world_size:
-        meeting.compare_set(GO, "", GO)  # Not over a cancellation.
-    if meeting.get(GO) != GO.encode():
+def _wait_for_all(meeting: dist.Store, what: str, world_size: int) -> None:
+    """Until all ranks have come so far; this wait can be cancelled."""
+    if meeting.add(f"num-{what}", 1) == world_size:
+        meeting.compare_set(what, "", GO)  # Not over a cancellation.
+    if meeting.get(what) != GO.encode():
         raise RuntimeError("the rendezvous was cancelled")
 
 
 def cancel(store: Store, rendezvous: Rendezvous) -> None:
     """Somebody of this generation is lost: whoever waits for all to come is not to."""
-    dist.PrefixStore(rendezvous.prefix, store).set(GO, CANCELLED)
+    meeting = dist.PrefixStore(rendezvous.prefix, store)
+    for what in (HERE, REACHED):
+        meeting.set(what, CANCELLED)
 
 
 def forget(store: Store, rendezvous: Rendezvous) -> None:

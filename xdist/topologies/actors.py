@@ -137,10 +137,10 @@ class Room:
         if actor in self._servers:
             remove_placement_group(self._servers.pop(actor))
 
-    def is_placed(self, num_workers: int) -> bool:
-        """Whether so many workers have a place; those of a lost node wait for another one."""
-        states = [placement_group_table(group)["state"] for group in self._workers.values()]
-        return states.count("CREATED") >= num_workers
+    def has_place(self, number: int) -> bool:
+        """Whether the worker of this number has a place; not while its node is lost."""
+        group = self._workers.get(number)
+        return group is not None and placement_group_table(group)["state"] == "CREATED"
 
     def node_of(self, number: int) -> str | None:
         """The id of the node where the place of this worker is; None while it has none."""

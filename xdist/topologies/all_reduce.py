@@ -79,6 +79,7 @@ class AllReduceTopology:
         self._group = Generation(self._rendezvous, self._course)
         self._reports: list[WorkerReport] = []
         self._standing_since = time.monotonic()
+        self._lacking_since: float | None = None
         return self._staff.open(start, is_first=self._rendezvous.generation == 0)
 
     @property
@@ -108,8 +109,8 @@ class AllReduceTopology:
                 else:
                     hand.end(result.step)
                 if result.interrupted is not None:
-                    logger.info("%s left its group cause=%s", task.actor, result.interrupted)
-                    self._group.complaints.append((hand.life, result.interrupted))
+                    logger.info("%s left its group cause=%s", task.actor, result.interrupted.cause)
+                    self._group.complain(hand, result.interrupted)
                     self._break()
                 return self._advance()
         return Outcome()
@@ -134,6 +135,7 @@ class AllReduceTopology:
         return self._staff.start_due(step=self._first_step)
 
     def watch(self) -> Outcome:
+        self._look_for_room()
         is_broken = self._group.is_broken
         faults = self._crew.silent(is_broken=is_broken)
         faults += self._crew.stuck(self._seated, is_broken=is_broken)
@@ -207,7 +209,11 @@ class AllReduceTopology:
         outcome = self._end_training() if group.round == "train" else Outcome()
         outcome = replace(outcome, faults=group.unexplained(self._seated))
         group.round = None
-        if group.seats and not self._may_have_state(self._seated):
+        if self._is_first:
+            is_lost = self._lacks_room and not self._num_placed
+        else:
+            is_lost = not self._may_have_state(self._seated)
+        if is_lost:
             return replace(outcome, pending=pending, is_lost=True)
         if self._course.segment is not None:
             is_over = group.is_broken or group.is_stopping or not group.seats
@@ -274,8 +280,9 @@ class AllReduceTopology:
         hands = [alive[seat.life] for seat in seats]
         steps = [hand.step for hand in hands if hand.step is not None]
         if len(seats) < self._fewest or not steps:
-            self._check_waiting(len(seats))
+            self._check_waiting()
             return pending
+        self._lacking_since = None
         for hand in self._crew:
             if hand not in hands:
                 hand.step = None  # Of a state that the others leave behind.
@@ -307,27 +314,44 @@ class AllReduceTopology:
         return pending
 
     @property
+    def _num_wanted(self) -> int:
+        """Workers that a group needs: the first one all."""
+        cluster = self._plan.config.cluster
+        return self._plan.num_workers if self._is_first else cluster.min_world_size
+
+    @property
     def _fewest(self) -> int:
-        """Workers that a group needs: the first one all, unless there is no room for them any
-        more.
+        """The same, or as few as may be if there is no room for more."""
+        cluster = self._plan.config.cluster
+        return cluster.min_world_size if self._lacks_room else self._num_wanted
+
+    def _look_for_room(self) -> None:
+        """Remember since when too few have a place: for a first group who begin with the
+        checkpoint's state, later anybody.
         """
-        if self._is_first and not self._lacks_room:
-            return self._plan.num_workers
-        return self._plan.config.cluster.min_world_size
+        if self._group.round is None and self._num_placed < self._num_wanted:
+            self._lacking_since = self._lacking_since or time.monotonic()
+        else:
+            self._lacking_since = None
+
+    @property
+    def _num_placed(self) -> int:
+        return self._staff.num_placed(with_state=self._is_first)
 
     @property
     def _lacks_room(self) -> bool:
-        """Whether workers that are missing have waited for room for too long."""
-        waited_s = time.monotonic() - self._standing_since
-        is_long = waited_s > self._plan.config.cluster.wait_s
-        return is_long and not self._staff.is_placed
+        """Whether it has been so for too long."""
+        since, wait_s = self._lacking_since, self._plan.config.cluster.wait_s
+        return since is not None and time.monotonic() - since > wait_s
 
-    def _check_waiting(self, num_workers: int) -> None:
-        if self._lacks_room:
-            cluster = self._plan.config.cluster
+    def _check_waiting(self) -> None:
+        """Raise `NotEnoughResources` when there is nobody to wait for."""
+        cluster = self._plan.config.cluster
+        num_placed = self._staff.num_placed(with_state=False)
+        if self._lacks_room and num_placed < cluster.min_world_size:
             raise NotEnoughResources(
-                f"{num_workers} workers are left, cluster.min_world_size is "
-                f"{cluster.min_world_size}, and there was no room for another within "
+                f"there is room for {num_placed} workers, cluster.min_world_size is "
+                f"{cluster.min_world_size}, and nothing else was free within "
                 f"{cluster.wait_s:g} s (cluster.wait_s); add nodes, or end what else runs; "
                 "the same command resumes from the last checkpoint"
             )

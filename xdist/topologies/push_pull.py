@@ -126,7 +126,7 @@ class PushPullTopology:
             case "join":
                 hand.state = "ready"
                 if result.interrupted is not None:
-                    logger.info("%s did not join cause=%s", task.actor, result.interrupted)
+                    logger.info("%s did not join cause=%s", task.actor, result.interrupted.cause)
                     return Outcome()  # It is told again when the servers have changed, or soon.
                 num_servers = self._plan.num_servers
                 joined = "%s joined servers=%d sharing_memory=%d"
@@ -197,7 +197,9 @@ class PushPullTopology:
             hand.state = "idle"
             return outcome
         if report.interrupted is not None:
-            logger.info("worker %d left its servers cause=%s", hand.number, report.interrupted)
+            logger.info(
+                "worker %d left its servers cause=%s", hand.number, report.interrupted.cause
+            )
             return outcome  # It is told to join again when they have changed, or soon.
         if hand.node_id in self._draining:
             return replace(outcome, pending=self._move(hand))
@@ -274,14 +276,14 @@ class PushPullTopology:
         return Outcome(pending=pending | self._start_due() | self._join_ready())
 
     def _check_room(self) -> None:
-        """Somebody must be at work, or about to be."""
+        """Somebody must be at work, or have a place to start at."""
         cluster = self._plan.config.cluster
-        missing = [hand.number for hand in self._workers if hand.state == "starting"]
-        if len(missing) < len(list(self._workers)):
+        starting = {hand.number for hand in self._workers if hand.state == "starting"}
+        missing = starting | self._starts.waiting
+        is_coming = any(map(self._room.has_place, missing))
+        if is_coming or len(starting) < len(list(self._workers)):
             self._since_somebody = time.monotonic()
-        if time.monotonic() - self._since_somebody <= cluster.wait_s:
-            return
-        if not self._room.is_placed(self._plan.num_workers):
+        if time.monotonic() - self._since_somebody > cluster.wait_s:
             lost = ", ".join(f"worker {number}" for number in sorted(missing))
             raise NotEnoughResources(
                 f"{lost} lost, nobody is left, and there was no room for a replacement within "

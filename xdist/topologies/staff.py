@@ -102,10 +102,15 @@ class Staff:
         """Whether somebody is to start in the place of one who is gone."""
         return len(self._taken) < self._num_wanted
 
-    @property
-    def is_placed(self) -> bool:
-        """Whether there is room for all workers; those of a lost node wait for another one."""
-        return self._room is not None and self._room.is_placed(self._plan.num_workers)
+    def num_placed(self, *, with_state: bool) -> int:
+        """Workers that are there, or have a place to start at; with_state: if they then have one
+        from the checkpoint, or from others.
+        """
+        there = [hand for hand in self.crew if hand.state != "starting"]
+        starting = [hand for hand in self.crew if hand.state == "starting"]
+        num_there = sum(hand.step is not None or not with_state for hand in there)
+        numbers = {hand.number for hand in starting if hand.step is not None or not with_state}
+        return num_there + sum(map(self._has_place, numbers | self._restarts.waiting))
 
     def lose(self, hand: Hand) -> None:
         """A worker is lost: end what is left of it; its replacement is one of those due."""
@@ -162,6 +167,10 @@ class Staff:
     def _place_of(self, number: int) -> str | None:
         assert self._room is not None
         return self._room.node_of(number)
+
+    def _has_place(self, number: int) -> bool:
+        assert self._room is not None
+        return self._room.has_place(number)
 
     def _give_back(self, number: int) -> None:
         assert self._room is not None

@@ -1,0 +1,58 @@
+"""Door: whether the ranks of a group reach each other, which a collective that fails does not say.
+
+Each rank listens at a port of its own as long as it is in the group. A connection there says that
+the link is up, and so does one that is refused; where nothing comes back it is down, or the machine
+is.
+"""
+
+from __future__ import annotations
+
+import socket
+import weakref
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+LIMIT_S = 2.0
+"""For a peer to answer a connection, which its kernel does, whatever the process is at."""
+MOST_THREADS = 64
+
+
+class Door:
+    """One rank's. It closes when nobody refers to it any more."""
+
+    def __init__(self, own_address: str) -> None:
+        listener = socket.create_server((own_address, 0))
+        self._close = weakref.finalize(self, listener.close)
+        self.place = f"{own_address} {listener.getsockname()[1]}"
+        """What the others need of it."""
+        self._others: Mapping[int, tuple[str, int]] = {}
+
+    def know(self, places: Mapping[int, str]) -> None:
+        """The places of the other ranks, once all have opened theirs."""
+        split = {rank: place.split() for rank, place in places.items()}
+        self._others = {rank: (address, int(port)) for rank, (address, port) in split.items()}
+
+    def unreached(self) -> tuple[int, ...]:
+        """The other ranks whose machines this one does not reach now."""
+        if not self._others:
+            return ()
+        with ThreadPoolExecutor(min(MOST_THREADS, len(self._others))) as executor:
+            are_reached = executor.map(_is_reached, self._others.values())
+            return tuple(
+                rank
+                for rank, is_reached in zip(self._others, are_reached, strict=True)
+                if not is_reached
+            )
+
+    def close(self) -> None:
+        self._close()
+
+
+def _is_reached(address: tuple[str, int]) -> bool:
+    try:
+        socket.create_connection(address, timeout=LIMIT_S).close()
+    except ConnectionError:  # Refused: by a machine that is reached.
+        return True
+    except OSError:
+        return False
+    return True
