@@ -117,7 +117,8 @@ class Group:
         self._door.know(dict(zip(others, map(bytes.decode, places), strict=True)))
         if unreached := self._door.unreached():
             meeting.set(REACHED, CANCELLED)
-            raise RuntimeError(f"ranks {', '.join(map(str, unreached))} are not reached")
+            names = ", ".join(map(str, unreached))
+            raise PeerLost(f"rank {self._rank}: no link to ranks {names}", unreached)
         _wait_for_all(meeting, REACHED, world_size)
 
     def _connect(self, meeting: dist.Store, world_size: int, own_address: str) -> None:
