@@ -54,6 +54,7 @@ def run_with(
     full_size: int = 0,
     num_kills: int = 0,
     num_slow_steps: int = 0,
+    slow_until: str = "",
 ) -> Recording:
     """Run to the end, and check that nothing was lost and nothing came twice."""
     topologies = recorded_topology(
@@ -62,6 +63,7 @@ def run_with(
         full_size=full_size,
         num_kills=num_kills,
         num_slow_steps=num_slow_steps,
+        slow_until=slow_until,
     )
     run(config, directory / "run", topologies=topologies)
     for plan in planned:
@@ -304,7 +306,9 @@ def test_a_newcomer_whom_the_others_do_not_reach_does_not_hold_them_up(tmp_path:
     cluster = ClusterConfig(max_world_size=3, collective_timeout_s=2)
     config = replace(config_of(tmp_path, cluster=cluster), num_workers=2, num_epochs=30)
     unreached = Planned("unreached", 2, 0, lose_peer, when="every_join")
-    recording = run_with(config, tmp_path, unreached, full_size=0, num_slow_steps=60)
+    recording = run_with(
+        config, tmp_path, unreached, full_size=0, num_slow_steps=100, slow_until=unreached.name
+    )
     assert set(recording.sizes()) == {2}
     assert set(causes(tmp_path / "run")) == {"worker 2 lost"}
 
