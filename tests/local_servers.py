@@ -114,7 +114,10 @@ class LocalServer:
         return self._call("take", copy.deepcopy(state))
 
     def stage(self, name: PushId, offset: int, values: Any) -> Awaitable[None]:
-        return self._call("stage", name, offset, values)
+        """Of a copy, as Ray makes one at the call: a worker's slots are written again before a
+        replica applies what was in them.
+        """
+        return self._call("stage", name, offset, np.copy(values))
 
     def stage_product(self, name: PushId, offset: int, product: Product) -> Awaitable[None]:
         return self._call("stage_product", name, offset, product)
