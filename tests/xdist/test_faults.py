@@ -29,7 +29,7 @@ from tests.strategies import ActsBefore, Wrapped
 from xdist.config import ClusterConfig
 from xdist.errors import NotEnoughResources
 from xdist.servers_config import ServersConfig
-from xdist.strategies import UpdateStrategy
+from xdist.strategies import UpdateStrategy, outbox
 from xdist.strategies.push_pull import Servers
 from xdist.topologies import Outcome, RunPlan, Task, nodes
 from xdist.topologies.all_reduce import AllReduceTopology, all_reduce_strategy
@@ -44,6 +44,7 @@ pytestmark = [
 ]
 
 MakeStrategy = Callable[..., UpdateStrategy]
+SMALL_BUCKETS = 1 << 10
 DONE = Position(epoch=2)
 
 
@@ -198,7 +199,8 @@ class DiesInPush(Wrapped):
 
 
 def dies_in_push(method: str, is_before: bool, marker: Path, *arguments: Any, **named: Any) -> Any:
-    """Worker 1 is killed around a call of server 0."""
+    """Worker 1 is killed around a call of server 0. Pushes have several parts."""
+    vars(outbox)["BUCKET_BYTES"] = SMALL_BUCKETS
     strategy = push_pull_strategy(*arguments, **named)
     if named["number"] != 1:
         return strategy
