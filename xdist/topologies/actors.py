@@ -35,6 +35,8 @@ weights.
 
 PLACING_LIMIT_S = 10.0
 """For groups for which there was room a moment ago."""
+PLACING_PAUSE_S = 0.1
+"""Between two tries to have a place on a certain node."""
 CONTROL = "control"
 """The methods of a worker that are called beside all others, as in `Worker.pulse`."""
 NUM_CONTROL_THREADS = 2
@@ -86,15 +88,13 @@ class Room:
                 raise
             num_workers = fewest_workers
             places = _places_for([self._bundle] * num_workers + servers, config)
-        self._workers = {
-            number: _one(self._bundle, near=place)
-            for number, place in enumerate(places[:num_workers])
-        }
         # Ray tries a group of somebody who comes later at once, and these again after a while: they
         # have their places first, unless somebody else was faster, for whom nobody waits here.
         deadline = time.monotonic() + PLACING_LIMIT_S
-        for group in self._workers.values():
-            group.wait(max(0.0, deadline - time.monotonic()))
+        self._workers = {
+            number: _one_at(place, self._bundle, deadline=deadline)
+            for number, place in enumerate(places[:num_workers])
+        }
         self._server_places = places[num_workers:]
         self._servers: dict[ActorHandle[Any], PlacementGroup] = {}
 
@@ -186,6 +186,24 @@ def _one(bundle: dict[str, float], *, near: str | None = None) -> PlacementGroup
         [bundle], strategy="STRICT_PACK", _soft_target_node_id=near
     )
     return group
+
+
+def _one_at(node: str, bundle: dict[str, float], *, deadline: float) -> PlacementGroup:
+    """The same, which has its place: on that node, as soon as what was found a place there before
+    has left it, or after the deadline anywhere.
+    """
+    while True:
+        group = _one(bundle, near=node)
+        group.wait(max(0.0, deadline - time.monotonic()))
+        if time.monotonic() > deadline or node in _nodes_of(group):
+            return group
+        remove_placement_group(group)
+        time.sleep(PLACING_PAUSE_S)
+
+
+def _nodes_of(group: PlacementGroup) -> list[str]:
+    """The nodes of its bundles."""
+    return list(placement_group_table(group)["bundles_to_node_id"].values())
 
 
 def _within(group: PlacementGroup) -> PlacementGroupSchedulingStrategy:
