@@ -104,7 +104,7 @@ CIFAR = TrainConfig(
 
 Asynchrony acts as a momentum of its own (Mitliagkas et al. 2016), and hurts most at the start. With
 this little momentum and a gentle start (`servers.start_over_steps` 600) four workers score 0.009
-less than one, with 0.9 it is 0.02 (`tests/benchmarks/learning.py`).
+less than one in the mean of three seeds; with 0.9 it was 0.02 (`tests/benchmarks/learning.py`).
 """
 
 PRESETS = {"paper": PAPER, "jft": JFT, "demo": DEMO, "cifar": CIFAR}

@@ -144,10 +144,8 @@ class Room:
 
     def node_of(self, number: int) -> str | None:
         """The id of the node where the place of this worker is; None while it has none."""
-        if (group := self._workers.get(number)) is None:
-            return None
-        found: dict[int, str] = placement_group_table(group)["bundles_to_node_id"]
-        return found.get(0) or None
+        group = self._workers.get(number)
+        return None if group is None else _node_of(group)
 
     def _of_worker(self, number: int) -> PlacementGroupSchedulingStrategy:
         if self.node_of(number) in state.get_draining_nodes():  # Nobody starts there any more.
@@ -195,15 +193,16 @@ def _one_at(node: str, bundle: dict[str, float], *, deadline: float) -> Placemen
     while True:
         group = _one(bundle, near=node)
         group.wait(max(0.0, deadline - time.monotonic()))
-        if time.monotonic() > deadline or node in _nodes_of(group):
+        if time.monotonic() > deadline or _node_of(group) == node:
             return group
         remove_placement_group(group)
         time.sleep(PLACING_PAUSE_S)
 
 
-def _nodes_of(group: PlacementGroup) -> list[str]:
-    """The nodes of its bundles."""
-    return list(placement_group_table(group)["bundles_to_node_id"].values())
+def _node_of(group: PlacementGroup) -> str | None:
+    """The id of the node of its one bundle; None while that has none."""
+    found: dict[int, str] = placement_group_table(group)["bundles_to_node_id"]
+    return found.get(0) or None
 
 
 def _within(group: PlacementGroup) -> PlacementGroupSchedulingStrategy:

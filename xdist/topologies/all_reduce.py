@@ -346,9 +346,11 @@ class AllReduceTopology:
 
     def _check_waiting(self) -> None:
         """Raise `NotEnoughResources` when there is nobody to wait for."""
+        if not self._lacks_room:
+            return
         cluster = self._plan.config.cluster
         num_placed = self._staff.num_placed(with_state=False)
-        if self._lacks_room and num_placed < cluster.min_world_size:
+        if num_placed < cluster.min_world_size:
             raise NotEnoughResources(
                 f"there is room for {num_placed} workers, cluster.min_world_size is "
                 f"{cluster.min_world_size}, and nothing else was free within "

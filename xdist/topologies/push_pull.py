@@ -280,8 +280,8 @@ class PushPullTopology:
         cluster = self._plan.config.cluster
         starting = {hand.number for hand in self._workers if hand.state == "starting"}
         missing = starting | self._starts.waiting
-        is_coming = any(map(self._room.has_place, missing))
-        if is_coming or len(starting) < len(list(self._workers)):
+        is_at_work = len(starting) < len(list(self._workers))
+        if is_at_work or any(map(self._room.has_place, missing)):
             self._since_somebody = time.monotonic()
         if time.monotonic() - self._since_somebody > cluster.wait_s:
             lost = ", ".join(f"worker {number}" for number in sorted(missing))
