@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from ray.util.placement_group import placement_group_table
 
-from tests.clusters import QUICK_HEALTH_CHECKS, own_cluster, wait_until
+from tests.clusters import QUICK_HEALTH_CHECKS, AddedNode, own_cluster, wait_until
 from tests.small_runs import run, small_config
 from xdist.config import ClusterConfig, TrainConfig
 from xdist.errors import NotEnoughResources
@@ -63,16 +64,16 @@ def notes_its_node(directory: Path, *arguments: Any, **named: Any) -> UpdateStra
 
 
 @pytest.fixture(scope="module")
-def two_nodes() -> Iterator[None]:
-    """A head and a node, with room for two workers each, which this process drives."""
+def second_of_two() -> Iterator[AddedNode]:
+    """It joined a head which this process drives; each has room for two workers."""
     with own_cluster(num_cpus=2, variables=QUICK_HEALTH_CHECKS) as cluster:
-        cluster.add_node(num_cpus=2)
+        node = cluster.add_node(num_cpus=2)
         with cluster.connected():
-            yield
+            yield node
 
 
 @pytest.mark.faults  # It needs a cluster of its own.
-@pytest.mark.usefixtures("two_nodes")
+@pytest.mark.usefixtures("second_of_two")
 @pytest.mark.parametrize(("placement", "num_on_each"), [("PACK", [2]), ("SPREAD", [1, 1])])
 def test_workers_share_few_nodes_or_are_spread(
     tmp_path: Path, placement: Literal["PACK", "SPREAD"], num_on_each: list[int]
@@ -84,3 +85,25 @@ def test_workers_share_few_nodes_or_are_spread(
     run(config, tmp_path / "run", topologies={"all_reduce": make})
     found = Counter(path.read_text() for path in tmp_path.glob("worker-*"))
     assert sorted(found.values()) == num_on_each
+
+
+@pytest.mark.faults
+def test_who_lost_a_place_waits_in_line_for_the_next_one(
+    tmp_path: Path, second_of_two: AddedNode
+) -> None:
+    """The last test of this cluster. Ray's own way to move it tries again without any pause."""
+    room = Room(small_config(tmp_path, strategy="all_reduce", num_workers=4), num_workers=4)
+    lost = [number for number in range(4) if room.node_of(number) == second_of_two.node_id]
+    (kept, _) = set(range(4)) - set(lost)
+    second_of_two.kill()
+    wait_until(lambda: None if any(map(room.has_place, lost)) else "lost")
+    room.ask_where_lost(range(4))
+    assert {entry["state"] for entry in placement_group_table().values()} == {
+        "CREATED",
+        "PENDING",
+        "REMOVED",
+    }
+    assert [room.has_place(number) for number in lost] == [False, False]
+    room.give_back(kept)
+    wait_until(lambda: any(map(room.has_place, lost)) or None)
+    room.close()

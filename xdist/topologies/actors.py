@@ -58,8 +58,9 @@ class Room:
 
     All are found a place together, packed or spread, or none is: `NotEnoughResources` when there is
     no room within `cluster.wait_s`. Each then has a group of its own there, so that a worker can
-    give its place back. A bundle belongs to the number of its worker: when its node dies, Ray moves
-    it to another one, as soon as there is room, and asks the autoscaler for it.
+    give its place back. A group belongs to the number of its worker: when its node dies, Ray moves
+    it to another one, if there is room. Where there is none, ask for another: it waits in line, and
+    the autoscaler hears of it, while a moving one has Ray (2.60) try again without any pause.
     """
 
     def __init__(
@@ -139,8 +140,21 @@ class Room:
 
     def has_place(self, number: int) -> bool:
         """Whether the worker of this number has a place; not while its node is lost."""
+        return self._state_of(number) == "CREATED"
+
+    def ask_where_lost(self, numbers: Iterable[int]) -> None:
+        """Ask for another place for those of these workers whose node is lost."""
+        for number in numbers:
+            if self._state_of(number) == "RESCHEDULING":
+                self._ask_for_another(number)
+
+    def _ask_for_another(self, number: int) -> None:
+        self.give_back(number)
+        self._workers[number] = _one(self._bundle)
+
+    def _state_of(self, number: int) -> str | None:
         group = self._workers.get(number)
-        return group is not None and placement_group_table(group)["state"] == "CREATED"
+        return None if group is None else placement_group_table(group)["state"]
 
     def node_of(self, number: int) -> str | None:
         """The id of the node where the place of this worker is; None while it has none."""
@@ -148,10 +162,10 @@ class Room:
         return None if group is None else _node_of(group)
 
     def _of_worker(self, number: int) -> PlacementGroupSchedulingStrategy:
-        if self.node_of(number) in state.get_draining_nodes():  # Nobody starts there any more.
-            self.give_back(number)
-        if number not in self._workers:
-            self._workers[number] = _one(self._bundle)
+        is_draining = self.node_of(number) in state.get_draining_nodes()
+        if number not in self._workers or is_draining:  # Nobody starts there any more.
+            self._ask_for_another(number)
+        self.ask_where_lost([number])
         return _within(self._workers[number])
 
     def close(self) -> None:

@@ -248,6 +248,7 @@ class PushPullTopology:
 
     def _start_due(self) -> Pending:
         """Start the replacements whose time has come."""
+        self._room.ask_where_lost(self._starts.waiting)
         pending: Pending = {}
         for number in self._starts.due():
             pending |= self._workers.start(number, step=None)

@@ -127,6 +127,8 @@ class Staff:
 
     def start_due(self, *, step: int | None) -> Pending:
         """Start the replacements whose time has come. step: of `Crew.start`."""
+        assert self._room is not None
+        self._room.ask_where_lost(self._restarts.waiting)
         pending: Pending = {}
         for number in self._restarts.due():
             if self._lacks_workers:
