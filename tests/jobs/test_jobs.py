@@ -14,7 +14,7 @@ import subprocess
 import sys
 import textwrap
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -27,30 +27,15 @@ from ray.job_submission import JobSubmissionClient
 from ray.util.state import list_actors
 
 from datapipe.index import ShardIndex
-from datapipe.writer import RawImage, write_shards
 from tests.clusters import ROOT, wait_until
 from tests.datapipe.small_sets import encode, picture
-from tests.small_runs import records, spoil, write_run_data
+from tests.jobs.small_jobs import SMALL, SMALL_DATA, data_options, main
+from tests.small_runs import records
 from xdist import command_line
 from xdist.config import TrainConfig
 from xdist.model_config import MODEL_NAMES
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
-
-SMALL = ("--model.width", "0.0625", "--model.middle-modules", "0", "--data.image-size", "16")
-SMALL_DATA = ("--data.block-size", "4", "--batch-size", "4", "--num-workers", "2")
-
-
-def data_options(directory: Path) -> list[str]:
-    data = write_run_data(directory, single_label=True)
-    return ["--data.train", data.train, "--data.evaluation", str(data.evaluation)]
-
-
-def main(arguments: Sequence[str], *, job: str = "imagenet_sync") -> int:
-    """The job's main in this process, on the test run's cluster."""
-    presets = SYNC_PRESETS if job == "imagenet_sync" else ASYNC_PRESETS
-    options = [*SMALL, *SMALL_DATA, *arguments]
-    return command_line.main(job, presets, default="cifar", description="", arguments=options)
 
 
 @pytest.mark.usefixtures("cluster")
@@ -115,144 +100,6 @@ def heed_interrupts() -> None:
 
 
 @pytest.mark.usefixtures("cluster")
-class TestBadInput:
-    """One clear message and exit code 2."""
-
-    def run(self, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> str:
-        assert main([*options, "--run-dir", str(tmp_path / "run")]) == 2
-        text = capsys.readouterr().err
-        assert "Traceback" not in text
-        return text
-
-    def test_a_missing_shard(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        options = data_options(tmp_path)
-        (tmp_path / "train" / "train-00001.tar").unlink()
-        text = self.run(options, tmp_path, capsys)
-        assert "1 shard is in the index but not in storage" in text
-        assert "train-00001.tar" in text
-
-    def test_what_was_mended_may_use_the_same_run_directory(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        options = [*data_options(tmp_path), "--max-steps", "2"]
-        text = self.run(["--data.train", str(tmp_path / "typo"), *options[2:]], tmp_path, capsys)
-        assert "typo" in text
-        text = self.run([*options, "--model.num-classes", "3"], tmp_path, capsys)
-        assert "set model.num_classes to at least 10" in text
-        assert main([*options, "--run-dir", str(tmp_path / "run")]) == 0
-
-    def test_an_empty_folder(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        (tmp_path / "empty").mkdir()
-        text = self.run(["--data.train", str(tmp_path / "empty")], tmp_path, capsys)
-        assert "neither index.json nor *.tar files are here" in text
-
-    def test_a_label_outside_the_range(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        options = [*data_options(tmp_path), "--model.num-classes", "3"]
-        text = self.run(options, tmp_path, capsys)
-        assert "the model has 3 outputs; set model.num_classes to at least 10" in text
-
-    def test_an_evaluation_set_with_other_labels(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        options = data_options(tmp_path)
-        labels = tmp_path / "evaluation" / "labels.json"
-        labels.write_text(labels.read_text().replace("label 0", "apple"))
-        text = self.run(options, tmp_path, capsys)
-        assert "label 0 is 'label 0' in" in text
-        train = tmp_path / "train" / "labels.json"
-        assert f"pack {tmp_path / 'evaluation'} with --labels {train}" in text
-
-    def test_a_run_is_not_resumed_on_other_data(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        options = [*data_options(tmp_path), "--max-steps", "2"]
-        assert main([*options, "--run-dir", str(tmp_path / "run")]) == 0
-        manifest = tmp_path / "train" / "index.json"
-        value = json.loads(manifest.read_text())
-        value["num_samples"] -= value["shards"].pop()["num_samples"]
-        manifest.write_text(json.dumps(value))
-        text = self.run(options, tmp_path, capsys)
-        assert "was trained with another training set" in text
-
-    def test_too_few_samples_for_batch_norm(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        options = [*data_options(tmp_path), "--num-workers", "4", "--batch-size", "4"]
-        text = self.run(options, tmp_path, capsys)
-        assert "1 images of 16 px, the fewest that are computed together, do not go through" in text
-
-    def test_images_too_small_for_the_network(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        options = data_options(tmp_path)
-        arguments = ["--model.name", "inception_v3", "--data.image-size", "48", *options]
-        arguments += ["--run-dir", str(tmp_path / "run")]
-        code = command_line.main(
-            "job", SYNC_PRESETS, default="cifar", description="", arguments=arguments
-        )
-        assert code == 2
-        message = "data.image_size is 48; allowed: at least 75 with inception_v3, or 31 with"
-        assert message in capsys.readouterr().err
-
-    def test_truncated_images_beyond_the_budget(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        payload = encode(picture(0))
-        images = [RawImage(payload[: len(payload) // 2], "jpg", (0,)) for _ in range(8)]
-        directory = str(tmp_path / "broken")
-        write_shards(
-            images,
-            directory=directory,
-            labels=None,
-            prefix="train",
-            samples_per_shard=None,
-            shard_bytes=None,
-        )
-        options = ["--data.train", directory, "--data.evaluation", "None"]
-        text = self.run([*options, "--data.max-bad-samples", "3"], tmp_path, capsys)
-        assert "data.max_bad_samples allows 3" in text
-        assert (tmp_path / "run" / "quarantine.jsonl").exists()
-        assert ShardIndex.open(directory).num_samples == 8
-
-    def test_the_budget_of_bad_samples_may_be_raised(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        options = data_options(tmp_path)
-        spoil(tmp_path / "train" / "train-00000.tar", num_samples=3)
-        options += ["--max-steps", "30", "--data.max-bad-samples"]
-        text = self.run([*options, "2"], tmp_path, capsys)
-        assert "raise data.max_bad_samples" in text
-        assert main([*options, "3", "--run-dir", str(tmp_path / "run")]) == 0
-
-    def test_a_run_directory_in_rays_copy_of_the_working_directory(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        copy = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
-        copy.mkdir(parents=True)
-        options = data_options(tmp_path)
-        monkeypatch.chdir(copy)
-        assert main([*options, "--run-dir", "runs/mine"]) == 2
-        text = capsys.readouterr().err
-        assert "run_dir is 'runs/mine', relative to the working directory of a Ray job" in text
-
-    def test_more_workers_than_room(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        options = [*data_options(tmp_path), "--cluster.cpus-per-worker", "5"]
-        text = self.run(options, tmp_path, capsys)
-        assert "2 workers of 5 CPU do not fit: the cluster has 8 CPU" in text
-
-    def test_a_run_directory_that_cannot_be_written(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        (tmp_path / "file").touch()
-        assert main([*data_options(tmp_path), "--run-dir", str(tmp_path / "file" / "run")]) == 2
-        assert "cannot be written" in capsys.readouterr().err
-
-
-@pytest.mark.usefixtures("cluster")
 def test_shards_of_stock_tools_train_and_are_scored(tmp_path: Path) -> None:
     for split, count in (("train", 24), ("evaluation", 12)):
         (tmp_path / split).mkdir()
@@ -281,25 +128,6 @@ def test_corrupt_evaluation_images_are_listed(tmp_path: Path) -> None:
     assert main([*options, "--max-steps", "2", "--run-dir", str(run_dir)]) == 0
     lines = (run_dir / "quarantine.jsonl").read_text().splitlines()
     assert [json.loads(line)["key"] for line in lines] == ["000004"]
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--num-workers", "0"], "num_workers is 0; allowed: at least 1"),
-        (["--num-workes", "2"], "--num-workers"),
-        (["--preset", "imagenet"], "invalid choice: 'imagenet'"),
-        (["--loss", "hinge"], "softmax"),
-        (["--model.name", "alexnet"], "'alexnet' (choose from"),
-    ],
-)
-def test_a_wrong_option_says_what_is_allowed(
-    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as caught:
-        command_line.main("job", SYNC_PRESETS, default="cifar", description="", arguments=options)
-    assert caught.value.code == 2
-    assert message in capsys.readouterr().err
 
 
 def test_help_explains_every_field(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.jobs.test_jobs import data_options, main
+from tests.jobs.small_jobs import data_options, main
 from xdist import checkpoint
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240), pytest.mark.long]

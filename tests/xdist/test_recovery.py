@@ -148,7 +148,8 @@ def test_with_lanes_as_groups_the_numbers_do_not_depend_on_who_is_lost(tmp_path:
     run(config, tmp_path / "undisturbed")
     topologies = recorded_topology(tmp_path / "recording", [kills(0, 7), kills(2, 12)])
     run(config, tmp_path / "run", topologies=topologies)
-    assert set(Recording(tmp_path / "recording").sizes()) >= {3, 2}
+    assert Recording(tmp_path / "recording").sizes()[:2] == [3, 2]
+    assert causes(tmp_path / "run") == ["worker 0 lost", "worker 2 lost"]
     disturbed, undisturbed = (
         weights_of(final(tmp_path / "run")),
         weights_of(final(tmp_path / "undisturbed")),
@@ -221,7 +222,8 @@ def break_down() -> None:
 def test_a_stopped_worker_is_found_ended_and_replaced(tmp_path: Path) -> None:
     config = config_of(tmp_path, cluster=ClusterConfig(collective_timeout_s=2))
     recording = run_with(config, tmp_path, stops(1, 10), full_size=3)
-    assert len(recording.sizes()) > 1  # Whoever reads notices late: the new one may be there first.
+    # Whoever reads notices late: the new one may be there first.
+    assert recording.sizes() in ([3, 2, 3], [3, 3])
     [recovery] = records(tmp_path / "run", "recovery")
     assert "gave no answer" in recovery["reason"]
 
@@ -237,7 +239,8 @@ def run_with_a_read_that_fails(
         data = replace(config.data, train=proxy.url, prefetch_batches=1, **reading)
         recording = run_with(replace(config, data=data), directory, full_size=3)
         assert proxy.served == [fault]
-    assert len(recording.sizes()) > 1  # Whoever reads notices late: the new one may be there first.
+    # Whoever reads notices late: the new one may be there first.
+    assert recording.sizes() in ([3, 2, 3], [3, 3])
     [recovery] = records(directory / "run", "recovery")
     return str(recovery["reason"])
 
