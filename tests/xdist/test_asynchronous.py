@@ -24,11 +24,11 @@ from datapipe.config import DataConfig
 from datapipe.order import SampleOrder
 from datapipe.plan import leased_batches
 from datapipe.position import Span
+from tests.listed_batches import make_batch
 from tests.local_servers import start_checkpoint
 from tests.plain_training import BATCH, OPTIMIZER, PlainTraining
 from tests.small_runs import NUM_LABELS, NUM_TRAIN, batches_of, final, records, run, small_config
 from tests.strategies import Wrapped
-from tests.xdist.test_worker import make_batch
 from tests.xdist.updates import same_bits
 from xdist import checkpoint, native_update, weights_board
 from xdist.checkpoint import Checkpoint, Manifest

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import os
 import subprocess
 import sys
@@ -19,51 +17,18 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 from datapipe.batch import Batch, normalize
-from datapipe.config import DataConfig
-from datapipe.errors import CorruptSample
-from datapipe.position import Span
+from tests.listed_batches import CONFIG, Listed, make_batch
 from tests.strategies import collect_gradients
-from tests.xdist.test_all_reduce import membership_of, start_checkpoint
 from xdist import losses
 from xdist.computation import BatchSums
 from xdist.compute_config import ComputeConfig
-from xdist.config import OptimizerConfig, TrainConfig
+from xdist.config import TrainConfig
 from xdist.determinism import CUBLAS_WORKSPACES
 from xdist.errors import PeerLost
 from xdist.flat import FlatModel
-from xdist.model_config import ModelConfig
-from xdist.segments import Dealing
 from xdist.step_phases import StepObserver
 from xdist.strategies import Progress
-from xdist.strategies.all_reduce import AllReduce, Membership
-from xdist.strategies.group import open_store
 from xdist.worker import JoinReport, Parting, Worker, initial_model
-
-CONFIG = TrainConfig(
-    data=DataConfig(train="nowhere", image_size=16),
-    strategy="all_reduce",
-    loss="softmax",
-    model=ModelConfig(num_classes=3, width=0.0625, middle_modules=0),
-    optimizer=OptimizerConfig(learning_rate=0.1),
-    batch_size=4,
-    num_epochs=1,
-)
-
-
-def make_batch(number: int, *, weights: tuple[float, ...] = (1, 1, 1, 1)) -> Batch:
-    generator = torch.Generator().manual_seed(number)
-    size = len(weights)
-    return Batch(
-        images=torch.randint(0, 256, (size, 16, 16, 3), generator=generator, dtype=torch.uint8),
-        label_ids=torch.randint(0, 3, (size,), generator=generator),
-        label_offsets=torch.arange(size + 1),
-        sample_weights=torch.tensor(weights, dtype=torch.float32),
-        sample_ids=torch.arange(size),
-        spans=(Span(0, 4 * number, 4 * number + 4),),
-        segment_sizes=(size,),
-        num_samples=sum(weight > 0 for weight in weights),
-        corrupt=(CorruptSample("s.tar", "k", 7, "broken"),) if 0 in weights else (),
-    )
 
 
 class Descent:
@@ -136,23 +101,6 @@ class Descent:
 
     def leave(self) -> None:
         self.has_left = True
-
-
-class Listed:
-    """Batches of a list."""
-
-    def __init__(self, batches: list[Batch]) -> None:
-        self.left = list(batches)
-        self.num_joined = 0
-
-    def join(self, _membership: Any, _strategy: Any) -> None:
-        self.num_joined += 1
-
-    def take(self) -> Batch | None:
-        return self.left[0] if self.left else None
-
-    def applied(self) -> None:
-        del self.left[0]
 
 
 def make_worker(batches: list[Batch], config: TrainConfig = CONFIG) -> tuple[Worker, list[Descent]]:
@@ -308,68 +256,6 @@ def test_dropout_is_a_function_of_seed_and_step() -> None:
 
 def test_a_run_that_is_not_profiled_reports_no_profile() -> None:
     worker, _ = make_worker([make_batch(number) for number in range(9)])
-    assert worker.train(9).profile is None
-
-
-def profiled(directory: Path, *, number: int = 0) -> Worker:
-    """A worker that will be in a group of its own, with nine batches."""
-    config = replace(CONFIG, profile=True).resolved(100)
-    flat = FlatModel(initial_model(config, num_classes=3))
-    start = start_checkpoint(directory, flat)
-
-    def make_strategy(flat: FlatModel) -> AllReduce:
-        return AllReduce(
-            config, flat, checkpoint_url=start.url, run_dir=str(directory), own_address="127.0.0.1"
-        )
-
-    worker = Worker(
-        config,
-        number=number,
-        num_classes=3,
-        make_strategy=make_strategy,
-        make_batches=partial(Listed, [make_batch(number) for number in range(9)]),
-    )
-    worker.start()
-    return worker
-
-
-def alone(port: int) -> Membership:
-    dealing = Dealing(100, num_lanes=1, samples_per_lane=4)
-    return membership_of(0, port, world_size=1, dealing=dealing, timeout_s=30.0)
-
-
-def test_a_profile_says_where_the_time_of_a_step_goes(tmp_path: Path) -> None:
-    store, worker = open_store("127.0.0.1"), profiled(tmp_path)
-    assert worker.join(alone(store.port)) == JoinReport(0, None)
-    assert worker.train(7).profile is None  # Not complete before the eighth step.
-    profile = worker.train(8).profile
-    assert profile is not None
-    assert profile.times.num_steps == 5
-    milliseconds = profile.times.milliseconds()
-    names = ["data", "forward", "backward", "all_reduce", "optimizer", "other"]
-    assert list(milliseconds) == names
-    assert all(value > 0 for value in milliseconds.values())
-    table = profile.times.table().splitlines()
-    assert len(table) == len(names) + 2
-    assert float(table[-1].split()[1]) == pytest.approx(sum(milliseconds.values()), abs=0.01)
-    assert worker.train(9).profile is None  # It was taken.
-
-
-def test_the_trace_of_a_profile_has_five_steps_and_their_phases(tmp_path: Path) -> None:
-    store, worker = open_store("127.0.0.1"), profiled(tmp_path)
-    worker.join(alone(store.port))
-    profile = worker.train(9).profile
-    assert profile is not None
-    events = json.loads(gzip.decompress(profile.trace))["traceEvents"]
-    counts = Counter(event["name"] for event in events if event.get("cat") == "user_annotation")
-    phases = ("data", "forward", "backward", "all_reduce", "optimizer")
-    assert {name: counts[name] for name in phases} == dict.fromkeys(phases, 5)
-    assert any("conv" in event["name"] for event in events)
-
-
-def test_only_the_first_worker_is_profiled(tmp_path: Path) -> None:
-    store, worker = open_store("127.0.0.1"), profiled(tmp_path, number=1)
-    worker.join(alone(store.port))
     assert worker.train(9).profile is None
 
 
