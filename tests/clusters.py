@@ -12,6 +12,8 @@ What Ray (2.60) does then, with `QUICK_HEALTH_CHECKS` and, in brackets, with its
 
 - The process of an actor is killed: `ActorDiedError` in 10 ms. It is stopped: nothing, ever.
   `ray.kill` of a stopped one fails its calls at once, but ends the process only 5 s later.
+- The connection between two actors is reset: `ActorUnavailableError` for the calls that are under
+  way, whether they are heard or not; those that follow have another connection.
 - A node is killed whole: pending calls raise `ActorUnavailableError` in 1 to 2 s, for their
   connections are closed; the node is dead, and `ActorDiedError` comes, in 3 s (15). It freezes, or
   its link is down: nothing is heard before it is dead in 9 s (65). A raylet that was given up ends

@@ -42,8 +42,10 @@ class LocalServer:
     def __init__(self, server: ParameterServer) -> None:
         self.server = server
         self.is_dead = False
+        self.was_ended = False
         self.held_back: list[Coroutine[Any, Any, Any]] | None = None
         self._tasks: set[asyncio.Future[Any]] = set()
+        self._on_parting: Callable[[], None] = lambda: None
         self._senders = itertools.count()
         self._begin_as_another()
 
@@ -56,6 +58,9 @@ class LocalServer:
     def _asked(self, method: str, *arguments: Any) -> Coroutine[Any, Any, Any]:
         return self.server.in_turn(Turn(self._sender, next(self._numbers)), method, *arguments)
 
+    def tell_of_parting(self, on_parting: Callable[[], None]) -> None:
+        self._on_parting = on_parting
+
     def _run(self, coroutine: Coroutine[Any, Any, Any]) -> Awaitable[Any]:
         task = asyncio.ensure_future(coroutine)
         self._tasks.add(task)
@@ -64,8 +69,9 @@ class LocalServer:
 
     def _finished(self, task: asyncio.Future[Any]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # Whoever waits for it has it; others do not care.
+        # Whoever waits for it has it.
+        if not task.cancelled() and isinstance(task.exception(), PeerLost):
+            self._on_parting()
 
     def _tell(self, method: str, *arguments: Any) -> Awaitable[None]:
         if self.held_back is None:
@@ -126,7 +132,7 @@ class LocalServer:
         return self._call("follow", decision)
 
     def end(self) -> None:
-        self.is_dead = True
+        self.is_dead = self.was_ended = True
 
 
 async def _gone() -> None:

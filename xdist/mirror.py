@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 from xdist.errors import PeerLost
@@ -19,11 +20,12 @@ class Mirror:
     def __init__(self) -> None:
         self._replica: Replica | None = None
         self._staging: dict[PushId, list[tuple[Replica, Awaitable[None]]]] = {}
+        self._tellings: set[asyncio.Future[bool]] = set()
 
-    def begin(self, replica: Replica, copy: ServerCopy) -> Awaitable[None]:
-        """Have it from now on; it is the same once this is over."""
+    def begin(self, replica: Replica, copy: ServerCopy) -> Awaitable[bool]:
+        """Have it from now on; it is the same once this is over. False where it is gone."""
         self._replica = replica
-        return replica.take(copy)
+        return self._done(replica, replica.take(copy))
 
     def stage(self, name: PushId, offset: int, values: WireVector) -> None:
         if self._replica is not None:
@@ -49,26 +51,36 @@ class Mirror:
         if self._replica is not None:
             await self._done(self._replica, self._replica.follow(decision))
 
-    async def _done(self, replica: Replica, told: Awaitable[None]) -> None:
+    async def _done(self, replica: Replica, told: Awaitable[None]) -> bool:
         try:
             await told
         except PeerLost:
             replica.end()
             if self._replica is replica:
                 self._replica = None
+            return False
+        return True
 
     def apply(self, commit: Commit) -> None:
-        if self._replica is not None:
-            self._replica.apply(commit)
+        self._tell(lambda replica: replica.apply(commit))
 
     def free(self, name: PushId) -> None:
-        if self._replica is not None:
-            self._replica.free(name)
+        self._tell(lambda replica: replica.free(name))
 
     def forget(self, worker: int, token: int) -> None:
-        if self._replica is not None:
-            self._replica.forget(worker, token)
+        self._tell(lambda replica: replica.forget(worker, token))
 
     def forget_all(self, token: int) -> None:
+        self._tell(lambda replica: replica.forget_all(token))
+
+    def _tell(self, message: Callable[[Replica], Awaitable[None]]) -> None:
+        """Nobody waits for it; but one that does not hear of it is ended."""
         if self._replica is not None:
-            self._replica.forget_all(token)
+            telling = asyncio.ensure_future(self._done(self._replica, message(self._replica)))
+            self._tellings.add(telling)
+            telling.add_done_callback(self._told)
+
+    def _told(self, telling: asyncio.Future[bool]) -> None:
+        self._tellings.discard(telling)
+        if not telling.cancelled():
+            telling.exception()  # What a replica raises, it tells the driver itself.

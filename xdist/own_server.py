@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from xdist.checkpoint import Cut
@@ -19,6 +19,9 @@ class OwnServer:
     def __init__(self, server: ParameterServer) -> None:
         self._server = server
         self._tasks: set[asyncio.Task[Any]] = set()
+
+    def tell_of_parting(self, _on_parting: Callable[[], None]) -> None:
+        """It reaches itself."""
 
     def enter(self, term: int, lead: Any) -> Awaitable[int]:
         return self._call(self._server.enter(term, lead))

@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from datapipe.errors import CorruptSample
 from datapipe.position import Span
@@ -37,12 +36,11 @@ from xdist.product import Product
 from xdist.sequencer import Commit, Decision, Push, PushId, Sequencer
 from xdist.server_messages import Replica, Reply, Server, ServerCopy, TermStart
 from xdist.server_plan import ServerPlan
+from xdist.server_range import ServerRange
 from xdist.staging import Staging
-from xdist.state import RangeState, copies
 from xdist.turns import Turn, Turns
 from xdist.weights_board import BoardAddress
 
-Result = TypeVar("Result")
 TOKENS_OF_TERM = 1 << 32
 
 
@@ -56,34 +54,30 @@ class ParameterServer:
         torch.set_num_threads(plan.num_threads)
         self._plan = plan
         self._share = share
-        self._state: RangeState
-        self._version = 0
+        self._memory = NodeMemory(plan.config.servers, start=plan.start, stop=plan.stop)
+        self._range = ServerRange(plan, self._memory)
         self._sequencer: Sequencer | None = None
         if plan.checkpoint_url is not None:
             self._load(Checkpoint.open(plan.checkpoint_url))
         self._term = 0
+        self._parted_in: int | None = None
+        """The term in which another server was not reached, until the driver knows."""
         self._lead: Lead | None = None
         self._report: Server | None = None
         """Where the lead is."""
         self._mirror = Mirror()
         self._turns = Turns()
-        servers = plan.config.servers
-        self._memory = NodeMemory(servers, start=plan.start, stop=plan.stop)
         self._staging = Staging(plan.stop - plan.start)
         self._answers = Answers()
         self._queue = CommitQueue()
-        self._snapshots: dict[int, dict[str, Tensor]] = {}
         self._broken: BaseException | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="updates")
-        self._at_rest = asyncio.Lock()
-        """Who holds it may change the weights, or read them."""
         self._changes = Changes()
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def _load(self, source: Checkpoint) -> None:
         plan = self._plan
-        self._state = plan.range_state(source.read_range(plan.start, plan.stop))
-        self._version = source.manifest.cut.step
+        tensors = source.read_range(plan.start, plan.stop)
+        self._range.load(tensors, version=source.manifest.cut.step)
         self._sequencer = plan.sequencer(source) if plan.is_first else None
 
     # What workers ask.
@@ -95,8 +89,7 @@ class ParameterServer:
         self._staging.check(PushId(worker, token, 0))
         if not self._memory.open_slots(worker, token, slots):
             return None
-        async with self._at_rest:
-            return await self._in_thread(self._memory.open_board, self._state, self._version)
+        return await self._range.open_board()
 
     async def stage(self, name: PushId, offset: int, values: wire.WireVector) -> None:
         """Keep a part of a push's piece until its commit. values: from `offset` of this range.
@@ -147,10 +140,9 @@ class ParameterServer:
 
     async def pull(self, min_version: int, wants_weights: bool = True) -> Reply:
         """The weights, at `min_version` or later, if the worker does not see them in memory."""
-        await self._changes.until(lambda: self._version >= min_version)
-        async with self._at_rest:
-            weights = self._memory.copy(self._state) if wants_weights else None
-            return Reply(self._version, weights)
+        await self._changes.until(lambda: self._range.version >= min_version)
+        async with self._range.at_rest:
+            return Reply(self._range.version, self._range.weights() if wants_weights else None)
 
     async def register(self, worker: int) -> tuple[int, int]:
         """Server 0: a new fencing token for a worker, once it is its turn to begin, and the version
@@ -195,51 +187,42 @@ class ParameterServer:
 
     async def apply(self, commit: Commit) -> None:
         """Apply this commit, and those that waited for it, in the order of versions."""
-        if commit.term < self._term or commit.version <= self._version:
+        if commit.term < self._term or commit.version <= self._range.version:
             return
         self._queue.add(commit)
         if commit.cut is not None and self._report is not None:  # A replica saves nothing.
             self._queue.keep(commit.version)
         self._mirror.apply(commit)
         try:
-            async with self._at_rest:
-                while due := self._queue.due(self._version):
-                    names = [name for commit in due for name in commit.pushes]
-                    wanting = self._answers.want_weights(names)
-                    weights = await self._in_thread(self._apply, due, bool(wanting))
-                    self._version = due[-1].version
-                    for commit in due:
-                        self._queue.remove(commit)
-                        for name in commit.pushes:
-                            self._staging.free(name)
-                    self._answer(due, Reply(self._version, None), but=wanting)
-                    if weights is not None:
-                        self._soon(self._answer_with(weights, due, self._version))
-                    await self._snapshot_if_due()
+            async with self._range.at_rest:
+                while due := self._queue.due(self._range.version):
+                    await self._apply(due)
         except BaseException as error:
             self._broken = error
             raise
         finally:
             self._changes.tell()
 
-    def _apply(self, commits: Sequence[Commit], is_wanted: bool) -> wire.WireVector | None:
-        """Apply them in one pass, which for several takes little longer than for one: so a server
-        with more to do than it can gets faster. Returns a copy of the weights if it is wanted.
-        """
-        steps = [self._staging.step(commit) for commit in commits]
-        version = commits[-1].version
-        return self._memory.update(self._state, steps, version, is_wanted=is_wanted)
+    async def _apply(self, due: Sequence[Commit]) -> None:
+        version = due[-1].version
+        wanting = self._answers.want_weights([name for commit in due for name in commit.pushes])
+        weights = await self._range.update(
+            lambda: [self._staging.step(commit) for commit in due], version, is_wanted=bool(wanting)
+        )
+        for commit in due:
+            self._queue.remove(commit)
+            for name in commit.pushes:
+                self._staging.free(name)
+        self._answer(due, Reply(version, None), but=wanting)
+        if weights is not None:
+            self._soon(self._answer_with(weights, due, version))
+        await self._snapshot_if_due()
 
     async def _snapshot_if_due(self) -> None:
         """Keep a copy of the state, if it is that of a cut. To be called at rest."""
-        if self._queue.take_kept(self._version):
-            copy = await self._in_thread(copies, self._state.tensors())
-            self._snapshots[self._version] = copy
+        if self._queue.take_kept(self._range.version):
+            await self._range.snapshot()
             self._changes.tell()
-
-    async def _in_thread(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, function, *arguments)
 
     def _answer(self, commits: Sequence[Commit], reply: Reply, *, but: Sequence[PushId]) -> None:
         for commit in commits:
@@ -285,7 +268,7 @@ class ParameterServer:
     async def keep(self, cut: Cut) -> None:
         """Keep the state of a cut, which is no commit's, until it is saved."""
         self._queue.keep(cut.step)
-        async with self._at_rest:
+        async with self._range.at_rest:
             await self._snapshot_if_due()
 
     # What a new term asks.
@@ -295,18 +278,16 @@ class ParameterServer:
         others reach it. saved_step: of the last checkpoint; what came after it is saved first.
         """
         lead, *others = servers
-        own, sequencer = OwnServer(self), self._sequencer
+        followers, sequencer = (OwnServer(self), *others), self._sequencer
         assert sequencer is not None, "server 0 and its replica have one"
         if self._lead is not None:
             await self._lead.end_term()
         try:
-            entering = [own.enter(term, own), *(other.enter(term, lead) for other in others)]
-            versions = await asyncio.gather(*entering)
+            versions = await self._entered(term, followers, lead)
         except PeerLost:
             return "interrupted"
         if max(versions) > sequencer.version:
             return "lacks_updates"
-        followers = (own, *others)
         for commit in sequencer.commits:
             for server, version in zip(followers, versions, strict=True):
                 if commit.version > version:
@@ -328,12 +309,38 @@ class ParameterServer:
             self._lead.cut_here()
         return "leads"
 
+    async def _entered(self, term: int, servers: Sequence[Server], lead: Server) -> list[int]:
+        """The versions that all servers are at as the term begins. lead: this server, as the others
+        reach it. Raises `PeerLost`.
+        """
+        own, *others = servers
+        for other in others:
+            other.tell_of_parting(partial(self._part, term))
+        entering = [own.enter(term, own), *(other.enter(term, lead) for other in others)]
+        versions = await asyncio.gather(*entering)
+        self._check_current(term)
+        return versions
+
+    def _check_current(self, term: int) -> None:
+        if term < self._term:
+            raise PeerLost(f"term {self._term} has begun")
+
     async def enter(self, term: int, lead: Server) -> int:
-        """End what belongs to the term before; returns the version that this server is at."""
+        """End what belongs to the term before; returns the version that this server is at. Raises
+        `PeerLost` in a later term.
+        """
+        self._check_current(term)
         self._term, self._report = term, lead
+        lead.tell_of_parting(partial(self._part, term))
         self._answers.refuse_all(PeerLost("the servers have changed"))
-        async with self._at_rest:  # What has come is applied first.
-            return self._version
+        async with self._range.at_rest:  # What has come is applied first.
+            return self._range.version
+
+    def _part(self, term: int) -> None:
+        """Another server was not reached in a term."""
+        if term == self._term:
+            self._parted_in = term
+            self._changes.tell()
 
     @property
     def _leading(self) -> Lead:
@@ -347,26 +354,22 @@ class ParameterServer:
         """Have a replica from now on; returns when it is what this server is. False where it is
         gone.
         """
-        async with self._at_rest:
+        async with self._range.at_rest:
             copy = ServerCopy(
                 self._term,
-                self._version,
-                copies(self._state.tensors()),
+                self._range.version,
+                self._range.tensors(),
                 self._staging.copies(),
                 self._queue.commits,
                 self._sequencer,
             )
             taken = self._mirror.begin(replica, copy)
-        try:
-            await taken
-        except PeerLost:
-            return False
-        return True
+        return await taken
 
     async def take(self, copy: ServerCopy) -> None:
         """Be what the primary is."""
-        self._state = self._plan.range_state(copy.tensors)
-        self._term, self._version, self._sequencer = copy.term, copy.version, copy.sequencer
+        self._range.load(copy.tensors, version=copy.version)
+        self._term, self._sequencer = copy.term, copy.sequencer
         self._staging.take(copy.staged)
         for commit in copy.pending:
             await self.apply(commit)
@@ -388,8 +391,8 @@ class ParameterServer:
         """Write this server's parts of the cut at `step` into the checkpoint directory `url`,
         beside the updates. Server 0 also returns the corrupt samples met since it began.
         """
-        await self._changes.until(lambda: step in self._snapshots)
-        tensors, start, stop = self._snapshots.pop(step), self._plan.start, self._plan.stop
+        await self._changes.until(lambda: self._range.has_snapshot(step))
+        tensors, start, stop = self._range.take_snapshot(step), self._plan.start, self._plan.stop
         written = asyncio.to_thread(checkpoint.write_range, url, tensors, start=start, stop=stop)
         if self._lead is None:
             return (await written,), ()
@@ -406,12 +409,16 @@ class ParameterServer:
         """Returns after `wait_s`, while this process runs."""
         await asyncio.sleep(wait_s)
 
-    async def watch(self) -> None:
-        """Never returns: whoever waits for it learns at once when this server is gone, and what a
-        commit raised that nobody waited for.
+    async def watch(self) -> int:
+        """Whoever waits for it learns at once when this server is gone, and what a commit raised
+        that nobody waited for. Returns a term in which it did not reach another server.
         """
-        await self._changes.until(lambda: self._broken is not None)
-        raise RuntimeError(f"a commit could not be applied: {self._broken!r}") from self._broken
+        await self._changes.until(lambda: self._broken is not None or self._parted_in is not None)
+        if self._broken is not None:
+            raise RuntimeError(f"a commit could not be applied: {self._broken!r}") from self._broken
+        parted_in, self._parted_in = self._parted_in, None
+        assert parted_in is not None
+        return parted_in
 
     def _soon(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)

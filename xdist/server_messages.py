@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -30,13 +30,16 @@ class Reply:
 
 
 TermStart = Literal["leads", "interrupted", "lacks_updates"]
-"""What came of a term: a server leads it; another one is gone, so that there will be a new term; or
-others have made updates of which the one that was to lead knows nothing.
+"""What came of a term: a server leads it; another one is not reached, so that there will be a new
+term; or others have made updates of which the one that was to lead knows nothing.
 """
 
 
 class Server(Follower, Protocol):
     """A server, as the lead of a new term finds it."""
+
+    def tell_of_parting(self, on_parting: Callable[[], None]) -> None:
+        """From now on, call this where it may not have heard what it was told."""
 
     def enter(self, term: int, lead: Any) -> Awaitable[int]:
         """Have it end what belongs to the term before; it says which version it is at. lead: whom

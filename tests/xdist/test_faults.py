@@ -23,6 +23,7 @@ import torch
 from local_head import LocalHead
 
 from datapipe.position import Position
+from tests import connections
 from tests.clusters import ROOT, AddedNode, wait_until
 from tests.small_runs import Fault, causes, faulty, final, records, run, small_config, weights_of
 from tests.strategies import ActsBefore, Wrapped
@@ -113,17 +114,18 @@ def test_replicas_take_over_and_nothing_is_lost(tmp_path: Path, names: list[str]
     assert not was_set_back(tmp_path)
 
 
-class TellsOfReplicas(StrikesServers):
-    """Leaves a file when another replica is what its primary is; workers wait for it."""
+class TellsOf(StrikesServers):
+    """Leaves a file when something was done after the strike; workers wait for it."""
 
-    def __init__(self, plan: RunPlan, *, file: Path, **how: Any) -> None:
+    def __init__(self, plan: RunPlan, *, file: Path, action: str, **how: Any) -> None:
         super().__init__(plan, **how)
         make_strategy = partial(waits_for_file, file, before_step=15)
         self._topology = PushPullTopology(plan, make_strategy=make_strategy)
         self._file = file
+        self._action = action
 
     def receive(self, task: Task, result: Any) -> Outcome:
-        if task.action == "attach" and self.has_struck:
+        if task.action == self._action and self.has_struck:
             self._file.touch()
         return super().receive(task, result)
 
@@ -140,7 +142,8 @@ def test_a_lost_replica_is_replaced_also_when_the_first_checkpoint_is_gone(tmp_p
     config = small_config(tmp_path, strategy="push_pull")
     keeps_one = replace(config.checkpoint, every_samples=12, keep=1)
     config = replace(config, servers=ServersConfig(replicas=1), checkpoint=keeps_one)
-    make = partial(TellsOfReplicas, names=("replica 1",), file=tmp_path / "attached", step=20)
+    tells = partial(TellsOf, file=tmp_path / "attached", action="attach")
+    make = partial(tells, names=["replica 1"], step=20)
     run(config, tmp_path / "run", topologies={"push_pull": make})
     assert not (tmp_path / "run" / "checkpoints" / "step-000000000000").exists()
     assert final(tmp_path / "run").manifest.cut.position == DONE
@@ -158,6 +161,48 @@ def test_a_server_lost_with_its_replica_takes_the_run_back(
 def test_a_server_that_hangs_is_ended_and_its_replica_takes_over(tmp_path: Path) -> None:
     run_with_struck_servers(tmp_path, "server 0", replicas=1, number=signal.SIGSTOP)
     assert causes(tmp_path / "run") == ["server 0 lost"]
+    assert not was_set_back(tmp_path)
+
+
+class PartsServers(TellsOf):
+    """The connection between servers is cut, once in a run, while server 0 is stopped and something
+    is on its way to it: whether that is heard, nobody learns.
+    """
+
+    def receive(self, task: Task, result: Any) -> Outcome:
+        had_struck = self.has_struck
+        outcome = super().receive(task, result)
+        if self.has_struck and not had_struck:
+            first, second = self._topology._servers.primaries
+            assert first.process is not None
+            assert second.process is not None
+            first_id, second_id = first.process.process_id, second.process.process_id
+            unread = partial(with_unread, first_id, second_id)
+            try:
+                wait_until(unread)
+                for connection in connections.between(first_id, second_id):
+                    connection.cut()
+            finally:
+                os.kill(first_id, signal.SIGCONT)
+        return outcome
+
+
+def with_unread(process_id: int, sender: int) -> bool | None:
+    """True once the sender has said something to the process, which that has not read."""
+    found = connections.between(process_id, sender)
+    return any(connection.num_unread for connection in found) or None
+
+
+def test_servers_whose_connection_is_cut_begin_a_term_and_lose_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = small_config(tmp_path, strategy="push_pull")
+    parts = partial(PartsServers, file=tmp_path / "begun", action="term")
+    make = partial(parts, names=["server 0"], number=signal.SIGSTOP)
+    run(config, tmp_path / "run", topologies={"push_pull": make})
+    assert final(tmp_path / "run").manifest.cut.position == DONE
+    assert "servers did not reach one another term=1; another one begins" in caplog.text
+    assert causes(tmp_path / "run") == []
     assert not was_set_back(tmp_path)
 
 

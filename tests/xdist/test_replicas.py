@@ -61,12 +61,12 @@ def test_a_replica_takes_over_and_nothing_is_lost(tmp_path: Path, number: int) -
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("number", [0, 1])
-def test_a_commit_that_a_new_primary_has_not_heard_of_is_made_up_for(
-    tmp_path: Path, number: int, reverse: bool
+@pytest.mark.parametrize("number", [0, 1, None])
+def test_a_commit_that_a_primary_has_not_heard_of_is_made_up_for(
+    tmp_path: Path, number: int | None, reverse: bool
 ) -> None:
-    """Server 1 did not hear of the last commit before a primary was lost. reverse: it hears of it
-    after it was told to drop all that is not committed.
+    """Server 1 did not hear of the last commit before a primary was lost, or none. reverse: it
+    hears of it after it was told to drop all that is not committed.
     """
 
     async def scenario() -> None:
@@ -78,15 +78,64 @@ def test_a_commit_that_a_new_primary_has_not_heard_of_is_made_up_for(
         push = servers.pushing(await worker.described(), gradient)
         await servers.lead.pull(1)
         servers.primaries[1].forget_held_back()
-        await servers.fail_over(number)
+        if number is not None:
+            await servers.fail_over(number)
         servers.primaries[1].held_back = []
         await servers.begin()
         servers.primaries[1].deliver(reverse=reverse)
         assert np.array_equal(await servers.pull(1), await plain.pull(1))
-        if number == 0:
+        if number != 1:
             with pytest.raises(PeerLost):
                 await push
         push.cancel()
+
+    check(scenario)
+
+
+def test_a_server_tells_in_which_term_it_did_not_reach_another(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        servers = await begun(tmp_path)
+        worker = await Worker.registered(servers, 0)
+        await settled()
+        watch = asyncio.ensure_future(servers.lead.watch())
+        gradients = gradients_of(servers, 2)
+        await worker.push(gradients[0])
+        await settled()
+        assert not watch.done()
+        servers.primaries[1].is_dead = True
+        push = servers.pushing(await worker.described(base_version=1), gradients[1])
+        assert await watch == 1
+        servers.primaries[1].is_dead = False
+        push.cancel()
+
+    check(scenario)
+
+
+def test_of_two_terms_that_begin_at_once_the_later_one_counts(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        servers = await begun(tmp_path)
+        first, second = await asyncio.gather(servers.begin_term(), servers.begin_term())
+        assert (first, second) == ("interrupted", "leads")
+        with pytest.raises(PeerLost, match="term 3 has begun"):
+            await servers.primaries[1].enter(2, servers.primaries[0])
+
+    check(scenario)
+
+
+def test_a_replica_that_did_not_hear_of_a_commit_is_ended(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        servers = await replicated(tmp_path)
+        replica = servers.replicas[1]
+        worker = await Worker.registered(servers, 0)
+        described = await worker.described()
+        [gradient] = gradients_of(servers, 1)
+        await servers.stage(described.id, gradient)
+        await settled()
+        replica.is_dead = True
+        lead, other = (primary.server for primary in servers.primaries)
+        await asyncio.gather(lead.push(described.id, described), other.push(described.id))
+        await settled()
+        assert replica.was_ended
 
     check(scenario)
 

@@ -23,6 +23,7 @@ from xdist.checkpoint import Checkpoint, Cut, checkpoint_url
 from xdist.config import TrainConfig
 from xdist.errors import NotEnoughResources
 from xdist.flat import FlatModel, even_ranges
+from xdist.server_messages import TermStart
 from xdist.server_plan import ServerPlan
 from xdist.strategies import UpdateStrategy
 from xdist.strategies.push_pull import PushPull, Servers
@@ -147,14 +148,10 @@ class PushPullTopology:
                 return Outcome(pending=self._servers.attached(hand) if result else {})
             case "pulse":
                 return Outcome(pending=self._servers.felt(hand))
-            case "term" if result == "lacks_updates":
-                logger.warning("replica lacks updates server=0 term=%d", task.term)
-                return Outcome(is_lost=True)
-            case "term" if result == "leads" and task.term == self._servers.term:
-                self._servers.is_led = True
-                # A lost server may have had a part of a later one.
-                self._saved_step = self._servers.saved_step
-                return Outcome(pending=self._next_cut() | self._join_ready())
+            case "watch":
+                return Outcome(pending=self._servers.watch_again(hand, parted_in=result))
+            case "term":
+                return self._receive_term(task.term, result)
             case "cut" if result is not None:
                 return Outcome(pending=self._save(result, task.term))
             case "save":
@@ -166,6 +163,19 @@ class PushPullTopology:
                     self._servers.saved_step = saved
                 return Outcome(saved=(Saved(task.cut, parts, corrupt),))
         return Outcome()
+
+    def _receive_term(self, term: int, start: TermStart) -> Outcome:
+        if start == "interrupted":
+            self._servers.parted(term)
+        if start == "lacks_updates":
+            logger.warning("replica lacks updates server=0 term=%d", term)
+            return Outcome(is_lost=True)
+        if start != "leads" or term != self._servers.term:
+            return Outcome()
+        self._servers.is_led = True
+        # A lost server may have had a part of a later one.
+        self._saved_step = self._servers.saved_step
+        return Outcome(pending=self._next_cut() | self._join_ready())
 
     def _join_ready(self) -> Pending:
         pending: Pending = {}
@@ -274,6 +284,7 @@ class PushPullTopology:
         for hand in list(self._workers) if self._draining else []:
             if hand.state == "starting" and self._room.node_of(hand.number) in self._draining:
                 pending |= self._move(hand)
+        pending |= self._servers.reunite()
         return Outcome(pending=pending | self._start_due() | self._join_ready())
 
     def _check_room(self) -> None:

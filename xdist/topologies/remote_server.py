@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import uuid
-from collections.abc import Awaitable, Generator
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import ray
@@ -20,20 +21,39 @@ from xdist.turns import Turn
 
 
 class RemoteServer:
-    """Calls are made at once, and begin in order; what they return may be waited for, or not."""
+    """Calls are made at once, and begin in order; what they return may be waited for, or not. Where
+    one was not heard, none that follows it begins.
+    """
 
     def __init__(self, actor: ActorHandle[Any]) -> None:
         self._actor = actor
         self._sender = uuid.uuid4().hex
         self._numbers = itertools.count()
+        self._calls: set[asyncio.Future[Any]] = set()
+        self._on_parting: Callable[[], None] | None = None
 
     def __reduce__(self) -> tuple[type[RemoteServer], tuple[ActorHandle[Any]]]:
         """Whoever gets it is a sender of its own."""
         return RemoteServer, (self._actor,)
 
-    def _call(self, method: str, *arguments: Any) -> _Answer:
+    def tell_of_parting(self, on_parting: Callable[[], None]) -> None:
+        """From now on, call this where a call was not heard."""
+        self._on_parting = on_parting
+
+    def _call(self, method: str, *arguments: Any) -> Awaitable[Any]:
         turn = Turn(self._sender, next(self._numbers))
-        return _Answer(self._actor.in_turn.remote(turn, method, *arguments))
+        call = asyncio.ensure_future(_answer(self._actor.in_turn.remote(turn, method, *arguments)))
+        self._calls.add(call)
+        call.add_done_callback(self._answered)
+        return call
+
+    def _answered(self, call: asyncio.Future[Any]) -> None:
+        self._calls.discard(call)
+        if call.cancelled():
+            return
+        # What else it raises is for who waits; what a commit raises, that server tells the driver.
+        if isinstance(call.exception(), PeerLost) and self._on_parting is not None:
+            self._on_parting()
 
     def enter(self, term: int, lead: RemoteServer) -> Awaitable[int]:
         return self._call("enter", term, lead)
@@ -76,14 +96,9 @@ class RemoteServer:
         ray.kill(self._actor)
 
 
-class _Answer(Awaitable[Any]):
-    """What an actor answers; `PeerLost` where it is gone."""
-
-    def __init__(self, reference: ray.ObjectRef[Any]) -> None:
-        self._reference = reference
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        try:
-            return (yield from self._reference.__await__())
-        except RayActorError as error:
-            raise PeerLost(f"a parameter server is gone: {error}") from error
+async def _answer(reference: ray.ObjectRef[Any]) -> Any:
+    """What an actor answers. Raises `PeerLost` where it is gone, or may not have heard."""
+    try:
+        return await reference
+    except RayActorError as error:
+        raise PeerLost(f"a parameter server is not reached: {error}") from error

@@ -26,6 +26,9 @@ from xdist.topologies.remote_server import RemoteServer
 
 logger = logging.getLogger(__name__)
 
+PARTED_S = 5.0
+"""Since a server did not reach another one, before that is taken for alive: Ray may yet tell."""
+
 MakeServer = Callable[[int, str | None], ActorHandle[Any]]
 """From the number of a server and, of a replica, the node that it is to be away from, if it can."""
 
@@ -74,6 +77,8 @@ class ServerCrew:
         self.term = 0
         self.is_led = False
         """Whether the servers of this term take pushes."""
+        self._parted_since: float | None = None
+        """When a server did not reach another one in this term."""
 
     def __iter__(self) -> Iterator[ServerHand]:
         yield from self._primaries.values()
@@ -104,8 +109,12 @@ class ServerCrew:
 
     def _watched(self, hand: ServerHand) -> Pending:
         locate: ray.ObjectRef[Any] = hand.actor.__ray_call__.remote(_locate)
+        return {locate: hand.task("start"), **self._watch(hand)}
+
+    @staticmethod
+    def _watch(hand: ServerHand) -> Pending:
         watch: ray.ObjectRef[Any] = hand.actor.watch.remote()
-        return {locate: hand.task("start"), watch: hand.task("watch")}
+        return {watch: hand.task("watch")}
 
     def started(self, hand: ServerHand, process: Process) -> Pending:
         """A server is there: give it a replica, or to its primary; once all are there, begin."""
@@ -141,11 +150,29 @@ class ServerCrew:
 
     def _begin_term(self) -> Pending:
         self.term += 1
-        self.is_led = False
+        self.is_led, self._parted_since = False, None
         servers = [hand.remote for hand in self.primaries]
         begin: Any = self.lead.actor.begin_term
         begun = begin.remote(self.term, servers, self.saved_step)
         return {begun: self.lead.task("term", term=self.term)}
+
+    def parted(self, term: int) -> None:
+        """In this term, a server did not reach another one."""
+        if term == self.term:
+            self._parted_since = self._parted_since or time.monotonic()
+
+    def watch_again(self, hand: ServerHand, *, parted_in: int) -> Pending:
+        """A server tells of such a term."""
+        self.parted(parted_in)
+        return self._watch(hand)
+
+    def reunite(self) -> Pending:
+        """A new term, where both are there all the same: what one was not told, it is told then."""
+        since = self._parted_since
+        if since is None or time.monotonic() - since < PARTED_S:
+            return {}
+        logger.warning("servers did not reach one another term=%d; another one begins", self.term)
+        return self._begin_term()
 
     def lose(self, hand: ServerHand) -> Pending | None:
         """A server is gone: what follows, or None where its state is gone with it."""
