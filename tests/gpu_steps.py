@@ -46,6 +46,7 @@ class Alone:
     dropout_keys = (0,)
     wants_stop = False
     lacks_samples = False
+    is_sending = False
     peer_wait_s = 0.0
     state_step = 0
     num_shared = 0

@@ -305,11 +305,15 @@ class Driver:
         checkpoint otherwise.
         """
         if self._is_trained():
+            self._forget(first)
             return
         for fault in self._culprits(first) if first.kind == "complaint" else [first]:
-            if fault.kind in ("lost", "never_ran") and not self._topology.is_current(fault.task):
+            is_gone = fault.kind in ("lost", "never_ran", "unfit")
+            if is_gone and not self._topology.is_current(fault.task):
                 continue
-            if is_new := fault.kind != "never_ran":
+            if fault.kind == "unfit":
+                logger.warning("%s could not start, and will try again: %s", *_who(fault))
+            if is_new := fault.kind not in ("never_ran", "unfit"):
                 self._count_fault(fault.task.actor, fault.cause)
             replaced = Outcome() if fault.kind == "link" else self._topology.replace(fault.task)
             if replaced is None:
@@ -326,6 +330,16 @@ class Driver:
                 )
             if replaced is None:
                 break
+
+    def _forget(self, lost: Fault) -> None:
+        """The run is complete: wait for nothing any more that a lost actor was to do."""
+        if lost.kind == "lost":
+            whose = (lost.task.actor, lost.task.life)
+            self._pending = {
+                reference: task
+                for reference, task in self._pending.items()
+                if (task.actor, task.life) != whose
+            }
 
     def _culprits(self, first: Fault) -> list[Fault]:
         """The fault, and those that explain it, first: a healthy actor's complaint is followed by
@@ -347,12 +361,13 @@ class Driver:
 
     def _relaunch(self) -> None:
         """All actors anew, from the last checkpoint. Nothing that they still say is heard."""
+        newest = max(self._metrics.step, self._topology.newest_step)
         self._topology.close()
         self._publications.clear()
         found = checkpoint.latest(self._plan.run_dir)
         assert found is not None, "the first checkpoint is written before the first launch"
         self._latest = found
-        cut, num_lost = found.manifest.cut, self._metrics.step - found.manifest.cut.step
+        cut, num_lost = found.manifest.cut, newest - found.manifest.cut.step
         self._metrics.start_from(step=cut.step, num_samples=cut.num_samples)
         logger.warning(
             "run set back to its last checkpoint step=%d updates_lost=%d", cut.step, num_lost
@@ -361,6 +376,10 @@ class Driver:
 
     def _record(self, kind: str, step: int, num_samples: int, **values: Any) -> None:
         self._run.record(kind=kind, time=time.time(), step=step, samples=num_samples, **values)
+
+
+def _who(fault: Fault) -> tuple[str, str]:
+    return fault.task.actor, fault.cause
 
 
 def _first_ready(

@@ -15,8 +15,8 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from datapipe.errors import DataError, UnreadableUrl
-from xdist.errors import LeaseLost, PeerLost, UserError
+from datapipe.errors import UnreadableUrl
+from xdist.errors import LeaseLost, PeerLost
 from xdist.topologies import Fault, Task
 
 LOST = (
@@ -40,10 +40,12 @@ def fault_of(task: Task, error: RayError) -> Fault | None:
     if isinstance(error, RayTaskError):
         if isinstance(error.cause, (PeerLost, LeaseLost)):
             return Fault(task, str(error.cause), "complaint")
+        if task.is_alone:
+            return Fault(task, str(error), "unfit")
         return Fault(task, str(error.cause), "lost") if _is_of_its_node(error, task) else None
-    if not isinstance(error, LOST) or (
-        isinstance(error, RayActorError) and error.actor_init_failed
-    ):
+    if isinstance(error, RayActorError) and error.actor_init_failed:
+        return Fault(task, str(error), "unfit") if task.is_alone else None
+    if not isinstance(error, LOST):
         return None
     never_ran = all(words in str(error) for words in NEVER_RAN)
     return Fault(task, reason_of(error), "never_ran" if never_ran else "lost")
@@ -51,8 +53,6 @@ def fault_of(task: Task, error: RayError) -> Fault | None:
 
 def _is_of_its_node(error: RayTaskError, task: Task) -> bool:
     """Whether another node may do what this one could not."""
-    if task.is_alone:
-        return isinstance(error.cause, (DataError, UserError))
     return isinstance(error.cause, UnreadableUrl) and task.action in ("join", "train")
 
 

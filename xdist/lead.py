@@ -141,7 +141,8 @@ class Lead:
         )
         self._check_term()
         span = ledger.lease(worker, token)
-        self._waiting.discard(worker)
+        if span is not None:  # Who has nothing left to do holds nobody up either.
+            self._waiting.discard(worker)
         return span
 
     async def wait_for_others(self, worker: int) -> None:

@@ -375,8 +375,12 @@ class ParameterServer:
             await self.apply(commit)
 
     async def follow(self, decision: Decision) -> None:
-        """The replica of server 0: know of a commit before anybody else does."""
+        """The replica of server 0: know of a commit before anybody else does; not of one that comes
+        when it has taken over.
+        """
         assert self._sequencer is not None, "the replica of server 0 has one"
+        if decision.commit.term < self._term:
+            return
         self._sequencer.follow(decision)
 
     # What the driver asks.
@@ -405,9 +409,10 @@ class ParameterServer:
         if self._lead is not None:  # A new term knows of no worker.
             self._lead.release(worker)
 
-    async def pulse(self, wait_s: float) -> None:
-        """Returns after `wait_s`, while this process runs."""
+    async def pulse(self, wait_s: float) -> int:
+        """Returns after `wait_s`, while this process runs, with the version that it is at."""
         await asyncio.sleep(wait_s)
+        return self._range.version
 
     async def watch(self) -> int:
         """Whoever waits for it learns at once when this server is gone, and what a commit raised

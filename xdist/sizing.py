@@ -103,12 +103,14 @@ def _num_servers(config: TrainConfig, num_workers: int) -> int:
 
 
 def fits(config: TrainConfig, resources: Nodes, num_workers: int) -> bool:
-    """Whether the nodes hold so many workers, and servers beside them: each on one node."""
+    """Whether the nodes hold so many workers, and servers and their replicas beside them: each on
+    one node.
+    """
     gpus = _gpus_per_worker(config, resources)
     free = [(node.get("CPU", 0), node.get("GPU", 0)) for node in resources]
     wanted = [(config.cluster.cpus_per_worker, gpus)] * num_workers
     server = config.cluster.cpus_per_server, config.cluster.gpus_per_server
-    wanted += [server] * _num_servers(config, num_workers)
+    wanted += [server] * (_num_servers(config, num_workers) * (1 + config.servers.replicas))
     for cpus, gpus in wanted:
         rooms = (i for i, node in enumerate(free) if node[0] >= cpus and node[1] >= gpus)
         room = next(rooms, None)
@@ -124,7 +126,8 @@ def _as_many_as_fit(config: TrainConfig, resources: Nodes) -> int:
     most, num_spares = 1, config.cluster.num_spares
     largest: float = math.inf
     if config.strategy == "all_reduce":
-        largest = min(config.batch_size, config.cluster.max_world_size or math.inf)
+        most_that_may_be = (config.num_lanes, config.cluster.max_world_size)
+        largest = min(config.batch_size, *(most or math.inf for most in most_that_may_be))
     while most < largest and fits(config, resources, most + 1 + num_spares):
         most += 1
     return most
@@ -140,7 +143,8 @@ def _missing(config: TrainConfig, resources: Nodes, num_workers: int, num_server
         lower += ", cluster.cpus_per_worker or cluster.cpus_per_server"
     each = _amounts(cluster.cpus_per_worker, gpus)
     of_server = _amounts(cluster.cpus_per_server, cluster.gpus_per_server)
-    servers = f" and {num_servers} servers of {of_server}"
+    replicas = ", with replicas," if config.servers.replicas else ""
+    servers = f" and {num_servers} servers{replicas} of {of_server}"
     there = f"{_total(resources, 'CPU'):g} CPU and {_total(resources, 'GPU'):g} GPU"
     there += f" on {len(resources)} nodes" if len(resources) > 1 else ""
     return (

@@ -42,15 +42,22 @@ def own_seconds(report: WorkerReport) -> float:
 
 
 def find_straggler(reports: Sequence[WorkerReport]) -> Straggler | None:
-    """The slowest of the ranks of a group, if it is much slower than the others."""
-    if len(reports) < 2 or min(report.num_steps for report in reports) == 0:
+    """The slowest of the ranks of a group, if it is much slower than the others would be with as
+    many images as it has: ranks may have one lane more than others.
+    """
+    if len(reports) < 2 or min(report.num_images for report in reports) == 0:
         return None
-    slowest = max(reports, key=own_seconds)
-    usual_s = statistics.median(own_seconds(report) for report in reports if report is not slowest)
+    slowest = max(reports, key=_seconds_per_image)
+    others = [_seconds_per_image(report) for report in reports if report is not slowest]
+    usual_s = statistics.median(others) * slowest.num_images / slowest.num_steps
     own_s = own_seconds(slowest)
     if own_s < SLOW * usual_s or own_s - usual_s < NOTICEABLE_S:
         return None
     return Straggler(slowest.worker, own_s, usual_s, slowest.data_wait_s / slowest.num_steps)
+
+
+def _seconds_per_image(report: WorkerReport) -> float:
+    return own_seconds(report) * report.num_steps / report.num_images
 
 
 class StragglerLog:

@@ -85,6 +85,8 @@ class WorkerReport:
     """Updates that this worker took part in."""
     num_samples: int
     """Samples that counted in them; with all_reduce, those of all ranks."""
+    num_images: int
+    """That this worker itself computed in them."""
     loss: float
     """Mean over those samples; NaN without samples."""
     step_s: float
@@ -132,6 +134,8 @@ class Pulse:
     """Seconds since that began."""
     longest_step_s: float
     """Of the last hundred; 0 before the first."""
+    step: int = 0
+    """Of the run, as far as it knows."""
 
 
 @dataclass
@@ -140,6 +144,7 @@ class _Segment:
 
     device: torch.device
     num_steps: int = 0
+    num_images: int = 0
     step_s: float = 0.0
     data_wait_s: float = 0.0
     read: ReadCounters = field(default_factory=ReadCounters)
@@ -151,6 +156,7 @@ class _Segment:
 
     def add(self, batch: Batch, sums: BatchSums) -> None:
         self.num_steps += 1
+        self.num_images += len(batch.images)
         self.num_samples += sums.num_samples
         self.loss += sums.loss
         self.corrupt.extend(batch.corrupt)
@@ -256,6 +262,7 @@ class Worker:
             progress=strategy.progress,
             num_steps=segment.num_steps,
             num_samples=round(num_samples),
+            num_images=segment.num_images,
             loss=segment.loss.item() / num_samples if num_samples else math.nan,
             step_s=segment.step_s,
             data_wait_s=segment.data_wait_s,
@@ -312,10 +319,15 @@ class Worker:
             self._strategy.wait_at_most(patience_s)
         self._never.wait(wait_s)
         phase, since = self._phase
-        if phase == "data" and self._strategy is not None and self._strategy.lacks_samples:
-            phase = "lease"
+        step = 0
+        if (strategy := self._strategy) is not None:
+            step = strategy.progress.step
+            if phase == "data" and strategy.lacks_samples:
+                phase = "lease"
+            if phase == "update" and strategy.is_sending:
+                phase = "compute"
         longest = max(tuple(self._step_seconds), default=0.0)
-        return Pulse(phase, time.perf_counter() - since, longest)
+        return Pulse(phase, time.perf_counter() - since, longest, step)
 
     def request_stop(self) -> None:
         """Have all ranks stop soon, after the same update; called beside all other methods."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from xdist.topologies.crew import HANG_S, LEAST_PATIENCE_S, Crew, Hand
+from xdist.topologies.crew import HANG_S, LEAST_PATIENCE_S, PATIENCE_BEFORE_STEPS_S, Crew, Hand
 from xdist.topologies.nodes import Process
 from xdist.worker import Phase, Pulse
 
@@ -46,6 +46,35 @@ def test_what_nobody_waited_for_does_not_count() -> None:
     assert stuck(busy(0, "data", LONG_S), busy(1, "data", LONG_S)) == []
     assert stuck(busy(0, "data", LONG_S), busy(1, "update", 2.0)) == []
     assert stuck(busy(0, "save", HANG_S - 1), idle(1, since_s=2.0)) == []
+
+
+def stuck_alone(phase: Phase, phase_s: float, *, longest_step_s: float) -> bool:
+    crew = Crew(lambda _number, _has_state: NO_ACTOR, patience_s=None, warm_up_images=[])
+    crew.longest_step_s = 0.2
+    pulse = Pulse(phase, phase_s, longest_step_s)
+    crew._hands = {0: Hand(0, 1, NO_ACTOR, "busy", None, pulse=pulse)}
+    return bool(crew.stuck_alone())
+
+
+def test_who_waits_for_nobody_may_compile_before_its_first_step_and_storage_may_pause() -> None:
+    assert stuck_alone("compute", LONG_S, longest_step_s=0.2)
+    assert not stuck_alone("compute", LONG_S, longest_step_s=0.0)
+    assert stuck_alone("compute", HANG_S + 1, longest_step_s=0.0)
+    assert not stuck_alone("data", LONG_S, longest_step_s=0.2)
+    assert stuck_alone("data", HANG_S + 1, longest_step_s=0.2)
+    assert not stuck_alone("update", HANG_S + 1, longest_step_s=0.2)
+
+
+def test_who_has_a_place_and_never_answers_is_at_fault_in_the_end() -> None:
+    crew = Crew(lambda _number, _has_state: NO_ACTOR, patience_s=None, warm_up_images=[])
+    hand = Hand(0, 1, NO_ACTOR, "starting", None)
+    crew._hands = {0: hand}
+    assert crew.unheard(lambda _number: True) == []
+    assert hand.placed is not None
+    hand.placed -= PATIENCE_BEFORE_STEPS_S + 1
+    assert [fault.task.number for fault in crew.unheard(lambda _number: True)] == [0]
+    assert crew.unheard(lambda _number: False) == []
+    assert hand.placed is None  # It has lost its place, and begins to wait anew.
 
 
 def test_all_who_hang_are_at_fault_in_the_end() -> None:

@@ -21,6 +21,14 @@ def test_a_peer_is_reached_while_it_listens_and_when_it_has_left() -> None:
     door.close()
 
 
+def test_more_peers_are_reached_than_a_queue_has_places_for() -> None:
+    door, peer = Door(LOOPBACK), Door(LOOPBACK)
+    door.know(dict.fromkeys(range(200), peer.place))
+    assert door.unreached() == ()
+    door.close()
+    peer.close()
+
+
 def test_a_door_of_a_group_that_did_not_meet_knows_of_nobody() -> None:
     assert Door(LOOPBACK).unreached() == ()
     gc.collect()  # It closes by itself; an open socket would be a warning, which is an error.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ray.exceptions import OutOfMemoryError
+import pytest
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError, RayTaskError
 
 from xdist.failures import fault_of
 from xdist.topologies import Task
@@ -19,3 +20,16 @@ def test_a_node_without_memory_is_told_of_with_what_needs_less() -> None:
     assert fault is not None
     assert "out of memory (22.40GB used / 23.54GB limit)" in fault.cause
     assert "batch_size" in fault.cause
+
+
+IMPORT_FAILED = RayTaskError("start", "Traceback\nImportError: no CUDA", ImportError("no CUDA"))
+INIT_FAILED = ActorDiedError(IMPORT_FAILED)
+
+
+@pytest.mark.parametrize("error", [IMPORT_FAILED, INIT_FAILED])
+def test_what_keeps_a_newcomer_from_starting_is_its_nodes_and_else_a_bug(error: RayError) -> None:
+    fault = fault_of(Task("worker 1", "start", 1, is_alone=True), error)
+    assert fault is not None
+    assert fault.kind == "unfit"
+    assert "no CUDA" in fault.cause
+    assert fault_of(Task("worker 1", "start", 1), error) is None

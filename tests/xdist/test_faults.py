@@ -32,8 +32,9 @@ from xdist.errors import NotEnoughResources
 from xdist.servers_config import ServersConfig
 from xdist.strategies import UpdateStrategy, outbox
 from xdist.strategies.push_pull import Servers
-from xdist.topologies import Outcome, RunPlan, Task, nodes
+from xdist.topologies import Outcome, RunPlan, Task, actors, nodes, server_crew
 from xdist.topologies.all_reduce import AllReduceTopology, all_reduce_strategy
+from xdist.topologies.crew import PULSE_S
 from xdist.topologies.push_pull import PushPullTopology, push_pull_strategy
 from xdist.worker import WorkerReport
 
@@ -204,6 +205,32 @@ def test_servers_whose_connection_is_cut_begin_a_term_and_lose_nothing(
     assert "servers did not reach one another term=1; another one begins" in caplog.text
     assert causes(tmp_path / "run") == []
     assert not was_set_back(tmp_path)
+
+
+class Pauses(StrikesServers):
+    """The driver does nothing for longer than a server may take to answer."""
+
+    def receive(self, task: Task, result: Any) -> Outcome:
+        had_struck = self.has_struck
+        outcome = super().receive(task, result)
+        if self.has_struck and not had_struck:
+            threading.Event().wait(PULSE_S + 2 * PATIENCE_S)
+        return outcome
+
+
+PATIENCE_S = 1.0
+
+
+def test_a_driver_that_pauses_takes_no_server_for_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_crew, "LEAST_PATIENCE_S", PATIENCE_S)
+    config = small_config(tmp_path, strategy="push_pull")
+    config = replace(config, servers=ServersConfig(replicas=1))
+    make = partial(Pauses, names=[])
+    run(config, tmp_path / "run", topologies={"push_pull": make})
+    assert causes(tmp_path / "run") == []
+    assert final(tmp_path / "run").manifest.cut.position == DONE
 
 
 @dataclass
@@ -398,8 +425,33 @@ def on_first_node(first_node: str, make_strategy: MakeStrategy, plan: RunPlan) -
     return PushPullTopology(replace(plan, servers_node=first_node), make_strategy=make_strategy)
 
 
+class LosesAServerToo:
+    """A topology that loses a server with the first worker."""
+
+    def __init__(self, topology: PushPullTopology) -> None:
+        self._topology = topology
+        self._has_struck = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._topology, name)
+
+    def replace(self, lost: Task) -> Outcome | None:
+        if not self._has_struck:
+            self._has_struck = True
+            process = self._topology._servers.lead.process
+            assert process is not None
+            os.kill(process.process_id, signal.SIGKILL)
+        return self._topology.replace(lost)
+
+
 def run_with_a_node_that_ends(
-    tmp_path: Path, node: AddedNode, *, on_node: str, held: int, num_workers: int
+    tmp_path: Path,
+    node: AddedNode,
+    *,
+    on_node: str,
+    held: int,
+    num_workers: int,
+    loses_server: bool = False,
 ) -> None:
     """Workers of 1.5 CPUs each: the first node has room for what `held` leaves of its 8."""
     actor_class: Any = ray.remote(Holder)
@@ -409,8 +461,12 @@ def run_with_a_node_that_ends(
     config = small_config(tmp_path, strategy="push_pull", cluster=cluster, num_workers=num_workers)
     make_strategy = partial(ends_node, node, on_node, tmp_path, num_workers)
     make = partial(on_first_node, nodes.here(), make_strategy)
+
+    def make_all(plan: RunPlan) -> Any:
+        return LosesAServerToo(make(plan)) if loses_server else make(plan)
+
     try:
-        run(config, tmp_path / "run", topologies={"push_pull": make})
+        run(config, tmp_path / "run", topologies={"push_pull": make_all})
     finally:
         ray.kill(holder)
 
@@ -421,6 +477,17 @@ def test_the_others_finish_when_a_lost_node_leaves_no_room(
     on_node = nodes.here()
     run_with_a_node_that_ends(tmp_path, second_node, on_node=on_node, held=6, num_workers=2)
     assert len(causes(tmp_path / "run")) == 1
+    assert final(tmp_path / "run").manifest.cut.position == DONE
+
+
+def test_a_run_that_is_set_back_goes_on_with_as_many_workers_as_there_is_room_for(
+    tmp_path: Path, second_node: AddedNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(actors, "PLACING_LIMIT_S", 2.0)
+    run_with_a_node_that_ends(
+        tmp_path, second_node, on_node=nodes.here(), held=6, num_workers=2, loses_server=True
+    )
+    assert sorted(causes(tmp_path / "run"))[0] == "server 0 lost"
     assert final(tmp_path / "run").manifest.cut.position == DONE
 
 

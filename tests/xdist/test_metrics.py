@@ -20,6 +20,7 @@ def make_report(worker: int, *, step: int, loss: float, num_samples: int) -> Wor
         progress=Progress(step, step, 8 * step, 0.5),
         num_steps=2,
         num_samples=num_samples,
+        num_images=8,
         loss=loss,
         step_s=0.5,
         data_wait_s=0.1,

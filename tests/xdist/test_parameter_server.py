@@ -25,6 +25,7 @@ from tests.local_servers import (
     push_of,
     servers_of,
     settled,
+    with_servers,
 )
 from xdist import checkpoint, optim
 from xdist.checkpoint import Cut, Manifest
@@ -318,6 +319,24 @@ def test_who_waits_for_places_learns_that_the_run_is_over(tmp_path: Path) -> Non
         wait = asyncio.ensure_future(lead.await_lease(1, waiting))
         push = push_of(PushId(0, busy, 1), spans, num_statistics=NUM_STATISTICS)
         await servers.push(push, gradients_of(servers, 1)[0])
+        assert await wait is None
+
+    check(scenario)
+
+
+def test_who_found_no_places_left_does_not_hold_up_the_last_push(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        servers = servers_of(tmp_path, num_servers=1, config=with_servers(max_clock_lead=2))
+        await servers.begin()
+        fast, slow = [await Worker.registered(servers, number) for number in range(2)]
+        described = []
+        while (push := await fast.described()).spans:
+            described.append(push)
+        wait = asyncio.ensure_future(servers.lead.await_lease(1, slow.token))
+        await settled()
+        gradients = gradients_of(servers, len(described))
+        for push, gradient in zip(described, gradients, strict=True):
+            await servers.push(push, gradient)
         assert await wait is None
 
     check(scenario)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from tests.local_servers import (
     settled,
 )
 from xdist.errors import LeaseLost, PeerLost
+from xdist.sequencer import Decision
 
 
 async def begun(directory: Path) -> LocalServers:
@@ -120,6 +123,33 @@ def test_of_two_terms_that_begin_at_once_the_later_one_counts(tmp_path: Path) ->
             await servers.primaries[1].enter(2, servers.primaries[0])
 
     check(scenario)
+
+
+def test_a_decision_of_a_lost_primary_comes_too_late_for_its_successor(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        servers = await replicated(tmp_path)
+        held: list[Decision] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(servers.replicas[0], "follow", partial(hold, held))
+            worker = await Worker.registered(servers, 0)
+            [gradient] = gradients_of(servers, 1)
+            push = servers.pushing(await worker.described(), gradient)
+            await settled()
+        await servers.fail_over(0)
+        await servers.begin()
+        [late] = held
+        await servers.lead.follow(late)
+        worker = await Worker.registered(servers, 0)
+        assert (await worker.push(gradient)).version == 1
+        push.cancel()
+
+    check(scenario)
+
+
+def hold(held: list[Decision], decision: Decision) -> Awaitable[None]:
+    """It is on its way, and does not arrive."""
+    held.append(decision)
+    return asyncio.get_running_loop().create_future()
 
 
 def test_a_replica_that_did_not_hear_of_a_commit_is_ended(tmp_path: Path) -> None:

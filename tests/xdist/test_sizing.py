@@ -11,6 +11,7 @@ from datapipe.config import DataConfig
 from xdist.compute_config import ComputeConfig
 from xdist.config import ClusterConfig, TrainConfig
 from xdist.errors import NotEnoughResources, UserError
+from xdist.servers_config import ServersConfig
 from xdist.sizing import num_lanes, sized
 
 SYNC = TrainConfig(
@@ -56,6 +57,10 @@ def test_a_cluster_without_room_for_one_worker_is_refused() -> None:
 def test_servers_that_reserve_cpus_count() -> None:
     cluster = ClusterConfig(cpus_per_server=1)
     assert sized(replace(ASYNC, cluster=cluster), [{"CPU": 6.0}]).num_workers == 4
+    replicas = ServersConfig(replicas=1)
+    assert sized(replace(ASYNC, cluster=cluster, servers=replicas), [{"CPU": 6.0}]).num_workers == 2
+    with pytest.raises(NotEnoughResources, match=r"2 servers, with replicas, of 1 CPU do not fit"):
+        sized(replace(ASYNC, cluster=cluster, servers=replicas), [{"CPU": 4.0}])
     with pytest.raises(NotEnoughResources, match=r"2 servers of 50 CPU do not fit"):
         sized(replace(ASYNC, cluster=ClusterConfig(cpus_per_server=50)), [{"CPU": 6.0}])
 
@@ -108,6 +113,7 @@ def test_auto_leaves_room_for_spares_and_stops_at_the_largest_group() -> None:
     assert sized(replace(SYNC, cluster=spares), [{"CPU": 8.0}]).num_workers == 6
     largest = ClusterConfig(max_world_size=4)
     assert sized(replace(SYNC, cluster=largest), [{"CPU": 8.0}]).num_workers == 4
+    assert sized(replace(SYNC, num_lanes=4), [{"CPU": 8.0}]).num_workers == 4
 
 
 def test_auto_is_not_less_than_the_smallest_group() -> None:

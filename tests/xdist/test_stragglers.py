@@ -6,6 +6,7 @@ import json
 import logging
 import threading
 import urllib.request
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ def report_of(worker: int, *, own_s: float, data_wait_s: float = 0.0) -> WorkerR
         progress=Progress(10, 10, 80, 0.5),
         num_steps=10,
         num_samples=80,
+        num_images=40,
         loss=1.0,
         step_s=5.0,
         data_wait_s=data_wait_s,
@@ -59,6 +61,14 @@ def test_the_slowest_is_named_with_what_it_costs_and_what_it_waits_for() -> None
 @pytest.mark.parametrize("own_s", [(0.3, 0.35), (0.001, 0.004), (0.4,)])
 def test_small_differences_and_lone_workers_are_none(own_s: tuple[float, ...]) -> None:
     assert find_straggler([report_of(i, own_s=value) for i, value in enumerate(own_s)]) is None
+
+
+def test_who_has_more_images_than_others_may_take_longer() -> None:
+    fast, more = report_of(0, own_s=0.2), replace(report_of(1, own_s=0.3), num_images=60)
+    assert find_straggler([fast, more]) is None
+    found = find_straggler([fast, replace(more, num_images=50)])
+    assert found is not None
+    assert found.cost_s == pytest.approx(0.3 - 0.25)
 
 
 def test_it_is_said_after_seconds_of_waiting_and_then_when_these_have_doubled() -> None:

@@ -90,6 +90,12 @@ class UpdateStrategy(Protocol):
         """Whether it waits for samples that others have, and may give back; from any thread."""
 
     @property
+    def is_sending(self) -> bool:
+        """Whether an update is at its own part yet, for which it waits for nobody else; from any
+        thread.
+        """
+
+    @property
     def wants_stop(self) -> bool:
         """Whether all ranks are to stop after the update that was just made."""
 

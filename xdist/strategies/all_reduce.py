@@ -230,6 +230,11 @@ class AllReduce:
     def lacks_samples(self) -> bool:
         return False
 
+    @property
+    def is_sending(self) -> bool:
+        """Not here: a rank that computes keeps the others waiting, who say so."""
+        return False
+
     def take_staleness(self) -> dict[int, int]:
         return {}
 

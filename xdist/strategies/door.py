@@ -8,21 +8,26 @@ is.
 from __future__ import annotations
 
 import socket
+import threading
 import weakref
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 LIMIT_S = 2.0
 """For a peer to answer a connection, which its kernel does, whatever the process is at."""
 MOST_THREADS = 64
+BACKLOG = 4096
+"""Connections of peers that may wait for this process to run."""
 
 
 class Door:
     """One rank's. It closes when nobody refers to it any more."""
 
     def __init__(self, own_address: str) -> None:
-        listener = socket.create_server((own_address, 0))
-        self._close = weakref.finalize(self, listener.close)
+        listener = socket.create_server((own_address, 0), backlog=BACKLOG)
+        threading.Thread(target=_welcome, args=[listener], daemon=True, name="door").start()
+        self._close = weakref.finalize(self, _shut, listener)
         self.place = f"{own_address} {listener.getsockname()[1]}"
         """What the others need of it."""
         self._others: Mapping[int, tuple[str, int]] = {}
@@ -46,6 +51,23 @@ class Door:
 
     def close(self) -> None:
         self._close()
+
+
+def _welcome(listener: socket.socket) -> None:
+    """Let everybody in who comes, and out again, as long as it is open."""
+    while True:
+        try:
+            listener.accept()[0].close()
+        except ConnectionError:  # Of one who is gone again.
+            continue
+        except OSError:
+            return
+
+
+def _shut(listener: socket.socket) -> None:
+    with suppress(OSError):  # On some systems, as it is connected to nobody.
+        listener.shutdown(socket.SHUT_RDWR)  # Who waits for peers there is woken.
+    listener.close()
 
 
 def _is_reached(address: tuple[str, int]) -> bool:

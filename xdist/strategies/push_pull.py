@@ -72,6 +72,7 @@ class PushPull:
         self._on_the_way: deque[list[ray.ObjectRef[Any]]] = deque()
         self._staleness: Counter[int] = Counter()
         self._lacks_samples = False
+        self._is_sending = False
 
     def join(self, membership: Servers) -> None:
         """Get this incarnation's fencing token, and the weights."""
@@ -79,7 +80,7 @@ class PushPull:
         self._worker = membership.worker
         self._on_the_way.clear()
         self._staged, self._last = [], None
-        self._lacks_samples = False
+        self._lacks_samples = self._is_sending = False
         [(self._token, version)] = self._call([servers[0].register.remote(self._worker)])
         self._progress = Progress(own_step=0, step=version, num_samples=0, learning_rate=0.0)
         boards = self._share(servers)
@@ -134,6 +135,10 @@ class PushPull:
     def lacks_samples(self) -> bool:
         return self._lacks_samples
 
+    @property
+    def is_sending(self) -> bool:
+        return self._is_sending
+
     def take_staleness(self) -> dict[int, int]:
         taken, self._staleness = self._staleness, Counter()
         return dict(taken)
@@ -167,7 +172,9 @@ class PushPull:
     def update(self, batch: Batch, sums: BatchSums) -> None:
         """Push the gradient; take the weights that contain it, or, with overlap, one before it."""
         self._observer.enter("push")
+        self._is_sending = True
         self._send(batch, sums)
+        self._is_sending = False
         self._observer.enter("pull")
         while len(self._on_the_way) > self._overlap:
             self._receive()

@@ -111,10 +111,11 @@ class Fault:
 
     task: Task
     cause: str
-    kind: Literal["lost", "never_ran", "complaint", "link"]
+    kind: Literal["lost", "never_ran", "unfit", "complaint", "link"]
     """lost: whoever had the task is gone, or is to be ended. never_ran: it was to start on a node
-    that had gone. complaint: it is healthy, and says that another one is gone. link: nobody is
-    gone, and they did not reach one another.
+    that had gone. unfit: it could not start, for what its node has or lacks; the others go on.
+    complaint: it is healthy, and says that another one is gone. link: nobody is gone, and they did
+    not reach one another.
     """
 
 
@@ -162,6 +163,10 @@ class Topology(Protocol):
 
     def replace(self, lost: Task, /) -> Outcome | None:
         """Replace a lost actor while the others go on; None where only a new launch helps."""
+
+    @property
+    def newest_step(self) -> int:
+        """Updates since the start of training, as far as any actor has told since the launch."""
 
     def close(self) -> None:
         """End all actors."""

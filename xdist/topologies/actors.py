@@ -69,10 +69,11 @@ class Room:
         *,
         num_workers: int,
         num_servers: int = 0,
+        num_replicas: int = 0,
         fewest_workers: int | None = None,
     ) -> None:
-        """fewest_workers: that are found a place together where there is none for all; the others
-        get theirs when there is room.
+        """fewest_workers: that are found a place together, with the servers, where there is none
+        for all at once; the others get theirs when there is room.
         """
         cluster = config.cluster
         remote: Any = ray.remote  # Its types do not know concurrency_groups.
@@ -80,15 +81,21 @@ class Room:
         self._bundle = worker_bundle(cluster)
         self._server_bundle = _bundle(cluster.cpus_per_server, cluster.gpus_per_server)
         if not self._server_bundle:
-            num_servers = 0
-        servers = [self._server_bundle] * num_servers
-        try:
-            places = _places_for([self._bundle] * num_workers + servers, config)
-        except NotEnoughResources:
-            if fewest_workers is None or fewest_workers >= num_workers:
-                raise
-            num_workers = fewest_workers
-            places = _places_for([self._bundle] * num_workers + servers, config)
+            num_servers = num_replicas = 0
+        workers = [self._bundle] * num_workers
+        servers = [self._server_bundle] * (num_servers + num_replicas)
+        wait_s = cluster.wait_s
+        if fewest_workers is None:
+            places = _places_for(workers, servers, config, wait_s=wait_s)
+        else:
+            try:
+                at_once_s = min(wait_s, PLACING_LIMIT_S)
+                places = _places_for(workers, servers, config, wait_s=at_once_s)
+            except NotEnoughResources:
+                workers, servers = workers[:fewest_workers], servers[:num_servers]
+                places = _places_for(workers, servers, config, wait_s=wait_s)
+        self.num_together = num_workers = len(workers)
+        """Workers that were found a place together."""
         # Ray tries a group of somebody who comes later at once, and these again after a while: they
         # have their places first, unless somebody else was faster, for whom nobody waits here.
         deadline = time.monotonic() + PLACING_LIMIT_S
@@ -173,16 +180,21 @@ class Room:
             remove_placement_group(group)
 
 
-def _places_for(bundles: list[dict[str, float]], config: TrainConfig) -> list[str]:
+def _places_for(
+    workers: list[dict[str, float]],
+    servers: list[dict[str, float]],
+    config: TrainConfig,
+    *,
+    wait_s: float,
+) -> list[str]:
     """The nodes on which there is room for all bundles at once. Raises `NotEnoughResources`."""
-    wait_s = config.cluster.wait_s
+    bundles = [*workers, *servers]
     group = placement_group(bundles, strategy=config.cluster.placement)
     try:
         if not group.wait(wait_s):
             free = ray.available_resources()
-            num_servers = len(bundles) - bundles.count(bundles[0])
             raise NotEnoughResources(
-                f"no room for {len(bundles) - num_servers} workers and {num_servers} servers "
+                f"no room for {len(workers)} workers and {len(servers)} servers "
                 f"within {wait_s:g} s (cluster.wait_s); free now: {free.get('CPU', 0):g} CPU and "
                 f"{free.get('GPU', 0):g} GPU; end what else runs, lower num_workers, or add nodes"
             )

@@ -107,13 +107,19 @@ class AllReduceTopology:
                     self._reports.append(result)
                     hand.end(result.progress.step)
                 else:
-                    hand.end(result.step)
+                    hand.end(self._of_segment(result.step))
                 if result.interrupted is not None:
                     logger.info("%s left its group cause=%s", task.actor, result.interrupted.cause)
                     self._group.complain(hand, result.interrupted)
                     self._break()
                 return self._advance()
         return Outcome()
+
+    def _of_segment(self, step: int | None) -> int | None:
+        """A state's step, if training can go on from it: not that of a checkpoint long past."""
+        segment = self._course.segment
+        is_past = step is not None and segment is not None and step < segment.start.step
+        return None if is_past else step
 
     def is_current(self, task: Task, /) -> bool:
         return self._crew.find(task) is not None
@@ -139,6 +145,7 @@ class AllReduceTopology:
         is_broken = self._group.is_broken
         faults = self._crew.silent(is_broken=is_broken)
         faults += self._crew.stuck(self._seated, is_broken=is_broken)
+        faults += self._staff.unheard()
         if faults:
             return Outcome(faults=tuple(faults))
         pending = self._staff.look_for_draining(step=self._first_step) | self._start_due()
@@ -159,7 +166,7 @@ class AllReduceTopology:
     def _seated(self) -> list[Hand]:
         """Those of the group who are there, in the order of their ranks."""
         found = [self._crew.alive(seat.life) for seat in self._group.seats]
-        return [hand for hand in found if hand is not None]
+        return [hand for hand in found if hand is not None and not hand.is_lost]
 
     @property
     def _leaving(self) -> list[Hand]:
@@ -208,6 +215,9 @@ class AllReduceTopology:
             return self._begin_training(pending)
         outcome = self._end_training() if group.round == "train" else Outcome()
         outcome = replace(outcome, faults=group.unexplained(self._seated))
+        for fault in outcome.faults:
+            if (hand := self._crew.find(fault.task)) is not None:
+                hand.is_lost = True
         group.round = None
         if self._is_first:
             is_lost = self._lacks_room and not self._num_placed
@@ -283,9 +293,11 @@ class AllReduceTopology:
             self._check_waiting()
             return pending
         self._lacking_since = None
-        for hand in self._crew:
-            if hand not in hands:
-                hand.step = None  # Of a state that the others leave behind.
+        for hand in [hand for hand in self._crew if hand not in hands]:
+            # The others leave the state behind that it has, or is about to read.
+            if hand.state == "starting" and hand.step is not None:
+                pending |= self._staff.start_without_state(hand)
+            hand.step = None
         forget(self._store, old.rendezvous)
         newest = max(steps)
         course = self._course.regrouped(newest, num_workers=len(seats))
@@ -315,9 +327,9 @@ class AllReduceTopology:
 
     @property
     def _num_wanted(self) -> int:
-        """Workers that a group needs: the first one all."""
+        """Workers that a group needs: the first one all that had a place at the launch."""
         cluster = self._plan.config.cluster
-        return self._plan.num_workers if self._is_first else cluster.min_world_size
+        return self._staff.num_together if self._is_first else cluster.min_world_size
 
     @property
     def _fewest(self) -> int:
@@ -376,6 +388,10 @@ class AllReduceTopology:
             reference = train.remote(segment.until_step, save=segment.cut is not None)
             pending[reference] = hand.task("train")
         return pending
+
+    @property
+    def newest_step(self) -> int:
+        return max(self._start_step, self._crew.newest_step)
 
     def close(self) -> None:
         self._staff.close()

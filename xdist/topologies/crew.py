@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import ray
@@ -60,6 +61,10 @@ class Hand:
     idle_since: float = 0.0
     busy_since: float = 0.0
     has_trained: bool = False
+    is_lost: bool = False
+    """It is about to be ended: nobody counts on it."""
+    placed: float | None = None
+    """Since when it has had a place, as long as nothing was heard of it there."""
     process: Process | None = None
     pulse: Pulse | None = None
     """The last one; before the first, its process may not be there yet."""
@@ -99,18 +104,27 @@ class Crew:
     """The actors, by the numbers of the workers."""
 
     def __init__(
-        self, make_actor: MakeActor, *, patience_s: float | None, warm_up_images: Sequence[int]
+        self,
+        make_actor: MakeActor,
+        *,
+        patience_s: float | None,
+        warm_up_images: Sequence[int],
+        check_node: Callable[[], None] = lambda: None,
     ) -> None:
         """patience_s: before a worker counts as lost; None: by the time of its steps.
         warm_up_images: how many there are in each part of the batch that a late worker computes
-        before it joins.
+        before it joins. check_node: called where a worker starts, before it does; raises where it
+        cannot be of use.
         """
         self._make_actor = make_actor
         self._configured_patience_s = patience_s
         self._warm_up_images = warm_up_images
+        self._check_node = check_node
         self._hands: dict[int, Hand] = {}
         self._lives = itertools.count(1)
         self.longest_step_s = 0.0
+        self.newest_step = 0
+        """That any worker has told of."""
 
     def __iter__(self) -> Iterator[Hand]:
         return iter(self._hands.values())
@@ -133,7 +147,8 @@ class Crew:
         self._hands[number] = hand
         warm_up_images = self._warm_up_images if step is None else ()
         task = replace(hand.task("start"), is_alone=step is None)
-        started: ray.ObjectRef[Any] = actor.__ray_call__.remote(_start, warm_up_images)
+        start = partial(_start, warm_up_images=warm_up_images, check_node=self._check_node)
+        started: ray.ObjectRef[Any] = actor.__ray_call__.remote(start)
         return {started: task, **self._feel(hand)}
 
     def end(self, hand: Hand) -> None:
@@ -151,6 +166,7 @@ class Crew:
     def felt(self, hand: Hand, pulse: Pulse) -> Pending:
         """A pulse came back; send the next one."""
         hand.pulse = pulse
+        self.newest_step = max(self.newest_step, pulse.step)
         longest = max(other.pulse.longest_step_s for other in self if other.pulse)
         self.longest_step_s = longest or self.longest_step_s  # Those who are new know of none.
         return self._feel(hand)
@@ -178,7 +194,7 @@ class Crew:
 
     def silent(self, *, is_broken: bool) -> list[Fault]:
         """Workers whose process does not answer. is_broken: somebody has said that one is lost."""
-        usual_s = GRACE_S if is_broken else min(self.patience_s, LEAST_PATIENCE_S)
+        usual_s = self._configured_patience_s or (GRACE_S if is_broken else LEAST_PATIENCE_S)
         silences = {hand.life: self._silence_s(hand) for hand in self}
         # Where nobody would be left who has the state, it is rather the machine that is slow.
         holders = [hand for hand in self if hand.step is not None]
@@ -200,6 +216,20 @@ class Crew:
         if not is_there or silence_s <= PULSE_S or ray.wait([hand.pulse_reference], timeout=0)[0]:
             return 0.0
         return silence_s
+
+    def unheard(self, has_place: Callable[[int], bool]) -> list[Fault]:
+        """Workers that have had a place for long, and whose process has not answered once."""
+        faults, now = [], time.monotonic()
+        for hand in self:
+            is_heard = hand.state != "starting" or hand.pulse is not None
+            if is_heard or not has_place(hand.number):
+                hand.placed = None
+                continue
+            hand.placed = hand.placed or now
+            if now - hand.placed > PATIENCE_BEFORE_STEPS_S:
+                cause = f"gave no answer for {PATIENCE_BEFORE_STEPS_S:g} s since it had a place"
+                faults.append(Fault(hand.task("pulse"), cause, "lost"))
+        return faults
 
     def stuck(self, seated: Sequence[Hand], *, is_broken: bool) -> list[Fault]:
         """Workers of a group that are at one thing for too long, or for so long that others wait;
@@ -243,12 +273,15 @@ class Crew:
             pulse = hand.pulse
             if pulse is None or pulse.phase in ("idle", "joining", "update", "lease"):
                 continue
-            is_starting = pulse.phase == "starting"
-            limit_s = PATIENCE_BEFORE_STEPS_S if is_starting else self.patience_s
-            if pulse.phase_s > limit_s:
+            if pulse.phase_s > self._limit_alone_s(pulse):
                 cause = f"was in {pulse.phase!r} for {pulse.phase_s:.1f} s"
                 faults.append(Fault(hand.task("pulse"), cause, "lost"))
         return faults
+
+    def _limit_alone_s(self, pulse: Pulse) -> float:
+        if pulse.phase == "starting" or not pulse.longest_step_s:
+            return max(PATIENCE_BEFORE_STEPS_S, self.patience_s)
+        return self._hang_s if pulse.phase == "data" else self.patience_s
 
     def tell(self, hand: Hand, method: Literal["request_stop", "abort"]) -> Pending:
         """Call a method of a busy worker, which returns at once."""
@@ -258,11 +291,14 @@ class Crew:
     def clear(self) -> None:
         """End all of them."""
         end(hand.actor for hand in self)
-        self._hands = {}
+        self._hands, self.newest_step = {}, 0
 
 
-def _start(worker: Worker, warm_up_images: Sequence[int]) -> Process:
+def _start(
+    worker: Worker, *, warm_up_images: Sequence[int], check_node: Callable[[], None]
+) -> Process:
     """In the worker's process: get ready; returns where that is."""
+    check_node()
     worker.start()
     if warm_up_images:
         worker.warm_up(warm_up_images)

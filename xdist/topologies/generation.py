@@ -80,7 +80,7 @@ class Generation:
         That of a link, which may be up again by now, or may matter to nobody, as long as a step is
         made between two of them. Else those are lost who are cut off from the others, though they
         reach the driver; those of them who have never trained with others at once. Where all links
-        are up it is those who are new, or at last who complained first.
+        are up it is those who are new and have not got the state, or at last who complained first.
         """
         complaints, self.complaints = self.complaints, []
         if self.has_lost or not complaints:
@@ -90,6 +90,8 @@ class Generation:
         is_cut_off = cut_off(_links(complaints), order=_by_merit(present))
         suspects = [hand for hand in present if hand.life in is_cut_off]
         new = [hand for hand in suspects or present if not hand.has_trained]
+        if not suspects:
+            new = [hand for hand in new if hand.step != self.step]
         if self.round == "join" and 0 < len(new) < len(present):
             return _lost(new, cause)
         has_moved = any(hand.step is not None and hand.step > self.step for hand in present)

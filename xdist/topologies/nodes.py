@@ -24,6 +24,7 @@ from datapipe.decode import KernelInfo, active_kernel
 from xdist import native_update, sizing
 from xdist.config import TrainConfig
 from xdist.errors import UserError
+from xdist.run_directory import CONFIG
 from xdist.topologies import RunPlan
 from xdist.topologies.actors import worker_bundle
 
@@ -181,6 +182,27 @@ def _kill(process_id: int) -> None:
     with suppress(OSError):
         if b"ray::" in Path(f"/proc/{process_id}/cmdline").read_bytes():
             os.kill(process_id, signal.SIGKILL)
+
+
+def mark_of(directory: str) -> tuple[int, int] | None:
+    """What tells the directory of a run from every other one of that name; None for a URL, and
+    where there is no run in it.
+    """
+    config = Path(directory) / CONFIG
+    if "://" in directory or not config.exists():
+        return None
+    status = config.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def require_mark(directory: str, mark: tuple[int, int] | None) -> None:
+    """Raise `UserError` where another directory is on this node, or none."""
+    if mark is not None and mark_of(directory) != mark:
+        address = ray.util.get_node_ip_address()
+        raise UserError(
+            f"node {address} does not see the run directory {directory}: no worker trains there; "
+            "give --run-dir a directory that all nodes share, or a URL (s3://, gs://)"
+        )
 
 
 def blind_to(path: str) -> list[str]:

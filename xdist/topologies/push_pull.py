@@ -7,9 +7,10 @@ to its last checkpoint. Workers may come and go at any time.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -50,6 +51,8 @@ class PushPullTopology:
         self._plan = plan
         self._make_strategy = make_strategy or push_pull_strategy
         self._has_room = False
+        self._server_lives = itertools.count(1)
+        self._launches = itertools.count()
         self._workers = Crew(
             self._worker, patience_s=plan.config.servers.lease_timeout_s, warm_up_images=()
         )
@@ -58,12 +61,20 @@ class PushPullTopology:
         plan, cluster = self._plan, self._plan.config.cluster
         self._start = start
         self._saved_step = start.manifest.cut.step
-        self._num_saved: Counter[int] = Counter()
+        self._saved: defaultdict[int, set[int]] = defaultdict(set)
+        """Step of a cut -> the servers whose part is there."""
         self._draining: frozenset[str] = frozenset()
         self._starts = Restarts()
         self._since_somebody = time.monotonic()
         num_in_room = 0 if plan.servers_node else plan.num_servers
-        self._room = Room(plan.config, num_workers=plan.num_workers, num_servers=num_in_room)
+        is_again = next(self._launches) > 0
+        self._room = Room(
+            plan.config,
+            num_workers=plan.num_workers,
+            num_servers=num_in_room,
+            num_replicas=num_in_room * plan.config.servers.replicas,
+            fewest_workers=1 if is_again else None,
+        )
         self._has_room = True
         self._ranges = even_ranges(start.manifest.layout.num_weights, plan.num_servers)
         self._servers = ServerCrew(
@@ -72,6 +83,7 @@ class PushPullTopology:
             num_servers=plan.num_servers,
             has_replicas=plan.config.servers.replicas > 0,
             saved_step=self._saved_step,
+            lives=self._server_lives,
         )
         if cluster.max_world_size is not None:
             nodes.ask_for_workers(plan.config, plan.most_workers)
@@ -147,7 +159,7 @@ class PushPullTopology:
             case "attach":
                 return Outcome(pending=self._servers.attached(hand) if result else {})
             case "pulse":
-                return Outcome(pending=self._servers.felt(hand))
+                return Outcome(pending=self._servers.felt(hand, result))
             case "watch":
                 return Outcome(pending=self._servers.watch_again(hand, parted_in=result))
             case "term":
@@ -157,8 +169,8 @@ class PushPullTopology:
             case "save":
                 assert task.cut is not None
                 parts, corrupt = result
-                self._num_saved[task.cut.step] += 1
-                if self._num_saved[task.cut.step] == self._plan.num_servers:
+                self._saved[task.cut.step].add(hand.number)
+                if len(self._saved[task.cut.step]) == self._plan.num_servers:
                     saved = max(self._servers.saved_step, task.cut.step)
                     self._servers.saved_step = saved
                 return Outcome(saved=(Saved(task.cut, parts, corrupt),))
@@ -275,6 +287,7 @@ class PushPullTopology:
         """
         faults = [*self._workers.silent(is_broken=False), *self._workers.stuck_alone()]
         faults += self._servers.silent()
+        faults += self._workers.unheard(self._room.has_place)
         if faults:
             return Outcome(faults=tuple(faults))
         self._draining = nodes.draining()
@@ -285,6 +298,7 @@ class PushPullTopology:
             if hand.state == "starting" and self._room.node_of(hand.number) in self._draining:
                 pending |= self._move(hand)
         pending |= self._servers.reunite()
+        pending |= self._servers.begin_without(wait_s=self._plan.config.cluster.wait_s)
         return Outcome(pending=pending | self._start_due() | self._join_ready())
 
     def _check_room(self) -> None:
@@ -302,6 +316,10 @@ class PushPullTopology:
                 f"{cluster.wait_s:g} s (cluster.wait_s); add nodes, or end what else runs; "
                 "the same command resumes from the last checkpoint"
             )
+
+    @property
+    def newest_step(self) -> int:
+        return self._servers.newest_version
 
     def close(self) -> None:
         self._workers.clear()

@@ -48,10 +48,16 @@ def with_lanes(seats: Sequence[Seat], *, num_lanes: int, dealt_anew: bool) -> tu
 
 
 def senders(steps: Sequence[int | None], *, newest: int) -> dict[int, int]:
-    """Ranks that have not the state of step `newest` -> a rank that has it, by turns.
+    """Ranks that have not the state of step `newest` -> the rank that sends it to them, in the
+    order in which each sends: who has got it sends it on, so that twice as many have it each time.
 
     steps: of each rank; None where it has no state yet.
     """
     have = [rank for rank, step in enumerate(steps) if step == newest]
     lack = [rank for rank, step in enumerate(steps) if step != newest]
-    return {rank: have[number % len(have)] for number, rank in enumerate(lack)}
+    found: dict[int, int] = {}
+    while lack:
+        now, lack = lack[: len(have)], lack[len(have) :]
+        found |= dict(zip(now, have, strict=False))
+        have += now
+    return found

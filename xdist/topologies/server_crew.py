@@ -7,7 +7,6 @@ comes back once a second, and does not where the process hangs.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import time
@@ -43,6 +42,7 @@ class ServerHand:
     process: Process | None = None
     """None before it has started."""
     pulse_sent: float = field(default_factory=time.monotonic)
+    pulse_reference: ray.ObjectRef[Any] | None = None
 
     def task(self, action: Any, **more: Any) -> Task:
         return Task(f"server {self.number}", action, self.number, life=self.life, **more)
@@ -63,16 +63,19 @@ class ServerCrew:
         num_servers: int,
         has_replicas: bool,
         saved_step: int,
+        lives: Iterator[int],
     ) -> None:
+        """lives: their numbers, which no other server of the run has had."""
         self._make_server = make_server
         self._end_server = end_server
         self._has_replicas = has_replicas
-        self._lives = itertools.count(1)
+        self._lives = lives
+        self._made = time.monotonic()
         self._replicas: dict[int, ServerHand] = {}
         self._attached: set[int] = set()
         """Lives of the replicas that are what their primaries are."""
         self._primaries = {number: self._new(number, None) for number in range(num_servers)}
-        self.saved_step = saved_step
+        self.newest_version = self.saved_step = saved_step
         """Of the last checkpoint that is complete."""
         self.term = 0
         self.is_led = False
@@ -148,6 +151,21 @@ class ServerCrew:
             is_complete = is_complete and len(self._attached) == len(self._primaries)
         return self._begin_term() if is_complete and not self.term else {}
 
+    def begin_without(self, *, wait_s: float) -> Pending:
+        """The first term, where no room for replicas was found for so long. They may come later."""
+        are_there = all(hand.process is not None for hand in self.primaries)
+        if self.term or not are_there or time.monotonic() - self._made < wait_s:
+            return {}
+        lacking = set(self._primaries) - {
+            number for number, hand in self._replicas.items() if hand.life in self._attached
+        }
+        logger.warning(
+            "no room for replicas within %g s servers=%s; a server that is lost takes the run back",
+            wait_s,
+            ",".join(map(str, sorted(lacking))),
+        )
+        return self._begin_term()
+
     def _begin_term(self) -> Pending:
         self.term += 1
         self.is_led, self._parted_since = False, None
@@ -193,23 +211,28 @@ class ServerCrew:
         logger.warning("replica took over server=%d term=%d", hand.number, self.term + 1)
         return self._begin_term() | self._start_replica(hand.number)
 
-    def felt(self, hand: ServerHand) -> Pending:
-        """A pulse came back; send the next one."""
+    def felt(self, hand: ServerHand, version: int) -> Pending:
+        """A pulse came back, with the version that the server is at; send the next one."""
+        self.newest_version = max(self.newest_version, version)
         return self._feel(hand)
 
     def _feel(self, hand: ServerHand) -> Pending:
         hand.pulse_sent = time.monotonic()
-        pulse: ray.ObjectRef[Any] = hand.actor.pulse.remote(PULSE_S)
-        return {pulse: hand.task("pulse")}
+        hand.pulse_reference = hand.actor.pulse.remote(PULSE_S)
+        return {hand.pulse_reference: hand.task("pulse")}
 
     def silent(self) -> list[Fault]:
-        """Servers whose process does not answer."""
+        """Servers whose process does not answer: not those whose answer is there, and was not
+        looked at yet.
+        """
         limit_s, now = PULSE_S + LEAST_PATIENCE_S, time.monotonic()
         cause = f"gave no answer for {limit_s:g} s"
         return [
             Fault(hand.task("pulse"), cause, "lost")
             for hand in self
-            if hand.process is not None and now - hand.pulse_sent > limit_s
+            if hand.process is not None
+            and now - hand.pulse_sent > limit_s
+            and not ray.wait([hand.pulse_reference], timeout=0)[0]
         ]
 
     def clear(self) -> None:

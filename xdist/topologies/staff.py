@@ -13,7 +13,7 @@ from ray.actor import ActorHandle
 from xdist import fork_servers, sizing
 from xdist.checkpoint import Checkpoint
 from xdist.strategies import UpdateStrategy
-from xdist.topologies import Pending, RunPlan, nodes
+from xdist.topologies import Fault, Pending, RunPlan, nodes
 from xdist.topologies.actors import Room
 from xdist.topologies.batches import LaneBatches
 from xdist.topologies.crew import Crew, Hand
@@ -42,10 +42,13 @@ class Staff:
             self._actor,
             patience_s=plan.config.cluster.collective_timeout_s,
             warm_up_images=warm_up_images,
+            check_node=partial(nodes.require_mark, plan.run_dir, nodes.mark_of(plan.run_dir)),
         )
         self._room: Room | None = None
         self.draining: frozenset[str] = frozenset()
         """The ids of the nodes that are about to go."""
+        self.num_together = plan.num_workers
+        """Workers that had a place when it was opened."""
 
     def open(self, start: Checkpoint, *, is_first: bool) -> Pending:
         """Start all of them, the workers with the checkpoint's state. is_first: the run needs all
@@ -55,8 +58,12 @@ class Staff:
         self._checkpoint_url = start.url
         self._restarts = Restarts()
         self.draining = frozenset()
-        fewest = plan.num_workers if is_first else cluster.min_world_size
-        self._room = Room(plan.config, num_workers=plan.num_workers, fewest_workers=fewest)
+        self._room = Room(
+            plan.config,
+            num_workers=plan.num_workers,
+            fewest_workers=None if is_first else cluster.min_world_size,
+        )
+        self.num_together = self._room.num_together
         if cluster.max_world_size is not None:
             nodes.ask_for_workers(plan.config, self._num_wanted)
         num_at_once = plan.num_workers + cluster.num_spares
@@ -156,6 +163,15 @@ class Staff:
         self.crew.end(hand)
         self._give_back(hand.number)
         return self.crew.start(hand.number, step=step) if self._lacks_workers else {}
+
+    def start_without_state(self, hand: Hand) -> Pending:
+        """Have a worker that starts begin anew, and get its state from others."""
+        self.crew.end(hand)
+        return self.crew.start(hand.number, step=None)
+
+    def unheard(self) -> list[Fault]:
+        """Workers that do not start, though they could."""
+        return self.crew.unheard(self._has_place)
 
     def start_successors(self, *, seated: Sequence[Hand], leaving: Sequence[Hand]) -> Pending:
         """Start workers elsewhere for those of a group who cannot leave their nodes before."""
