@@ -27,7 +27,8 @@ class ComputeConfig:
     compile: bool = False
     """Forward and backward through torch.compile. It takes minutes, and again for another batch
     shape, as after a change of the number of workers, while the others wait: set
-    cluster.collective_timeout_s. Gradients are sent when backward is done.
+    cluster.collective_timeout_s (push_pull, where nobody waits: servers.lease_timeout_s). Gradients
+    are sent when backward is done.
     """
     cuda_graphs: bool = False
     """GPUs: forward and backward replayed as one CUDA graph, recorded anew for another batch shape.
