@@ -34,7 +34,7 @@ weights.
 
 
 PLACING_LIMIT_S = 10.0
-"""For groups for which there was room a moment ago."""
+"""For groups for which there was room a moment ago, or is if they are fewer."""
 PLACING_PAUSE_S = 0.1
 """Between two tries to have a place on a certain node."""
 CONTROL = "control"

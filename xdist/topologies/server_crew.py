@@ -152,7 +152,9 @@ class ServerCrew:
         return self._begin_term() if is_complete and not self.term else {}
 
     def begin_without(self, *, wait_s: float) -> Pending:
-        """The first term, where no room for replicas was found for so long. They may come later."""
+        """The first term, where replicas are not there after so long, as where there is no room for
+        them. They may come later.
+        """
         are_there = all(hand.process is not None for hand in self.primaries)
         if self.term or not are_there or time.monotonic() - self._made < wait_s:
             return {}
@@ -160,7 +162,7 @@ class ServerCrew:
             number for number, hand in self._replicas.items() if hand.life in self._attached
         }
         logger.warning(
-            "no room for replicas within %g s servers=%s; a server that is lost takes the run back",
+            "replicas not there within %g s servers=%s; until then, losing one takes the run back",
             wait_s,
             ",".join(map(str, sorted(lacking))),
         )
