@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import math
+import threading
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from functools import partial
@@ -36,9 +37,9 @@ from tests.small_runs import (
     spoil,
     weights_of,
 )
-from tests.strategies import collect_gradients
+from tests.strategies import Wrapped, collect_gradients
 from xdist import native_update, optim
-from xdist.computation import make_loss
+from xdist.computation import BatchSums, make_loss
 from xdist.config import CheckpointConfig, ClusterConfig, TrainConfig
 from xdist.errors import NotEnoughResources, RunDirectoryError, RunFailed
 from xdist.flat import FlatModel
@@ -88,6 +89,39 @@ def test_less_may_be_sent_to_servers_elsewhere(
     run(config, tmp_path / "run")
     assert final(tmp_path / "run").manifest.cut.num_samples == 48
     assert "worker 1 joined servers=2 sharing_memory=0" in caplog.text
+
+
+class Slow(Wrapped):
+    """A strategy whose gradients take long."""
+
+    def begin(self, sums: BatchSums) -> None:
+        threading.Event().wait(0.15)
+        self.strategy.begin(sums)
+
+
+def slow_but_the_first(*arguments: Any, number: int) -> Any:
+    strategy = push_pull_strategy(*arguments, number=number)
+    return Slow(strategy) if number else strategy
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("servers", "clip_norm"),
+    [
+        (ServersConfig(max_clock_lead=1), 1.0),
+        (ServersConfig(commit_first=2, start_over_steps=6), None),
+    ],
+)
+def test_workers_that_wait_for_slow_ones_come_to_the_end(
+    tmp_path: Path, servers: ServersConfig, clip_norm: float | None
+) -> None:
+    config = small_config(tmp_path, strategy="push_pull", num_workers=3, servers=servers)
+    config = replace(config, num_epochs=1, optimizer=replace(config.optimizer, clip_norm=clip_norm))
+    make = partial(PushPullTopology, make_strategy=slow_but_the_first)
+    run(config, tmp_path / "run", topologies={"push_pull": make})
+    cut = final(tmp_path / "run").manifest.cut
+    assert cut.position == Position(epoch=1)
+    assert cut.num_samples == NUM_TRAIN
 
 
 def test_two_synchronous_runs_are_equal_to_the_bit(tmp_path: Path) -> None:
