@@ -7,17 +7,20 @@ NATIVE := $(wildcard native/*.[ch] native/*/*.[ch])
 CLANG ?= clang
 FUZZ_SECONDS ?= 1800
 
-.PHONY: demo test test-faults bench-datapipe bench-scale bench-sync bench-async bench-gpu soak \
+.PHONY: demo test test-faults test-long bench-datapipe bench-scale bench-sync bench-async bench-gpu soak \
     soak-async fuzz lint clean
 
 demo: $(INSTALLED)  ## train on synthetic scenes, on a Ray cluster of its own; minutes
 	@$(BIN)/python jobs/demo.py
 
-test: $(INSTALLED)  ## all tests but test-faults
+test: $(INSTALLED)  ## all tests but those of test-faults and test-long
 	$(BIN)/python -m pytest
 
-test-faults: $(INSTALLED)  ## processes killed in every phase of a run, and tests that take long
-	$(BIN)/python -m pytest -m 'faults or long'
+test-faults: $(INSTALLED)  ## processes killed in every phase of a run
+	$(BIN)/python -m pytest -m faults
+
+test-long: $(INSTALLED)  ## tests without faults that take long
+	$(BIN)/python -m pytest -m 'long and not faults'
 
 bench-datapipe: $(INSTALLED)  ## images a second, against three other pipelines; ten minutes
 	$(BIN)/python -m tests.benchmarks.datapipe
