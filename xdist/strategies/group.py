@@ -75,8 +75,9 @@ class Group:
     """One rank's end of the group. Construction waits until all ranks are there.
 
     own_address: of this node, as its peers know it. timeout_s: for the others, then and in
-    everything that follows. Raises `PeerLost` when one is not there in time or not reached, or the
-    rendezvous is cancelled.
+    everything that follows; with gloo a tensor that is sent or received has `CONNECT_TIMEOUT_S` at
+    most. Raises `PeerLost` when one is not there in time or not reached, or the rendezvous is
+    cancelled.
     """
 
     def __init__(
