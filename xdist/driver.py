@@ -312,7 +312,8 @@ class Driver:
             if is_gone and not self._topology.is_current(fault.task):
                 continue
             if fault.kind == "unfit":
-                logger.warning("%s could not start, and will try again: %s", *_who(fault))
+                said = "%s could not start, and will try again: %s"
+                logger.warning(said, fault.task.actor, fault.cause)
             if is_new := fault.kind not in ("never_ran", "unfit"):
                 self._count_fault(fault.task.actor, fault.cause)
             replaced = Outcome() if fault.kind == "link" else self._topology.replace(fault.task)
@@ -376,10 +377,6 @@ class Driver:
 
     def _record(self, kind: str, step: int, num_samples: int, **values: Any) -> None:
         self._run.record(kind=kind, time=time.time(), step=step, samples=num_samples, **values)
-
-
-def _who(fault: Fault) -> tuple[str, str]:
-    return fault.task.actor, fault.cause
 
 
 def _first_ready(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from xdist.errors import PeerLost
 from xdist.product import Product
@@ -19,29 +19,35 @@ class Mirror:
 
     def __init__(self) -> None:
         self._replica: Replica | None = None
-        self._staging: dict[PushId, list[tuple[Replica, Awaitable[None]]]] = {}
-        self._tellings: set[asyncio.Future[bool]] = set()
+        self._staging: dict[PushId, list[Awaitable[None]]] = {}
 
     def begin(self, replica: Replica, copy: ServerCopy) -> Awaitable[bool]:
         """Have it from now on; it is the same once this is over. False where it is gone."""
         self._replica = replica
-        return self._done(replica, replica.take(copy))
+        replica.tell_of_parting(partial(self._end, replica))
+        return _is_heard(replica.take(copy))
+
+    def _end(self, replica: Replica) -> None:
+        """It may not have heard what it was told."""
+        replica.end()
+        if self._replica is replica:
+            self._replica = None
 
     def stage(self, name: PushId, offset: int, values: WireVector) -> None:
         if self._replica is not None:
-            self._add(name, self._replica, self._replica.stage(name, offset, values))
+            self._add(name, self._replica.stage(name, offset, values))
 
     def stage_product(self, name: PushId, offset: int, product: Product) -> None:
         if self._replica is not None:
-            self._add(name, self._replica, self._replica.stage_product(name, offset, product))
+            self._add(name, self._replica.stage_product(name, offset, product))
 
-    def _add(self, name: PushId, replica: Replica, staged: Awaitable[None]) -> None:
-        self._staging.setdefault(name, []).append((replica, staged))
+    def _add(self, name: PushId, staged: Awaitable[None]) -> None:
+        self._staging.setdefault(name, []).append(staged)
 
     async def until_staged(self, name: PushId) -> None:
         """What was staged of a push is there too. Raises `LeaseLost`."""
-        for replica, staged in self._staging.pop(name, ()):
-            await self._done(replica, staged)
+        for staged in self._staging.pop(name, ()):
+            await _is_heard(staged)
 
     def keep_staging(self, is_wanted: Callable[[PushId], bool]) -> None:
         """Wait for no other pushes."""
@@ -49,38 +55,29 @@ class Mirror:
 
     async def follow(self, decision: Decision) -> None:
         if self._replica is not None:
-            await self._done(self._replica, self._replica.follow(decision))
-
-    async def _done(self, replica: Replica, told: Awaitable[None]) -> bool:
-        try:
-            await told
-        except PeerLost:
-            replica.end()
-            if self._replica is replica:
-                self._replica = None
-            return False
-        return True
+            await _is_heard(self._replica.follow(decision))
 
     def apply(self, commit: Commit) -> None:
-        self._tell(lambda replica: replica.apply(commit))
+        if self._replica is not None:
+            self._replica.apply(commit)
 
     def free(self, name: PushId) -> None:
-        self._tell(lambda replica: replica.free(name))
+        if self._replica is not None:
+            self._replica.free(name)
 
     def forget(self, worker: int, token: int) -> None:
-        self._tell(lambda replica: replica.forget(worker, token))
+        if self._replica is not None:
+            self._replica.forget(worker, token)
 
     def forget_all(self, token: int) -> None:
-        self._tell(lambda replica: replica.forget_all(token))
-
-    def _tell(self, message: Callable[[Replica], Awaitable[None]]) -> None:
-        """Nobody waits for it; but one that does not hear of it is ended."""
         if self._replica is not None:
-            telling = asyncio.ensure_future(self._done(self._replica, message(self._replica)))
-            self._tellings.add(telling)
-            telling.add_done_callback(self._told)
+            self._replica.forget_all(token)
 
-    def _told(self, telling: asyncio.Future[bool]) -> None:
-        self._tellings.discard(telling)
-        if not telling.cancelled():
-            telling.exception()  # What a replica raises, it tells the driver itself.
+
+async def _is_heard(told: Awaitable[None]) -> bool:
+    """Wait until a replica has done what it was told; False where it may not have heard."""
+    try:
+        await told
+    except PeerLost:
+        return False
+    return True

@@ -56,6 +56,11 @@ class Server(Follower, Protocol):
 class Replica(Protocol):
     """The replica of a server, as that one tells it what happens."""
 
+    def tell_of_parting(self, on_parting: Callable[[], None]) -> None:
+        """From now on, call this where it may not have heard what it was told; before whoever waits
+        for that.
+        """
+
     def take(self, copy: ServerCopy) -> Awaitable[None]:
         """Be what the primary is."""
 

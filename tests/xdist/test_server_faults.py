@@ -1,0 +1,217 @@
+"""Servers and replicas that are killed, stop, or lose a connection, at planned steps."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import threading
+from collections.abc import Collection
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from datapipe.position import Position
+from tests import connections
+from tests.clusters import wait_until
+from tests.small_runs import causes, final, records, run, small_config
+from tests.strategies import ActsBefore
+from xdist.servers_config import ServersConfig
+from xdist.topologies import Outcome, RunPlan, Task, server_crew
+from xdist.topologies.crew import PULSE_S
+from xdist.topologies.push_pull import PushPullTopology, push_pull_strategy
+from xdist.worker import WorkerReport
+
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.ray,
+    pytest.mark.timeout(240),
+    pytest.mark.usefixtures("cluster"),
+]
+
+DONE = Position(epoch=2)
+
+
+class StrikesServers:
+    """A topology in which servers get a signal, once in a run, when it has come to a step."""
+
+    def __init__(
+        self, plan: RunPlan, *, names: Collection[str], number: int = signal.SIGKILL, step: int = 12
+    ) -> None:
+        """names: as "server 0" and "replica 0"."""
+        self._topology = PushPullTopology(plan)
+        self._names = names
+        self._number = number
+        self._step = step
+        self.has_struck = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._topology, name)
+
+    def receive(self, task: Task, result: Any) -> Outcome:
+        is_due = isinstance(result, WorkerReport) and result.progress.step >= self._step
+        is_now = is_due and not self.has_struck
+        if is_now:
+            self.has_struck = True
+            self._strike()
+        outcome = self._topology.receive(task, result)
+        if is_now:
+            self._follow_up()
+        return outcome
+
+    def _strike(self) -> None:
+        servers = self._topology._servers
+        for hand in list(servers):
+            name = f"{'server' if hand in servers.primaries else 'replica'} {hand.number}"
+            if name in self._names:
+                assert hand.process is not None
+                os.kill(hand.process.process_id, self._number)
+
+    def _follow_up(self) -> None:
+        """What happens at once after it."""
+
+
+def run_with_struck_servers(
+    directory: Path, *names: str, replicas: Literal[0, 1], **how: Any
+) -> None:
+    """A run to its end, whose places are all done once."""
+    config = small_config(directory, strategy="push_pull")
+    config = replace(config, servers=ServersConfig(replicas=replicas))
+    make = partial(StrikesServers, names=names, **how)
+    run(config, directory / "run", topologies={"push_pull": make})
+    assert final(directory / "run").manifest.cut.position == DONE
+
+
+def was_set_back(directory: Path) -> bool:
+    """Whether any update was made twice: whether a record tells of an earlier step."""
+    steps = [record["step"] for record in records(directory / "run", "train")]
+    return steps != sorted(steps)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_killed_server_takes_the_run_back_to_the_last_checkpoint(
+    tmp_path: Path, number: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_with_struck_servers(tmp_path, f"server {number}", replicas=0)
+    assert causes(tmp_path / "run") == [f"server {number} lost"]
+    [recovery] = records(tmp_path / "run", "recovery")
+    saved = [record["samples"] for record in records(tmp_path / "run", "checkpoint")]
+    assert recovery["samples"] in (0, *saved)
+    assert re.search(r"run set back to its last checkpoint step=\d+ updates_lost=\d+", caplog.text)
+
+
+@pytest.mark.parametrize("names", [["server 0"], ["server 1"], ["server 0", "server 1"]])
+def test_replicas_take_over_and_nothing_is_lost(tmp_path: Path, names: list[str]) -> None:
+    run_with_struck_servers(tmp_path, *names, replicas=1)
+    assert sorted(causes(tmp_path / "run")) == [f"{name} lost" for name in names]
+    assert not was_set_back(tmp_path)
+
+
+class TellsOf(StrikesServers):
+    """Leaves a file when something was done after the strike; workers wait for it."""
+
+    def __init__(self, plan: RunPlan, *, file: Path, action: str, **how: Any) -> None:
+        super().__init__(plan, **how)
+        make_strategy = partial(waits_for_file, file, before_step=15)
+        self._topology = PushPullTopology(plan, make_strategy=make_strategy)
+        self._file = file
+        self._action = action
+
+    def receive(self, task: Task, result: Any) -> Outcome:
+        if task.action == self._action and self.has_struck:
+            self._file.touch()
+        return super().receive(task, result)
+
+
+def waits_for_file(file: Path, *arguments: Any, before_step: int, **named: Any) -> Any:
+    strategy = push_pull_strategy(*arguments, **named)
+    marker = file.with_name(f"waits-{named['number']}")
+    return ActsBefore(
+        strategy, before_step, marker, lambda: wait_until(lambda: file.exists() or None)
+    )
+
+
+def test_a_lost_replica_is_replaced_also_when_the_first_checkpoint_is_gone(tmp_path: Path) -> None:
+    config = small_config(tmp_path, strategy="push_pull")
+    keeps_one = replace(config.checkpoint, every_samples=12, keep=1)
+    config = replace(config, servers=ServersConfig(replicas=1), checkpoint=keeps_one)
+    tells = partial(TellsOf, file=tmp_path / "attached", action="attach")
+    make = partial(tells, names=["replica 1"], step=20)
+    run(config, tmp_path / "run", topologies={"push_pull": make})
+    assert not (tmp_path / "run" / "checkpoints" / "step-000000000000").exists()
+    assert final(tmp_path / "run").manifest.cut.position == DONE
+    assert causes(tmp_path / "run") == ["server 1 lost"]
+    assert not was_set_back(tmp_path)
+
+
+def test_a_server_lost_with_its_replica_takes_the_run_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_with_struck_servers(tmp_path, "server 1", "replica 1", replicas=1)
+    assert re.search(r"run set back to its last checkpoint step=\d+ updates_lost=\d+", caplog.text)
+
+
+def test_a_server_that_hangs_is_ended_and_its_replica_takes_over(tmp_path: Path) -> None:
+    run_with_struck_servers(tmp_path, "server 0", replicas=1, number=signal.SIGSTOP)
+    assert causes(tmp_path / "run") == ["server 0 lost"]
+    assert not was_set_back(tmp_path)
+
+
+class PartsServers(TellsOf):
+    """The connection between servers is cut, once in a run, while server 0 is stopped and something
+    is on its way to it: whether that is heard, nobody learns.
+    """
+
+    def _follow_up(self) -> None:
+        processes = [hand.process for hand in self._topology._servers.primaries]
+        first, second = (process.process_id for process in processes if process is not None)
+        try:
+            wait_until(partial(with_unread, first, second))
+            for connection in connections.between(first, second):
+                connection.cut()
+        finally:
+            os.kill(first, signal.SIGCONT)
+
+
+def with_unread(process_id: int, sender: int) -> bool | None:
+    """True once the sender has said something to the process, which that has not read."""
+    found = connections.between(process_id, sender)
+    return any(connection.num_unread for connection in found) or None
+
+
+def test_servers_whose_connection_is_cut_begin_a_term_and_lose_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = small_config(tmp_path, strategy="push_pull")
+    parts = partial(PartsServers, file=tmp_path / "begun", action="term")
+    make = partial(parts, names=["server 0"], number=signal.SIGSTOP)
+    run(config, tmp_path / "run", topologies={"push_pull": make})
+    assert final(tmp_path / "run").manifest.cut.position == DONE
+    assert "servers did not reach one another term=1; another one begins" in caplog.text
+    assert causes(tmp_path / "run") == []
+    assert not was_set_back(tmp_path)
+
+
+class Pauses(StrikesServers):
+    """The driver does nothing for longer than a server may take to answer."""
+
+    def _follow_up(self) -> None:
+        threading.Event().wait(PULSE_S + 2 * PATIENCE_S)
+
+
+PATIENCE_S = 1.0
+
+
+def test_a_driver_that_pauses_takes_no_server_for_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_crew, "LEAST_PATIENCE_S", PATIENCE_S)
+    config = small_config(tmp_path, strategy="push_pull")
+    config = replace(config, servers=ServersConfig(replicas=1))
+    make = partial(Pauses, names=[])
+    run(config, tmp_path / "run", topologies={"push_pull": make})
+    assert causes(tmp_path / "run") == []
+    assert final(tmp_path / "run").manifest.cut.position == DONE
