@@ -117,6 +117,7 @@ class Alone:
 
     def update(self, batch: Batch, sums: BatchSums) -> None:
         self.observer.enter("all_reduce")
+        self.group.wait_for_own()
         self.reduction.finish()
         self.group.wait(self.sums_work)
         self.observer.enter("optimizer")

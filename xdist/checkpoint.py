@@ -28,10 +28,25 @@ import numpy as np
 import safetensors
 import safetensors.torch
 import torch
+from tenacity import (
+    Retrying,
+    before_sleep_log,
+    retry_if_exception_type,
+    stop_after_delay,
+    wait_random_exponential,
+)
 from torch import Tensor
 
+from datapipe.errors import UnreadableUrl
 from datapipe.position import Position
-from datapipe.storage import directory_of, exists, open_filesystem, read_bytes, write_bytes
+from datapipe.storage import (
+    directory_of,
+    exists,
+    open_filesystem,
+    read_bytes,
+    size_of,
+    write_bytes,
+)
 from xdist.errors import CheckpointDamaged, RunDirectoryError, UnknownFormat, UserError
 from xdist.flat import Layout
 
@@ -39,6 +54,10 @@ FORMAT = "xdist-checkpoint"
 VERSION = 1
 MANIFEST = "manifest.json"
 STATISTICS_PART = "statistics.safetensors"
+STORING_LIMIT_S = 10.0
+"""What the storage refuses is tried again so long: more than `fault_history.EVENT_S`, so that each
+time is a fault of its own.
+"""
 
 logger = logging.getLogger(__name__)
 
@@ -186,19 +205,50 @@ def _write(url: str, file: str, tensors: Mapping[str, Tensor], start: int, stop:
     payload = safetensors.torch.save(
         {name: tensor.contiguous() for name, tensor in tensors.items()}
     )
-    try:
-        write_bytes(f"{url}/{file}", payload)
-    except OSError as error:
-        host = platform.node()
-        raise RunDirectoryError(f"{url}/{file} cannot be written from {host}: {error}") from error
+    _store(f"{url}/{file}", payload)
     return Part(file, start, stop, len(payload), hashlib.sha256(payload).hexdigest())
 
 
 def publish(url: str, manifest: Manifest) -> Checkpoint:
-    """Make the parts in `url` a checkpoint."""
+    """Make the parts in `url` a checkpoint. Raises `RunDirectoryError` where they are not there."""
     assert manifest.is_complete
-    write_bytes(f"{url}/{MANIFEST}", json.dumps(manifest.to_json(), indent=1).encode())
+    for part in manifest.parts:
+        if _size(f"{url}/{part.file}") != part.num_bytes:
+            raise RunDirectoryError(
+                f"{url}/{part.file} was written by one of the nodes and is not there; "
+                "give --run-dir a directory that all nodes share, or a URL (s3://, gs://)"
+            )
+    _store(f"{url}/{MANIFEST}", json.dumps(manifest.to_json(), indent=1).encode())
     return Checkpoint(url, manifest)
+
+
+def _store(url: str, payload: bytes) -> None:
+    try:
+        _again_and_again()(write_bytes, url, payload)
+    except OSError as error:
+        host = platform.node()
+        raise RunDirectoryError(f"{url} cannot be written from {host}: {error}") from error
+
+
+def _size(url: str) -> int | None:
+    """None where there is no such file. A listing might not know yet of what other nodes wrote."""
+    try:
+        return _again_and_again()(size_of, url)
+    except FileNotFoundError:
+        return None
+    except UnreadableUrl as error:
+        raise RunDirectoryError(f"{url} cannot be found again: {error}") from error
+
+
+def _again_and_again() -> Retrying:
+    """Tries for a while what a storage refuses: what it lacks may pass."""
+    return Retrying(
+        retry=retry_if_exception_type((OSError, UnreadableUrl)),
+        stop=stop_after_delay(STORING_LIMIT_S),
+        wait=wait_random_exponential(multiplier=0.5, max=10.0),
+        before_sleep=before_sleep_log(logger, logging.WARNING),
+        reraise=True,
+    )
 
 
 @dataclass(frozen=True)

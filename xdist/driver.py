@@ -314,9 +314,11 @@ class Driver:
             if fault.kind == "unfit":
                 said = "%s could not start, and will try again: %s"
                 logger.warning(said, fault.task.actor, fault.cause)
+            is_unsaved = fault.kind == "unsaved"
             if is_new := fault.kind not in ("never_ran", "unfit"):
                 self._count_fault(fault.task.actor, fault.cause)
-            replaced = Outcome() if fault.kind == "link" else self._topology.replace(fault.task)
+            is_there = fault.kind in ("link", "unsaved")
+            replaced = Outcome() if is_there else self._topology.replace(fault.task)
             if replaced is None:
                 self._relaunch()
             else:
@@ -326,7 +328,7 @@ class Driver:
                     "recovery",
                     self._metrics.step,
                     self._metrics.num_samples,
-                    cause=f"{fault.task.actor} lost",
+                    cause=f"{fault.task.actor} {'did not save' if is_unsaved else 'lost'}",
                     reason=fault.cause,
                 )
             if replaced is None:

@@ -18,23 +18,23 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from datapipe.errors import CorruptSample
 from datapipe.position import Span
 from xdist import checkpoint, wire
 from xdist.answers import Answers
 from xdist.changes import Changes
 from xdist.checkpoint import Checkpoint, Cut, Part
 from xdist.commit_queue import CommitQueue
-from xdist.errors import LeaseLost, PeerLost
+from xdist.errors import LeaseLost, PeerLost, RunDirectoryError
 from xdist.gradient_slots import SlotsAddress
-from xdist.lead import Lead
+from xdist.lead import Lead, LeadSnapshot
 from xdist.mirror import Mirror
 from xdist.node_memory import NodeMemory
 from xdist.own_server import OwnServer
 from xdist.product import Product
 from xdist.sequencer import Commit, Decision, Push, PushId, Sequencer
-from xdist.server_messages import Replica, Reply, Server, ServerCopy, TermStart
+from xdist.server_messages import Replica, Reply, Server, ServerCopy, ServerSave, TermStart
 from xdist.server_plan import ServerPlan
 from xdist.server_range import ServerRange
 from xdist.staging import Staging
@@ -70,6 +70,8 @@ class ParameterServer:
         self._staging = Staging(plan.stop - plan.start)
         self._answers = Answers()
         self._queue = CommitQueue()
+        self._saving: dict[int, LeadSnapshot | None] = {}
+        """Steps of cuts that are being saved -> what server 0 alone has of them."""
         self._broken: BaseException | None = None
         self._changes = Changes()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -221,7 +223,7 @@ class ParameterServer:
     async def _snapshot_if_due(self) -> None:
         """Keep a copy of the state, if it is that of a cut. To be called at rest."""
         if self._queue.take_kept(self._range.version):
-            await self._range.snapshot()
+            await self._range.keep_snapshot()
             self._changes.tell()
 
     def _answer(self, commits: Sequence[Commit], reply: Reply, *, but: Sequence[PushId]) -> None:
@@ -391,18 +393,33 @@ class ParameterServer:
         """
         return None if self._lead is None else await self._lead.next_cut(after_step)
 
-    async def save(self, step: int, url: str) -> tuple[tuple[Part, ...], tuple[CorruptSample, ...]]:
+    async def save(self, step: int, url: str) -> ServerSave:
         """Write this server's parts of the cut at `step` into the checkpoint directory `url`,
-        beside the updates. Server 0 also returns the corrupt samples met since it began.
+        beside the updates. To be called in the order of cuts, and again for one that was not saved.
         """
+        if step not in self._saving:  # Another term, which may begin, knows nothing of this cut.
+            self._saving[step] = None if self._lead is None else self._lead.snapshots.pop(step)
         await self._changes.until(lambda: self._range.has_snapshot(step))
-        tensors, start, stop = self._range.take_snapshot(step), self._plan.start, self._plan.stop
-        written = asyncio.to_thread(checkpoint.write_range, url, tensors, start=start, stop=stop)
-        if self._lead is None:
-            return (await written,), ()
-        snapshot = self._lead.snapshots.pop(step)
-        statistics = asyncio.to_thread(checkpoint.write_statistics, url, snapshot.statistics)
-        return (await written, await statistics), snapshot.corrupt
+        known = self._saving[step]
+        statistics = None if known is None else known.statistics
+        tensors = self._range.snapshot(step)
+        try:
+            parts = await asyncio.to_thread(self._write, url, tensors, statistics)
+        except RunDirectoryError as error:
+            return ServerSave(unsaved=str(error))
+        del self._saving[step]
+        # Cuts of a term that ended before they were to be saved are there too.
+        self._range.forget_snapshots(until=step, but=self._saving)
+        return ServerSave(parts, () if known is None else known.corrupt)
+
+    def _write(
+        self, url: str, tensors: dict[str, Tensor], statistics: dict[str, Tensor] | None
+    ) -> tuple[Part, ...]:
+        start, stop = self._plan.start, self._plan.stop
+        part = checkpoint.write_range(url, tensors, start=start, stop=stop)
+        if statistics is None:
+            return (part,)
+        return (part, checkpoint.write_statistics(url, statistics))
 
     async def release(self, worker: int) -> None:
         """Server 0: a worker is lost; what it had leased goes to whoever asks first."""

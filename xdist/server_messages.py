@@ -8,6 +8,8 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
+from datapipe.errors import CorruptSample
+from xdist.checkpoint import Part
 from xdist.lead import Follower
 from xdist.product import Product
 from xdist.sequencer import Commit, Decision, PushId, Sequencer
@@ -27,6 +29,17 @@ class Reply:
     """
     commit: Commit | None = None
     """None where the push was dropped."""
+
+
+@dataclass(frozen=True)
+class ServerSave:
+    """What became of the parts of a cut that a server owns."""
+
+    parts: tuple[Part, ...] = ()
+    corrupt: tuple[CorruptSample, ...] = ()
+    """Samples met since server 0 began, where this one is it."""
+    unsaved: str | None = None
+    """Why they could not be written, if so. The state of the cut is kept, to be saved again."""
 
 
 TermStart = Literal["leads", "interrupted", "lacks_updates"]

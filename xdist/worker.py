@@ -26,7 +26,7 @@ from datapipe.errors import CorruptSample
 from xdist.computation import BatchSums, Computation, dropout_seed
 from xdist.config import TrainConfig
 from xdist.determinism import compute_deterministically
-from xdist.errors import LeaseLost, PeerLost
+from xdist.errors import LeaseLost, PeerLost, RunDirectoryError
 from xdist.flat import FlatModel
 from xdist.models import build_model
 from xdist.profiling import Profile, Profiler
@@ -103,6 +103,8 @@ class WorkerReport:
     """Samples of its own that could not be decoded."""
     parts: tuple[Part, ...]
     """Parts of the checkpoint that was asked for."""
+    unsaved: str | None
+    """Why they could not be written, if so."""
     is_final: bool
     """No batches are left for this worker."""
     interrupted: Parting | None
@@ -239,6 +241,7 @@ class Worker:
         peer_wait_s = strategy.peer_wait_s
         parts: tuple[Part, ...] = ()
         is_final = False
+        unsaved: str | None = None
         interrupted: Parting | None = None
         try:
             while strategy.progress.own_step < until_step and not is_final:
@@ -250,6 +253,8 @@ class Worker:
             if save and strategy.progress.own_step == until_step:
                 self._enter("save")
                 parts = strategy.save()
+        except RunDirectoryError as error:
+            unsaved = str(error)
         except (PeerLost, LeaseLost) as error:
             interrupted = Parting.told_by(error)
         if interrupted is not None:
@@ -271,6 +276,7 @@ class Worker:
             staleness=strategy.take_staleness(),
             corrupt=tuple(segment.corrupt),
             parts=parts,
+            unsaved=unsaved,
             is_final=is_final,
             interrupted=interrupted,
             profile=profile,

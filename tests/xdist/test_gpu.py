@@ -29,7 +29,7 @@ from xdist.config import OptimizerConfig, TrainConfig
 from xdist.flat import FlatModel
 from xdist.state import WEIGHTS, RangeState
 from xdist.update import Parts, Step
-from xdist.worker import Worker
+from xdist.worker import Worker, initial_model
 
 pytestmark = [
     pytest.mark.gpu,
@@ -83,6 +83,25 @@ def test_the_check_finds_a_step_that_waits() -> None:
 
     with pytest.raises(RuntimeError, match="synchroniz"):
         trained(CONFIG, [make_batch(0)] * 5, strict_from=3, kind=Waits)
+
+
+def test_a_rank_waits_for_others_when_its_own_part_is_done() -> None:
+    """Its host is ahead of it: the time of its own backward is none that others took."""
+    model = initial_model(CONFIG, num_classes=NUM_CLASSES).cuda()
+    strategy = Alone(CONFIG, FlatModel(model))
+    strategy.join(None)
+    sums = torch.ones(8, device="cuda")
+    strategy.group.wait(strategy.group.all_reduce(sums))  # Connects.
+    cuda: Any = torch.cuda  # Not all of it is typed.
+    cuda._sleep(1_000_000_000)
+    done = cuda.Event()
+    done.record()
+    work = strategy.group.all_reduce(sums)
+    assert not done.query()
+    strategy.group.wait_for_own()
+    assert done.query()
+    strategy.group.wait(work)
+    strategy.group.leave()
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from xdist.errors import PeerLost
 from xdist.flat import Entry, Layout
 from xdist.strategies.buckets import cut_buckets
 from xdist.strategies.group import (
+    PIECE,
     Group,
     NoteBoard,
     Rendezvous,
@@ -65,8 +66,22 @@ def test_ranks_sum_and_send() -> None:
     assert results == [[6.0, 6.0, 6.0, 0.0], [6.0, 6.0, 6.0, 7.0], [6.0, 6.0, 6.0, 0.0]]
 
 
+def test_what_is_larger_than_a_piece_is_sent_whole() -> None:
+    def act(group: Group, rank: int) -> bool:
+        expected = torch.arange(float(PIECE + 5))
+        if rank == 0:
+            group.send(expected, to=1)
+            return True
+        received = torch.zeros(PIECE + 5)
+        group.receive(received, sender=0)
+        return torch.equal(received, expected)
+
+    assert [future.result() for future in in_threads(2, act)] == [True, True]
+
+
 def test_all_that_wait_are_freed_when_one_leaves() -> None:
     def act(group: Group, rank: int) -> str:
+        group.wait(group.all_reduce(torch.ones(1)))  # Who leaves at once may not be met by all.
         if rank == 2:
             group.leave()
             return "left"

@@ -29,6 +29,7 @@ def make_report(worker: int, *, step: int, loss: float, num_samples: int) -> Wor
         staleness={0: 1, 3: 1},
         corrupt=(),
         parts=(),
+        unsaved=None,
         is_final=False,
         interrupted=None,
     )

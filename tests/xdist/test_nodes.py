@@ -29,12 +29,12 @@ def test_a_node_that_has_another_directory_of_the_name_is_told_from_one_that_see
     (tmp_path / "run" / "config.json").write_text("{}")
     mark = nodes.mark_of(str(tmp_path / "run"))
     assert mark is not None
-    nodes.require_mark(str(tmp_path / "run"), mark)
-    nodes.require_mark("s3://bucket/run", nodes.mark_of("s3://bucket/run"))
+    nodes.require_run_directory(str(tmp_path / "run"), mark)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
     os.utime(tmp_path / "run" / "config.json", ns=(0, 0))
     for directory in ("run", "none"):
         with pytest.raises(UserError, match="does not see the run directory"):
-            nodes.require_mark(str(tmp_path / directory), mark)
+            nodes.require_run_directory(str(tmp_path / directory), mark)
 
 
 def make_plan(directory: Path, *, strategy: str) -> RunPlan:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ from tests.local_servers import (
     with_servers,
 )
 from xdist import checkpoint, optim
-from xdist.checkpoint import Cut, Manifest
+from xdist.checkpoint import STATISTICS_PART, Cut, Manifest
 from xdist.errors import LeaseLost
 from xdist.sequencer import PushId, Vector
 from xdist.update import Step, Update
@@ -67,7 +68,7 @@ async def saved_weights(servers: LocalServers, cut: Cut | None, run_dir: Path) -
     """Those of a cut, saved by all servers."""
     assert cut is not None
     url = checkpoint.checkpoint_url(str(run_dir), cut.step)
-    saved_parts = [(await each.server.save(cut.step, url))[0] for each in servers.primaries]
+    saved_parts = [(await each.server.save(cut.step, url)).parts for each in servers.primaries]
     parts = tuple(itertools.chain(*saved_parts))
     layout = servers.start.manifest.layout
     saved = checkpoint.publish(url, Manifest(cut, layout, parts, {}, {}, checkpoint.versions()))
@@ -352,7 +353,45 @@ def test_corrupt_samples_come_with_the_cut_that_holds_them(tmp_path: Path) -> No
         for found in ((), (corrupt,)):
             await worker.push(gradients_of(servers, 1)[0], corrupt=found)
         saved = [await servers.lead.save(step, str(tmp_path / f"{step}")) for step in (1, 2)]
-        assert [found for _, found in saved] == [(), (corrupt,)]
+        assert [each.corrupt for each in saved] == [(), (corrupt,)]
+
+    check(scenario)
+
+
+def test_a_cut_that_could_not_be_written_is_saved_again(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        servers = servers_of(tmp_path, num_servers=1, save_every=1)
+        await servers.begin()
+        worker = await Worker.registered(servers, 0)
+        await worker.push(gradients_of(servers, 1)[0])
+        (tmp_path / "no-directory").touch()
+        refused = await servers.lead.save(1, str(tmp_path / "no-directory" / "cut"))
+        assert "cannot be written" in str(refused.unsaved)
+        assert not refused.parts
+        await worker.push(gradients_of(servers, 1)[0])
+        await servers.lead.save(2, str(tmp_path / "next"))
+        await servers.begin()  # A term that knows nothing of the cut.
+        saved = await servers.lead.save(1, str(tmp_path / "cut"))
+        assert [part.file.split("-")[0] for part in saved.parts] == ["range", STATISTICS_PART]
+
+    check(scenario)
+
+
+def test_a_cut_of_a_term_that_ended_before_it_was_saved_is_not_kept(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        servers = servers_of(tmp_path, num_servers=2, save_every=1)
+        await servers.begin()
+        worker = await Worker.registered(servers, 0)
+        await worker.push(gradients_of(servers, 1)[0])
+        ranges = [each.server._range for each in servers.primaries]
+        for each in servers.primaries:
+            await each.server._changes.until(partial(each.server._range.has_snapshot, 1))
+        await servers.begin()
+        worker = await Worker.registered(servers, 0)
+        await worker.push(gradients_of(servers, 1)[0])
+        for each in servers.primaries:
+            await each.server.save(2, str(tmp_path / "cut"))
+        assert not any(each.has_snapshot(1) for each in ranges)
 
     check(scenario)
 

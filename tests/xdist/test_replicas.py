@@ -258,6 +258,6 @@ def test_a_new_term_begins_with_a_cut_that_can_be_saved(tmp_path: Path) -> None:
         assert cut is not None
         assert cut.step == 1
         saved = [await each.server.save(1, str(tmp_path / "cut")) for each in servers.primaries]
-        assert [len(parts) for parts, _ in saved] == [2, 1]
+        assert [len(each.parts) for each in saved] == [2, 1]
 
     check(scenario)

@@ -42,6 +42,7 @@ def report_of(worker: int, *, own_s: float, data_wait_s: float = 0.0) -> WorkerR
         staleness={},
         corrupt=(),
         parts=(),
+        unsaved=None,
         is_final=False,
         interrupted=None,
     )

@@ -83,6 +83,7 @@ class AllReduce:
         self._stop_requested = threading.Event()
         self._wants_stop = False
         self._peer_wait_s = 0.0
+        self._is_computing = False
         self._observer: StepObserver = Nobody()
         self._progress = Progress(own_step=0, step=0, num_samples=0, learning_rate=0.0)
 
@@ -201,6 +202,9 @@ class AllReduce:
         assert self._group is not None
         self._note_corrupt(batch)
         self._observer.enter("all_reduce")
+        self._is_computing = True
+        self._group.wait_for_own()
+        self._is_computing = False
         started = time.perf_counter()
         self._reduction.finish()
         self._group.wait(self._sums_work)
@@ -232,8 +236,8 @@ class AllReduce:
 
     @property
     def is_sending(self) -> bool:
-        """Not here: a rank that computes keeps the others waiting, who say so."""
-        return False
+        """On a GPU, which is behind its host, as long as it has not got so far."""
+        return self._is_computing
 
     def take_staleness(self) -> dict[int, int]:
         return {}
@@ -269,6 +273,7 @@ class AllReduce:
             group.abort()
 
     def leave(self) -> None:
+        self._is_computing = False
         self._sums_work = None
         self._reduction.begin(None)
         if self._group is not None:

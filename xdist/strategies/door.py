@@ -13,9 +13,16 @@ import weakref
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 
 LIMIT_S = 2.0
-"""For a peer to answer a connection, which its kernel does, whatever the process is at."""
+"""For a peer to answer a connection, which its kernel does, whatever the process is at; where
+somebody is known to be lost.
+"""
+JOIN_LIMIT_S = 4.0
+"""The same, where nobody is: a connection whose first packets are lost is tried again by the kernel
+after one second, and after three.
+"""
 MOST_THREADS = 64
 BACKLOG = 4096
 """Connections of peers that may wait for this process to run."""
@@ -37,12 +44,12 @@ class Door:
         split = {rank: place.split() for rank, place in places.items()}
         self._others = {rank: (address, int(port)) for rank, (address, port) in split.items()}
 
-    def unreached(self) -> tuple[int, ...]:
-        """The other ranks whose machines this one does not reach now."""
+    def unreached(self, *, limit_s: float = LIMIT_S) -> tuple[int, ...]:
+        """The other ranks whose machines this one does not reach now, within a time limit."""
         if not self._others:
             return ()
         with ThreadPoolExecutor(min(MOST_THREADS, len(self._others))) as executor:
-            are_reached = executor.map(_is_reached, self._others.values())
+            are_reached = executor.map(partial(_is_reached, limit_s=limit_s), self._others.values())
             return tuple(
                 rank
                 for rank, is_reached in zip(self._others, are_reached, strict=True)
@@ -70,9 +77,9 @@ def _shut(listener: socket.socket) -> None:
     listener.close()
 
 
-def _is_reached(address: tuple[str, int]) -> bool:
+def _is_reached(address: tuple[str, int], *, limit_s: float) -> bool:
     try:
-        socket.create_connection(address, timeout=LIMIT_S).close()
+        socket.create_connection(address, timeout=limit_s).close()
     except ConnectionError:  # Refused: by a machine that is reached.
         return True
     except OSError:

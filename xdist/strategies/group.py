@@ -22,12 +22,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from xdist.errors import PeerLost
-from xdist.strategies.door import Door
+from xdist.strategies.door import JOIN_LIMIT_S, Door
 
 NUM_GLOO_THREADS = 2
 POLL_S = 0.0002
 NCCL_WATCHDOG = ("TORCH_NCCL_ASYNC_ERROR_HANDLING", "TORCH_NCCL_ENABLE_MONITORING")
 CONNECT_TIMEOUT_S = 30.0
+PIECE = 1 << 22
+"""Values that are sent at a time."""
 GO, CANCELLED = "go", "cancelled"
 HERE, REACHED = "here", "reached"
 """What all ranks of a group wait for before they connect."""
@@ -75,9 +77,9 @@ class Group:
     """One rank's end of the group. Construction waits until all ranks are there.
 
     own_address: of this node, as its peers know it. timeout_s: for the others, then and in
-    everything that follows; with gloo a tensor that is sent or received has `CONNECT_TIMEOUT_S` at
-    most. Raises `PeerLost` when one is not there in time or not reached, or the rendezvous is
-    cancelled.
+    everything that follows; with gloo a piece of a tensor that is sent or received has
+    `CONNECT_TIMEOUT_S` at most. Raises `PeerLost` when one is not there in time or not reached, or
+    the rendezvous is cancelled.
     """
 
     def __init__(
@@ -116,7 +118,7 @@ class Group:
         others = [rank for rank in range(world_size) if rank != self._rank]
         places = meeting.multi_get([f"door-{rank}" for rank in others])
         self._door.know(dict(zip(others, map(bytes.decode, places), strict=True)))
-        if unreached := self._door.unreached():
+        if unreached := self._door.unreached(limit_s=JOIN_LIMIT_S):
             meeting.set(REACHED, CANCELLED)
             names = ", ".join(map(str, unreached))
             raise PeerLost(f"rank {self._rank}: no link to ranks {names}", unreached)
@@ -156,6 +158,20 @@ class Group:
                 self._wait_for_gpu(work)
             work.wait()
 
+    def wait_for_own(self) -> None:
+        """Until this rank's GPU has done all that its host has asked of it, so that what follows is
+        the wait for others. Nothing to wait for on a CPU.
+        """
+        if not self._is_nccl:
+            return
+        cuda: Any = torch.cuda  # Its events are not typed.
+        done = cuda.Event()
+        done.record()
+        with self._peers("a collective was given up"):
+            while not done.query():
+                if self._aborted.wait(POLL_S):
+                    raise RuntimeError("a peer is lost")
+
     def _wait_for_gpu(self, work: Any) -> None:
         deadline = time.monotonic() + self.timeout_s
         while not work.is_completed():
@@ -171,15 +187,18 @@ class Group:
         self._aborted.set()
 
     def send(self, tensor: Tensor, *, to: int) -> None:
-        with self._peers(f"sending to rank {to} failed"):
-            work = self._group.send([tensor], to, 0)
-        self.wait(work)
+        """A vector, in pieces, so that a slow link has time enough for each."""
+        for piece in torch.split(tensor, PIECE):
+            with self._peers(f"sending to rank {to} failed"):
+                work = self._group.send([piece], to, 0)
+            self.wait(work)
 
     def receive(self, tensor: Tensor, *, sender: int) -> None:
-        """Fill the tensor."""
-        with self._peers(f"receiving from rank {sender} failed"):
-            work = self._group.recv([tensor], sender, 0)
-        self.wait(work)
+        """Fill a vector with what was sent."""
+        for piece in torch.split(tensor, PIECE):
+            with self._peers(f"receiving from rank {sender} failed"):
+                work = self._group.recv([piece], sender, 0)
+            self.wait(work)
 
     def leave(self) -> None:
         """End the connections, so that what peers wait for fails. With gloo they end when nobody

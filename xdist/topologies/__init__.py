@@ -83,7 +83,7 @@ class Task:
 
     @property
     def role(self) -> str:
-        """Of the actor: worker, server, link."""
+        """Of the actor: worker, server, link, storage."""
         return self.actor.split()[0]
 
     @property
@@ -111,11 +111,12 @@ class Fault:
 
     task: Task
     cause: str
-    kind: Literal["lost", "never_ran", "unfit", "complaint", "link"]
+    kind: Literal["lost", "never_ran", "unfit", "complaint", "link", "unsaved"]
     """lost: whoever had the task is gone, or is to be ended. never_ran: it was to start on a node
     that had gone. unfit: it could not start, for what its node has or lacks; the others go on.
     complaint: it is healthy, and says that another one is gone. link: nobody is gone, and they did
-    not reach one another.
+    not reach one another. unsaved: nobody is gone, and what is to be saved could not be written; it
+    is tried again.
     """
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +26,7 @@ from xdist.segments import Course, Dealer, SegmentRules
 from xdist.strategies import UpdateStrategy
 from xdist.strategies.all_reduce import AllReduce, Membership
 from xdist.strategies.group import NoteBoard, Rendezvous, cancel, forget, open_store
-from xdist.topologies import Outcome, Pending, Resize, RunPlan, Saved, Task
+from xdist.topologies import Fault, Outcome, Pending, Resize, RunPlan, Saved, Task
 from xdist.topologies.crew import Hand
 from xdist.topologies.draining import leaving
 from xdist.topologies.generation import Generation
@@ -114,6 +114,19 @@ class AllReduceTopology:
                     self._break()
                 return self._advance()
         return Outcome()
+
+    def _unsaved(self, reports: Sequence[WorkerReport]) -> tuple[Fault, ...]:
+        """Who could not write its part of a checkpoint is lost, where others could: that is its
+        node's fault. Where nobody could it is the storage's, and all try again.
+        """
+        failed = {report.worker: report.unsaved for report in reports if report.unsaved is not None}
+        if failed and not any(report.parts for report in reports):
+            return (Fault(Task("storage", "train", 0), next(iter(failed.values())), "unsaved"),)
+        return tuple(
+            Fault(hand.task("train"), failed[hand.number], "lost")
+            for hand in self._seated
+            if hand.number in failed
+        )
 
     def _of_segment(self, step: int | None) -> int | None:
         """A state's step, if training can go on from it: not that of a checkpoint long past."""
@@ -214,8 +227,9 @@ class AllReduceTopology:
         if group.round == "join" and not group.is_broken:
             return self._begin_training(pending)
         outcome = self._end_training() if group.round == "train" else Outcome()
-        outcome = replace(outcome, faults=group.unexplained(self._seated))
-        for fault in outcome.faults:
+        faults = (*self._unsaved(outcome.reports), *group.unexplained(self._seated))
+        outcome = replace(outcome, faults=faults)
+        for fault in faults:
             if (hand := self._crew.find(fault.task)) is not None:
                 hand.is_lost = True
         group.round = None
@@ -258,7 +272,9 @@ class AllReduceTopology:
             self._standing_since = time.monotonic()
         saved: tuple[Saved, ...] = ()
         is_complete = len(reports) == len(self._group.seats) and all(
-            report.progress.step == segment.until_step and report.interrupted is None
+            report.progress.step == segment.until_step
+            and report.interrupted is None
+            and report.unsaved is None
             for report in reports
         )
         if is_complete:

@@ -21,6 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from datapipe.decode import KernelInfo, active_kernel
+from datapipe.storage import remove, write_bytes
 from xdist import native_update, sizing
 from xdist.config import TrainConfig
 from xdist.errors import UserError
@@ -31,6 +32,9 @@ from xdist.topologies.actors import worker_bundle
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+
+PROBE_BYTES = 1 << 16
+"""Of nothing, a disk that is full has room."""
 
 
 def here() -> str:
@@ -195,14 +199,25 @@ def mark_of(directory: str) -> tuple[int, int] | None:
     return status.st_size, status.st_mtime_ns
 
 
-def require_mark(directory: str, mark: tuple[int, int] | None) -> None:
-    """Raise `UserError` where another directory is on this node, or none."""
+def require_run_directory(directory: str, mark: tuple[int, int] | None) -> None:
+    """Raise `UserError` where another directory is on this node, or none, or it cannot be written
+    there. mark: of the right one.
+    """
+    address = ray.util.get_node_ip_address()
     if mark is not None and mark_of(directory) != mark:
-        address = ray.util.get_node_ip_address()
         raise UserError(
             f"node {address} does not see the run directory {directory}: no worker trains there; "
             "give --run-dir a directory that all nodes share, or a URL (s3://, gs://)"
         )
+    probe = f"{directory}/.written-{secrets.token_hex(8)}"
+    try:
+        write_bytes(probe, bytes(PROBE_BYTES))
+        remove(probe)
+    except OSError as error:
+        raise UserError(
+            f"node {address} cannot write into the run directory {directory}, where workers save: "
+            f"{error}; mend or remove that node"
+        ) from error
 
 
 def blind_to(path: str) -> list[str]:

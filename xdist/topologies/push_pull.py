@@ -24,16 +24,16 @@ from xdist.checkpoint import Checkpoint, Cut, checkpoint_url
 from xdist.config import TrainConfig
 from xdist.errors import NotEnoughResources
 from xdist.flat import FlatModel, even_ranges
-from xdist.server_messages import TermStart
+from xdist.server_messages import ServerSave, TermStart
 from xdist.server_plan import ServerPlan
 from xdist.strategies import UpdateStrategy
 from xdist.strategies.push_pull import PushPull, Servers
-from xdist.topologies import Outcome, Pending, RunPlan, Saved, Task, nodes
+from xdist.topologies import Fault, Outcome, Pending, RunPlan, Saved, Task, nodes
 from xdist.topologies.actors import Room, server_on
 from xdist.topologies.batches import LeasedBatches
 from xdist.topologies.crew import Crew, Hand
 from xdist.topologies.restarts import Restarts
-from xdist.topologies.server_crew import ServerCrew
+from xdist.topologies.server_crew import ServerCrew, ServerHand
 from xdist.worker import WorkerReport
 
 logger = logging.getLogger(__name__)
@@ -167,14 +167,19 @@ class PushPullTopology:
             case "cut" if result is not None:
                 return Outcome(pending=self._save(result, task.term))
             case "save":
-                assert task.cut is not None
-                parts, corrupt = result
-                self._saved[task.cut.step].add(hand.number)
-                if len(self._saved[task.cut.step]) == self._plan.num_servers:
-                    saved = max(self._servers.saved_step, task.cut.step)
-                    self._servers.saved_step = saved
-                return Outcome(saved=(Saved(task.cut, parts, corrupt),))
+                return self._receive_save(hand, task, result)
         return Outcome()
+
+    def _receive_save(self, hand: ServerHand, task: Task, save: ServerSave) -> Outcome:
+        cut = task.cut
+        assert cut is not None
+        if save.unsaved is not None:
+            fault = Fault(task, save.unsaved, "unsaved")
+            return Outcome(pending=self._save_at(hand, cut), faults=(fault,))
+        self._saved[cut.step].add(hand.number)
+        if len(self._saved[cut.step]) == self._plan.num_servers:
+            self._servers.saved_step = max(self._servers.saved_step, cut.step)
+        return Outcome(saved=(Saved(cut, save.parts, save.corrupt),))
 
     def _receive_term(self, term: int, start: TermStart) -> Outcome:
         if start == "interrupted":
@@ -247,13 +252,15 @@ class PushPullTopology:
 
     def _save(self, cut: Cut, term: int) -> Pending:
         self._saved_step = cut.step
-        url = checkpoint_url(self._plan.run_dir, cut.step)
-        saves: Pending = {
-            hand.actor.save.remote(cut.step, url): hand.task("save", cut=cut)
-            for hand in self._servers.primaries
-        }
+        saves: Pending = {}
+        for hand in self._servers.primaries:
+            saves |= self._save_at(hand, cut)
         is_last = cut.is_final or term != self._servers.term
         return saves if is_last else saves | self._next_cut()
+
+    def _save_at(self, hand: ServerHand, cut: Cut) -> Pending:
+        url = checkpoint_url(self._plan.run_dir, cut.step)
+        return {hand.actor.save.remote(cut.step, url): hand.task("save", cut=cut)}
 
     def replace(self, lost: Task, /) -> Outcome | None:
         if lost.role == "server":

@@ -42,7 +42,9 @@ class Staff:
             self._actor,
             patience_s=plan.config.cluster.collective_timeout_s,
             warm_up_images=warm_up_images,
-            check_node=partial(nodes.require_mark, plan.run_dir, nodes.mark_of(plan.run_dir)),
+            check_node=partial(
+                nodes.require_run_directory, plan.run_dir, nodes.mark_of(plan.run_dir)
+            ),
         )
         self._room: Room | None = None
         self.draining: frozenset[str] = frozenset()

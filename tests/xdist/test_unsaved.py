@@ -1,0 +1,155 @@
+"""Checkpoints that cannot be written, by one node or at all: nothing is lost for it."""
+
+from __future__ import annotations
+
+import resource
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from datapipe.position import Position
+from tests.recorded import Planned, Recording, recorded_topology
+from tests.small_runs import NUM_TRAIN, causes, final, records, run, small_config, weights_of
+from tests.strategies import Wrapped
+from xdist.config import ClusterConfig
+from xdist.errors import RunFailed
+from xdist.flat import FlatModel
+from xdist.topologies import Outcome, RunPlan, Task
+from xdist.topologies.all_reduce import AllReduceTopology, all_reduce_strategy
+from xdist.topologies.push_pull import PushPullTopology
+
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.ray,
+    pytest.mark.timeout(180),
+    pytest.mark.usefixtures("cluster"),
+]
+
+ONLY_NAMES_FIT = 512
+"""Bytes: less than any part has."""
+
+
+def fill_disk() -> None:
+    """A largest file size is refused to a process as a full disk is: in the middle of a write."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (ONLY_NAMES_FIT, ONLY_NAMES_FIT))
+
+
+def test_a_worker_whose_disk_is_full_is_lost_and_the_others_save(tmp_path: Path) -> None:
+    config = small_config(tmp_path, strategy="all_reduce", num_workers=3)
+    config = replace(config, batch_size=12, num_lanes=12, num_epochs=6)
+    planned = Planned("fill", 1, 7, fill_disk, "save")
+    topologies = recorded_topology(tmp_path / "recording", [planned], full_size=3)
+    run(config, tmp_path / "run", topologies=topologies)
+    recording = Recording(tmp_path / "recording")
+    recording.check(num_samples=NUM_TRAIN, num_epochs=config.num_epochs)
+    assert recording.sizes() == [3, 2, 3]
+    assert causes(tmp_path / "run") == ["worker 1 lost"]
+    (lost,) = records(tmp_path / "run", "recovery")
+    assert "cannot be written" in lost["reason"]
+    saved = [record["step"] for record in records(tmp_path / "run", "checkpoint")]
+    assert saved == sorted(set(saved))
+    run(config, tmp_path / "undisturbed")
+    undisturbed = records(tmp_path / "undisturbed", "checkpoint")
+    assert saved == [record["step"] for record in undisturbed]
+
+
+def take_away(checkpoints: Path) -> None:
+    """Until `bring_back`, nobody can write there."""
+    if checkpoints.is_dir():
+        checkpoints.rename(checkpoints.with_name("away"))
+        checkpoints.touch()
+
+
+def bring_back(checkpoints: Path) -> None:
+    if checkpoints.is_file():
+        checkpoints.unlink()
+        checkpoints.with_name("away").rename(checkpoints)
+
+
+class StorageIsGone(Wrapped):
+    """A strategy for whose save number `first` there is no storage, nor for those that follow, up
+    to `last`.
+    """
+
+    def __init__(self, strategy: Any, checkpoints: Path, *, first: int, last: int) -> None:
+        super().__init__(strategy)
+        self._checkpoints = checkpoints
+        self._saves = range(first, last + 1)
+        self._num_saves = 0
+
+    def save(self) -> Any:
+        self._num_saves += 1
+        if self._num_saves in self._saves:
+            take_away(self._checkpoints)
+        else:
+            bring_back(self._checkpoints)
+        return self.strategy.save()
+
+
+def without_storage(
+    checkpoints: Path, first: int, last: int, plan: RunPlan, flat: FlatModel, **named: Any
+) -> StorageIsGone:
+    strategy = all_reduce_strategy(plan, flat, **named)
+    return StorageIsGone(strategy, checkpoints, first=first, last=last)
+
+
+def topologies_without_storage(run_dir: Path, *, first: int, last: int) -> Any:
+    make_strategy = partial(without_storage, run_dir / "checkpoints", first, last)
+    return {"all_reduce": partial(AllReduceTopology, make_strategy=make_strategy)}
+
+
+def test_a_storage_that_is_gone_for_a_while_costs_no_step(tmp_path: Path) -> None:
+    config = small_config(tmp_path, strategy="all_reduce", num_workers=1)
+    run(config, tmp_path / "undisturbed")
+    topologies = topologies_without_storage(tmp_path / "run", first=2, last=2)
+    run(config, tmp_path / "run", topologies=topologies)
+    assert causes(tmp_path / "run") == ["storage did not save"]
+    disturbed, undisturbed = final(tmp_path / "run"), final(tmp_path / "undisturbed")
+    assert torch.equal(weights_of(disturbed), weights_of(undisturbed))
+    steps = [[r["step"] for r in records(tmp_path / name, "checkpoint")] for name in
+             ("run", "undisturbed")]  # fmt: skip
+    assert steps[0] == steps[1]
+
+
+def test_a_storage_that_stays_away_ends_the_run_with_what_it_says(tmp_path: Path) -> None:
+    cluster = ClusterConfig(max_recoveries=0)
+    config = small_config(tmp_path, strategy="all_reduce", num_workers=1, cluster=cluster)
+    topologies = topologies_without_storage(tmp_path / "run", first=2, last=1000)
+    with pytest.raises(RunFailed, match=r"(?s)storage: .*checkpoints/step-.* cannot be written"):
+        run(config, tmp_path / "run", topologies=topologies)
+
+
+class ServersWithoutStorage:
+    """A topology whose servers have no storage at its second cut, until one has said so."""
+
+    def __init__(self, plan: RunPlan) -> None:
+        self._topology = PushPullTopology(plan)
+        self._num_cuts = 0
+        self._checkpoints = Path(plan.run_dir) / "checkpoints"
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._topology, name)
+
+    def receive(self, task: Task, result: Any) -> Outcome:
+        if task.action == "cut" and result is not None:
+            self._num_cuts += 1
+            if self._num_cuts == 2:
+                take_away(self._checkpoints)
+        if task.action == "save" and result.unsaved is not None:
+            bring_back(self._checkpoints)
+        return self._topology.receive(task, result)
+
+
+def test_servers_save_again_what_they_could_not(tmp_path: Path) -> None:
+    config = small_config(tmp_path, strategy="push_pull")
+    run(config, tmp_path / "run", topologies={"push_pull": ServersWithoutStorage})
+    assert final(tmp_path / "run").manifest.cut.position == Position(epoch=2)
+    found = causes(tmp_path / "run")
+    assert found
+    assert set(found) <= {"server 0 did not save", "server 1 did not save"}
+    saved = [record["samples"] for record in records(tmp_path / "run", "checkpoint")]
+    assert len(saved) == len(set(saved)) == 2 * NUM_TRAIN // 40 + 1
