@@ -55,7 +55,8 @@ def prepare(
     Nothing is written but the index of shards that have none: what is wrong can be mended, and the
     same run directory used. Raises `NotEnoughResources`, `DataError`, `UserError`.
     """
-    asked_for, config = config.cluster, sizing.sized(config, resources)
+    asked_for, num_asked_for = config.cluster, config.num_workers
+    config = sizing.sized(config, resources)
     _warn_of_no_gpus(asked_for, config.cluster)
     sources = Sources(config, run_dir=run.url)
     data = sources.check()
@@ -83,6 +84,10 @@ def prepare(
         num_classes=num_classes,
         num_places=config.num_places(num_samples),
         save_every_samples=config.checkpoint.every_samples or num_samples,
+        # What there is in all, `auto` may have counted; what others hold of it is not there yet.
+        fewest_to_begin=(
+            num_asked_for if isinstance(num_asked_for, int) else config.cluster.min_world_size
+        ),
     )
     logger.info(
         "run prepared strategy=%s workers=%s servers=%s samples=%d classes=%d",

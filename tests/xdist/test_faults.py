@@ -25,12 +25,13 @@ from datapipe.position import Position
 from tests.clusters import ROOT, AddedNode, wait_until
 from tests.small_runs import Fault, causes, faulty, final, records, run, small_config, weights_of
 from tests.strategies import ActsBefore, Wrapped
-from xdist.config import ClusterConfig
+from xdist.config import ClusterConfig, TrainConfig
 from xdist.errors import NotEnoughResources
+from xdist.flat import FlatModel
 from xdist.servers_config import ServersConfig
 from xdist.strategies import UpdateStrategy, outbox
 from xdist.strategies.push_pull import Servers
-from xdist.topologies import Outcome, RunPlan, Task, actors, nodes
+from xdist.topologies import Outcome, RunPlan, Task, nodes, room
 from xdist.topologies.all_reduce import AllReduceTopology, all_reduce_strategy
 from xdist.topologies.push_pull import PushPullTopology, push_pull_strategy
 
@@ -296,7 +297,7 @@ def test_the_others_finish_when_a_lost_node_leaves_no_room(
 def test_a_run_that_is_set_back_goes_on_with_as_many_workers_as_there_is_room_for(
     tmp_path: Path, second_node: AddedNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(actors, "PLACING_LIMIT_S", 2.0)
+    monkeypatch.setattr(room, "PLACING_LIMIT_S", 2.0)
     run_with_a_node_that_ends(
         tmp_path, second_node, on_node=nodes.here(), held=6, num_workers=2, loses_server=True
     )
@@ -310,3 +311,21 @@ def test_when_nobody_is_left_and_there_is_no_room_the_run_says_so(
     on_node = second_node.node_id
     with pytest.raises(NotEnoughResources, match=r"worker 0 lost, nobody is left, .* within 10 s"):
         run_with_a_node_that_ends(tmp_path, second_node, on_node=on_node, held=7, num_workers=1)
+
+
+def dies_and_never_starts_again(
+    marker: Path, config: TrainConfig, flat: FlatModel, *, number: int
+) -> UpdateStrategy:
+    if marker.exists():
+        raise RuntimeError("this node lacks something")
+    strategy = push_pull_strategy(config, flat, number=number)
+    return ActsBefore(strategy, 5, marker, partial(os.kill, os.getpid(), signal.SIGKILL))
+
+
+def test_when_nobody_is_left_and_no_replacement_starts_the_run_says_so(tmp_path: Path) -> None:
+    config = small_config(tmp_path, strategy="push_pull", num_workers=1)
+    config = replace(config, cluster=ClusterConfig(wait_s=2))
+    make_strategy = partial(dies_and_never_starts_again, tmp_path / "died")
+    topologies = {"push_pull": partial(PushPullTopology, make_strategy=make_strategy)}
+    with pytest.raises(NotEnoughResources, match="nobody is left, and no replacement could start"):
+        run(config, tmp_path / "run", topologies=topologies)

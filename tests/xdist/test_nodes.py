@@ -52,6 +52,7 @@ def make_plan(directory: Path, *, strategy: str) -> RunPlan:
         num_classes=2,
         num_places=8,
         save_every_samples=8,
+        fewest_to_begin=2,
     )
 
 

@@ -16,12 +16,16 @@ class Clock:
         return self.now
 
 
+def nowhere(_number: int) -> None:
+    """Nobody has a place."""
+
+
 def test_who_has_trained_starts_again_at_once() -> None:
     restarts = Restarts(Clock())
     for _ in range(3):
-        restarts.add(1, has_trained=True)
-        assert restarts.due() == [1]
-        assert restarts.due() == []
+        restarts.add(1, has_trained=True, node="a")
+        assert restarts.due(nowhere) == [1]
+        assert restarts.due(nowhere) == []
 
 
 def test_who_has_not_waits_twice_as_long_each_time_until_it_does() -> None:
@@ -29,18 +33,41 @@ def test_who_has_not_waits_twice_as_long_each_time_until_it_does() -> None:
     restarts = Restarts(clock)
     waits = []
     for _ in range(12):
-        restarts.add(1, has_trained=False)
+        restarts.add(1, has_trained=False, node="a")
         began = clock.now
-        while not restarts.due():
-            assert restarts.waiting == {1}
+        while not restarts.due(lambda _number: "a"):
+            assert restarts.waiting == {1: {"a"}}
             clock.now += 1
         assert not restarts.waiting
         waits.append(clock.now - began)
     assert waits[:5] == [0, 1, 3, 7, 15]
     assert waits[-1] == LONGEST_WAIT_S
     restarts.forget(1)
-    restarts.add(1, has_trained=False)
-    assert restarts.due() == [1]
+    restarts.add(1, has_trained=False, node="a")
+    assert restarts.due(lambda _number: "a") == [1]
+
+
+def test_who_failed_on_one_node_starts_on_another_at_once() -> None:
+    places: dict[int, str] = {}
+    restarts = Restarts(Clock())
+    for _ in range(5):
+        restarts.add(1, has_trained=False, node="a")
+        restarts.due(lambda _number: "a")
+    restarts.add(1, has_trained=False, node="a")
+    restarts.add(2, has_trained=False, node="a")
+    assert restarts.due(places.get) == []  # They have no place yet.
+    assert restarts.waiting == {1: {"a"}, 2: {"a"}}
+    places |= {1: "a", 2: "a"}
+    assert restarts.due(places.get) == [2]
+    places[1] = "b"
+    assert restarts.due(places.get) == [1]
+
+
+def test_whose_node_is_gone_does_not_wait() -> None:
+    restarts = Restarts(Clock())
+    for _ in range(5):
+        restarts.add(1, has_trained=False, node=None)
+        assert restarts.due(nowhere) == [1]
 
 
 def test_all_workers_of_a_node_are_one_fault() -> None:

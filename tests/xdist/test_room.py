@@ -10,16 +10,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from ray.util.placement_group import placement_group_table
+from ray.util.placement_group import (
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 
 from tests.clusters import QUICK_HEALTH_CHECKS, AddedNode, own_cluster, wait_until
-from tests.small_runs import run, small_config
+from tests.recorded import Planned, Recording, kill_self, recorded_topology
+from tests.small_runs import NUM_TRAIN, causes, run, small_config
 from xdist.config import ClusterConfig, TrainConfig
 from xdist.errors import NotEnoughResources
 from xdist.strategies import UpdateStrategy
 from xdist.topologies import nodes
-from xdist.topologies.actors import Room, end
+from xdist.topologies.actors import end
 from xdist.topologies.all_reduce import AllReduceTopology, all_reduce_strategy
+from xdist.topologies.room import Room
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(120)]
 
@@ -33,7 +39,7 @@ def large_workers(directory: Path) -> TrainConfig:
 @pytest.mark.usefixtures("cluster")
 def test_without_room_for_all_there_is_none(tmp_path: Path) -> None:
     with pytest.raises(NotEnoughResources, match="no room for 2 workers"):
-        Room(large_workers(tmp_path), num_workers=2)
+        Room(large_workers(tmp_path), num_workers=2, fewest_workers=2)
 
 
 @pytest.mark.usefixtures("cluster")
@@ -45,9 +51,27 @@ def test_after_a_loss_the_fewest_that_may_train_are_enough(tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("strategy", ["all_reduce", "push_pull"])
+def test_as_many_as_fit_are_fewer_where_somebody_else_holds_what_there_is(
+    tmp_path: Path, strategy: str
+) -> None:
+    """The cluster has 8 CPUs."""
+    cluster = ClusterConfig(cpus_per_server=0, wait_s=3)
+    config = small_config(tmp_path, strategy=strategy, cluster=cluster, num_workers="auto")
+    config = replace(config, batch_size=16)
+    others = placement_group([{"CPU": 6}])
+    assert others.wait(10)
+    try:
+        summary = run(config, tmp_path / "run")
+    finally:
+        remove_placement_group(others)
+    assert summary.num_samples == 2 * NUM_TRAIN
+
+
+@pytest.mark.usefixtures("cluster")
 def test_a_successor_of_another_number_has_a_place_of_its_own(tmp_path: Path) -> None:
     config = small_config(tmp_path, strategy="all_reduce")
-    room = Room(config, num_workers=2)
+    room = Room(config, num_workers=2, fewest_workers=2)
     room.give_back(0)
     actor = room.worker(2, config, num_classes=1, make_strategy=None, make_batches=None)
     wait_until(lambda: room.has_place(2) or None)
@@ -88,16 +112,45 @@ def test_workers_share_few_nodes_or_are_spread(
 
 
 @pytest.mark.faults
+def test_who_failed_on_a_node_goes_to_another_one_that_has_room(
+    tmp_path: Path, second_of_two: AddedNode
+) -> None:
+    config = small_config(tmp_path, strategy="all_reduce", num_workers=1)
+    room = Room(config, num_workers=1, fewest_workers=1)
+    both = {nodes.here(), second_of_two.node_id}
+    first = room.node_of(0)
+    room.look_for_better({0: both})
+    assert room.node_of(0) == first
+    room.look_for_better({0: {str(first)}})
+    assert {wait_until(lambda: room.node_of(0))} == both - {first}
+    room.close()
+
+
+@pytest.mark.faults
+def test_a_node_on_which_workers_end_at_once_is_left_and_costs_one_fault(
+    tmp_path: Path, second_of_two: AddedNode
+) -> None:
+    cluster = ClusterConfig(placement="SPREAD")
+    config = small_config(tmp_path, strategy="all_reduce", cluster=cluster)
+    bad = Planned("bad", None, 1, kill_self, "every_join", second_of_two.node_id)
+    recorded = recorded_topology(tmp_path / "recording", [bad], full_size=2)
+    run(config, tmp_path / "run", topologies=recorded)
+    assert len(causes(tmp_path / "run")) == 1
+    assert Recording(tmp_path / "recording").sizes()[-1] == 2
+
+
+@pytest.mark.faults
 def test_who_lost_a_place_waits_in_line_for_the_next_one(
     tmp_path: Path, second_of_two: AddedNode
 ) -> None:
     """The last test of this cluster. Ray's own way to move it tries again without any pause."""
-    room = Room(small_config(tmp_path, strategy="all_reduce", num_workers=4), num_workers=4)
+    config = small_config(tmp_path, strategy="all_reduce", num_workers=4)
+    room = Room(config, num_workers=4, fewest_workers=4)
     lost = [number for number in range(4) if room.node_of(number) == second_of_two.node_id]
     (kept, _) = set(range(4)) - set(lost)
     second_of_two.kill()
     wait_until(lambda: None if any(map(room.has_place, lost)) else "lost")
-    room.ask_where_lost(range(4))
+    room.look_for_better(dict.fromkeys(range(4), ()))
     assert {entry["state"] for entry in placement_group_table().values()} == {
         "CREATED",
         "PENDING",

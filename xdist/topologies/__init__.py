@@ -32,6 +32,8 @@ class RunPlan:
     num_places: int
     """Places of the whole run, from the start of training."""
     save_every_samples: int
+    fewest_to_begin: int
+    """Workers that must have a place before the run begins."""
     servers_node: str | None = None
     """Node id that the servers are bound to; None lets Ray choose."""
 

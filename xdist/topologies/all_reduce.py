@@ -380,8 +380,8 @@ class AllReduceTopology:
         num_placed = self._staff.num_placed(with_state=False)
         if num_placed < cluster.min_world_size:
             raise NotEnoughResources(
-                f"there is room for {num_placed} workers, cluster.min_world_size is "
-                f"{cluster.min_world_size}, and nothing else was free within "
+                f"there is room for {num_placed} workers that can start, cluster.min_world_size "
+                f"is {cluster.min_world_size}, and nothing else was free within "
                 f"{cluster.wait_s:g} s (cluster.wait_s); add nodes, or end what else runs; "
                 "the same command resumes from the last checkpoint"
             )

@@ -6,7 +6,7 @@ import logging
 import os
 import secrets
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -59,6 +59,16 @@ def other_than(node_id: str, *, turn: int) -> str | None:
 def draining() -> frozenset[str]:
     """The ids of the nodes that are about to go (a notice of pre-emption, `ray drain-node`)."""
     return frozenset(state.get_draining_nodes())
+
+
+def with_room(bundle: Mapping[str, float]) -> set[str]:
+    """The ids of the nodes on which so much is free now, and that stay."""
+    found: dict[str, dict[str, float]] = state.available_resources_per_node()
+    return {
+        node_id
+        for node_id, free in found.items()
+        if all(free.get(name, 0) >= amount for name, amount in bundle.items())
+    } - draining()
 
 
 def resources() -> list[dict[str, float]]:

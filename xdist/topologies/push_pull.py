@@ -29,10 +29,11 @@ from xdist.server_plan import ServerPlan
 from xdist.strategies import UpdateStrategy
 from xdist.strategies.push_pull import PushPull, Servers
 from xdist.topologies import Fault, Outcome, Pending, RunPlan, Saved, Task, nodes
-from xdist.topologies.actors import Room, server_on
+from xdist.topologies.actors import server_on
 from xdist.topologies.batches import LeasedBatches
 from xdist.topologies.crew import Crew, Hand
 from xdist.topologies.restarts import Restarts
+from xdist.topologies.room import Room
 from xdist.topologies.server_crew import ServerCrew, ServerHand
 from xdist.worker import WorkerReport
 
@@ -73,7 +74,7 @@ class PushPullTopology:
             num_workers=plan.num_workers,
             num_servers=num_in_room,
             num_replicas=num_in_room * plan.config.servers.replicas,
-            fewest_workers=1 if is_again else None,
+            fewest_workers=1 if is_again else plan.fewest_to_begin,
         )
         self._has_room = True
         self._ranges = even_ranges(start.manifest.layout.num_weights, plan.num_servers)
@@ -272,14 +273,15 @@ class PushPullTopology:
         assert hand is not None
         pending = self._release(hand)
         self._workers.end(hand)
-        self._starts.add(hand.number, has_trained=hand.has_trained)
+        node = hand.node_id or self._room.node_of(hand.number)
+        self._starts.add(hand.number, has_trained=hand.has_trained, node=node)
         return Outcome(pending=pending | self._start_due())
 
     def _start_due(self) -> Pending:
         """Start the replacements whose time has come."""
-        self._room.ask_where_lost(self._starts.waiting)
+        self._room.look_for_better(self._starts.waiting)
         pending: Pending = {}
-        for number in self._starts.due():
+        for number in self._starts.due(self._room.node_of):
             pending |= self._workers.start(number, step=None)
         return pending
 
@@ -309,19 +311,23 @@ class PushPullTopology:
         return Outcome(pending=pending | self._start_due() | self._join_ready())
 
     def _check_room(self) -> None:
-        """Somebody must be at work, or have a place to start at."""
+        """Somebody must be at work, or start, or have a place to start at."""
         cluster = self._plan.config.cluster
         starting = {hand.number for hand in self._workers if hand.state == "starting"}
-        missing = starting | self._starts.waiting
+        missing = starting.union(self._starts.waiting)
         is_at_work = len(starting) < len(list(self._workers))
-        if is_at_work or any(map(self._room.has_place, missing)):
+        placed = {number for number in missing if self._room.has_place(number)}
+        if is_at_work or placed - self._starts.failed:
             self._since_somebody = time.monotonic()
         if time.monotonic() - self._since_somebody > cluster.wait_s:
             lost = ", ".join(f"worker {number}" for number in sorted(missing))
+            lacking = "there was no room for a replacement"
+            todo = "add nodes, or end what else runs"
+            if placed:
+                lacking, todo = "no replacement could start", "mend or remove the nodes (see above)"
             raise NotEnoughResources(
-                f"{lost} lost, nobody is left, and there was no room for a replacement within "
-                f"{cluster.wait_s:g} s (cluster.wait_s); add nodes, or end what else runs; "
-                "the same command resumes from the last checkpoint"
+                f"{lost} lost, nobody is left, and {lacking} within {cluster.wait_s:g} s "
+                f"(cluster.wait_s); {todo}; the same command resumes from the last checkpoint"
             )
 
     @property

@@ -14,11 +14,11 @@ from xdist import fork_servers, sizing
 from xdist.checkpoint import Checkpoint
 from xdist.strategies import UpdateStrategy
 from xdist.topologies import Fault, Pending, RunPlan, nodes
-from xdist.topologies.actors import Room
 from xdist.topologies.batches import LaneBatches
 from xdist.topologies.crew import Crew, Hand
 from xdist.topologies.draining import num_to_come_first
 from xdist.topologies.restarts import Restarts
+from xdist.topologies.room import Room
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +53,8 @@ class Staff:
         """Workers that had a place when it was opened."""
 
     def open(self, start: Checkpoint, *, is_first: bool) -> Pending:
-        """Start all of them, the workers with the checkpoint's state. is_first: the run needs all
-        workers at once to begin; otherwise there has to be room for the fewest.
+        """Start all of them, the workers with the checkpoint's state. is_first: the run begins, for
+        which it may need more workers at once than to go on.
         """
         plan, cluster = self._plan, self._plan.config.cluster
         self._checkpoint_url = start.url
@@ -63,7 +63,7 @@ class Staff:
         self._room = Room(
             plan.config,
             num_workers=plan.num_workers,
-            fewest_workers=None if is_first else cluster.min_world_size,
+            fewest_workers=plan.fewest_to_begin if is_first else cluster.min_world_size,
         )
         self.num_together = self._room.num_together
         if cluster.max_world_size is not None:
@@ -104,7 +104,7 @@ class Staff:
     @property
     def _taken(self) -> frozenset[int]:
         """The numbers of the workers that are there, and of those that are to start again."""
-        return self._restarts.waiting | {hand.number for hand in self.crew}
+        return frozenset(self._restarts.waiting) | {hand.number for hand in self.crew}
 
     @property
     def _lacks_workers(self) -> bool:
@@ -112,20 +112,22 @@ class Staff:
         return len(self._taken) < self._num_wanted
 
     def num_placed(self, *, with_state: bool) -> int:
-        """Workers that are there, or have a place to start at; with_state: if they then have one
-        from the checkpoint, or from others.
+        """Workers that are there, or start, or have a place to start at and have not failed before;
+        with_state: if they then have one from the checkpoint, or from others.
         """
         there = [hand for hand in self.crew if hand.state != "starting"]
         starting = [hand for hand in self.crew if hand.state == "starting"]
         num_there = sum(hand.step is not None or not with_state for hand in there)
         numbers = {hand.number for hand in starting if hand.step is not None or not with_state}
-        return num_there + sum(map(self._has_place, numbers | self._restarts.waiting))
+        numbers |= self._restarts.waiting.keys() - self._restarts.failed
+        return num_there + sum(map(self._has_place, numbers))
 
     def lose(self, hand: Hand) -> None:
         """A worker is lost: end what is left of it; its replacement is one of those due."""
         self.crew.end(hand)
         if self._lacks_workers:
-            self._restarts.add(hand.number, has_trained=hand.has_trained)
+            node = hand.node_id or self._place_of(hand.number)
+            self._restarts.add(hand.number, has_trained=hand.has_trained, node=node)
         else:
             self._give_back(hand.number)
 
@@ -137,9 +139,9 @@ class Staff:
     def start_due(self, *, step: int | None) -> Pending:
         """Start the replacements whose time has come. step: of `Crew.start`."""
         assert self._room is not None
-        self._room.ask_where_lost(self._restarts.waiting)
+        self._room.look_for_better(self._restarts.waiting)
         pending: Pending = {}
-        for number in self._restarts.due():
+        for number in self._restarts.due(self._room.node_of):
             if self._lacks_workers:
                 pending |= self.crew.start(number, step=step)
             else:  # While it waited, a successor came to stay.
