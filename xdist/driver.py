@@ -16,11 +16,10 @@ from typing import Any, NoReturn
 
 import ray
 from ray.exceptions import RayError, RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
 from datapipe.errors import CorruptSample, DataError, TooManyBadSamples
-from xdist import checkpoint, fork_servers, scoring
+from xdist import checkpoint
 from xdist.checkpoint import Checkpoint
 from xdist.config import TrainConfig
 from xdist.errors import UserError
@@ -31,7 +30,7 @@ from xdist.preparation import Preparation, prepare, starting_checkpoint
 from xdist.progress import ProgressDisplay
 from xdist.publication import Publications
 from xdist.run_directory import CONFIG, RunDirectory
-from xdist.scoring import ScoringQueue, ScoringRequest
+from xdist.scorer import Scorer, ScoringRequest
 from xdist.topologies import (
     Fault,
     Outcome,
@@ -86,7 +85,6 @@ class Driver:
         console: Console,
     ) -> None:
         self._plan: RunPlan = preparation.plan
-        self._scoring = preparation.scoring
         self._run = run
         self._latest = start
         cut = self._latest.manifest.cut
@@ -99,10 +97,11 @@ class Driver:
         )
         self._topology = topology
         self._pending: Pending = {}
-        self._to_score = ScoringQueue(
-            preparation.plan.config, save_every_samples=preparation.plan.save_every_samples
+        self._scorer = Scorer(
+            preparation.scoring,
+            self._plan.config,
+            save_every_samples=self._plan.save_every_samples,
         )
-        self._scoring_task: ray.ObjectRef[Any] | None = None
         self._publications = Publications(self._plan.run_dir, self._plan.config)
         self._scores: dict[str, dict[str, float]] = {}
         cluster = self._plan.config.cluster
@@ -133,14 +132,14 @@ class Driver:
 
     def _train(self) -> None:
         if self._is_trained():
-            self._plan_scoring(self._latest, is_last=True)
+            self._scorer.add(self._latest, is_last=True)
         else:
             self._pending = self._topology.launch(self._latest)
         while not self._is_over():
             self._handle_next()
 
     def _is_over(self) -> bool:
-        unfinished = self._to_score.first or any(task.ends for task in self._pending.values())
+        unfinished = self._scorer.has_work or any(task.ends for task in self._pending.values())
         return self._is_trained() and not unfinished
 
     def _is_trained(self) -> bool:
@@ -153,10 +152,10 @@ class Driver:
 
     def _handle_next(self) -> None:
         waiting = list(self._pending)
-        if self._scoring_task is not None:
-            waiting.append(self._scoring_task)
+        if self._scorer.task is not None:
+            waiting.append(self._scorer.task)
         ready = _first_ready(waiting, timeout_s=WATCH_EVERY_S)
-        if ready and ready[0] == self._scoring_task:
+        if ready and ready[0] == self._scorer.task:
             self._receive_scores()
         elif ready:
             self._handle(self._receive(ready[0]))
@@ -249,43 +248,23 @@ class Driver:
         self._metrics.checkpoint(seconds)
         self._metrics.reach(step=cut.step, num_samples=cut.num_samples)
         self._record("checkpoint", cut.step, cut.num_samples, seconds=seconds, path=path)
-        self._plan_scoring(published.checkpoint, is_last=cut.is_final)
+        self._scorer.add(published.checkpoint, is_last=cut.is_final)
         newest = self._latest.manifest.cut.step
-        self._publications.prune(newest=newest, scoring=self._to_score.checkpoint_urls)
+        self._publications.prune(newest=newest, scoring=self._scorer.checkpoint_urls)
         self._run.sync(is_last=False)
 
-    def _plan_scoring(self, wanted: Checkpoint, *, is_last: bool) -> None:
-        if self._scoring is not None:
-            self._to_score.add(wanted, is_last=is_last)
-            self._score_next()
-
-    def _score_next(self) -> None:
-        wanted = self._to_score.first
-        if self._scoring_task is not None or wanted is None:
-            return
-        here = NodeAffinitySchedulingStrategy(nodes.here(), soft=True)
-        options = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": here}
-        options |= fork_servers.options(self._plan.config.cluster)
-        task: Any = ray.remote(scoring.score).options(**options)
-        self._scoring_task = task.remote(self._scoring, wanted.checkpoint.url, wanted.weights)
-
     def _receive_scores(self) -> None:
-        task, wanted = self._scoring_task, self._to_score.first
-        assert task is not None
-        assert wanted is not None
-        self._scoring_task = None
         try:
-            scores, corrupt = ray.get(task)
+            wanted, scores, corrupt = self._scorer.receive()
         except RayTaskError as error:
             self._raise_cause(error)
         except LOST as error:
             self._count_fault("scoring", reason_of(error))
         else:
-            self._to_score.remove_first()
             if corrupt:
                 self._quarantine(corrupt)
             self._record_scores(wanted, scores)
-        self._score_next()
+        self._scorer.go_on()
 
     def _record_scores(self, scored: ScoringRequest, scores: dict[str, float]) -> None:
         cut = scored.checkpoint.manifest.cut

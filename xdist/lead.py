@@ -42,6 +42,16 @@ class Follower(Protocol):
         """Keep the state of a cut, which is no commit's, until it is saved."""
 
 
+def bring_level(
+    servers: Sequence[Follower], versions: Sequence[int], commits: Sequence[Commit], *, term: int
+) -> None:
+    """Have servers at these versions make the updates that they have not heard of, in a term."""
+    for commit in commits:
+        for server, version in zip(servers, versions, strict=True):
+            if commit.version > version:
+                server.apply(replace(commit, term=term, cut=None))
+
+
 @dataclass(frozen=True)
 class LeadSnapshot:
     """What only server 0 has of a cut."""

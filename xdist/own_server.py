@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
+from xdist.background import Background
 from xdist.checkpoint import Cut
 from xdist.sequencer import Commit, PushId
 
@@ -18,39 +18,29 @@ class OwnServer:
 
     def __init__(self, server: ParameterServer) -> None:
         self._server = server
-        self._tasks: set[asyncio.Task[Any]] = set()
+        # Who waits has what it raises, and what a commit raises ends the run.
+        self._calls = Background(on_error=lambda _error: None)
 
     def tell_of_parting(self, _on_parting: Callable[[], None]) -> None:
         """It reaches itself."""
 
     def enter(self, term: int, lead: Any) -> Awaitable[int]:
-        return self._call(self._server.enter(term, lead))
+        return self._calls.run(self._server.enter(term, lead))
 
     def staged(self, name: PushId) -> Awaitable[None]:
-        return self._call(self._server.staged(name))
+        return self._calls.run(self._server.staged(name))
 
     def apply(self, commit: Commit) -> Awaitable[None]:
-        return self._call(self._server.apply(commit))
+        return self._calls.run(self._server.apply(commit))
 
     def drop(self, name: PushId, version: int) -> Awaitable[None]:
-        return self._call(self._server.drop(name, version))
+        return self._calls.run(self._server.drop(name, version))
 
     def forget(self, worker: int, token: int) -> Awaitable[None]:
-        return self._call(self._server.forget(worker, token))
+        return self._calls.run(self._server.forget(worker, token))
 
     def forget_all(self, token: int) -> Awaitable[None]:
-        return self._call(self._server.forget_all(token))
+        return self._calls.run(self._server.forget_all(token))
 
     def keep(self, cut: Cut) -> Awaitable[None]:
-        return self._call(self._server.keep(cut))
-
-    def _call(self, coroutine: Coroutine[Any, Any, Any]) -> Awaitable[Any]:
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-        return task
-
-    def _done(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # Who waits has it, and what a commit raises ends the run.
+        return self._calls.run(self._server.keep(cut))

@@ -12,23 +12,24 @@ in a new *term*: workers register anew, and what was not committed is computed a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from datapipe.position import Span
-from xdist import checkpoint, wire
+from xdist import wire
 from xdist.answers import Answers
+from xdist.background import Background
 from xdist.changes import Changes
-from xdist.checkpoint import Checkpoint, Cut, Part
+from xdist.checkpoint import Checkpoint, Cut
 from xdist.commit_queue import CommitQueue
-from xdist.errors import LeaseLost, PeerLost, RunDirectoryError
+from xdist.cut_store import CutStore
+from xdist.errors import LeaseLost, PeerLost
 from xdist.gradient_slots import SlotsAddress
-from xdist.lead import Lead, LeadSnapshot
+from xdist.lead import Lead, bring_level
 from xdist.mirror import Mirror
 from xdist.node_memory import NodeMemory
 from xdist.own_server import OwnServer
@@ -70,11 +71,10 @@ class ParameterServer:
         self._staging = Staging(plan.stop - plan.start)
         self._answers = Answers()
         self._queue = CommitQueue()
-        self._saving: dict[int, LeadSnapshot | None] = {}
-        """Steps of cuts that are being saved -> what server 0 alone has of them."""
+        self._cuts = CutStore(plan)
         self._broken: BaseException | None = None
         self._changes = Changes()
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._background = Background(self._break)
 
     def _load(self, source: Checkpoint) -> None:
         plan = self._plan
@@ -164,7 +164,7 @@ class ParameterServer:
 
     def _tell_if_staged(self, name: PushId) -> None:
         if name in self._answers and self._staging.is_complete(name):
-            self._soon(self._tell_staged(name))
+            self._background.run(self._tell_staged(name))
 
     async def _tell_staged(self, name: PushId) -> None:
         """Tell the lead that a piece is here, and on the replica."""
@@ -217,14 +217,13 @@ class ParameterServer:
                 self._staging.free(name)
         self._answer(due, Reply(version, None), but=wanting)
         if weights is not None:
-            self._soon(self._answer_with(weights, due, version))
+            self._background.run(self._answer_with(weights, due, version))
         await self._snapshot_if_due()
 
     async def _snapshot_if_due(self) -> None:
         """Keep a copy of the state, if it is that of a cut. To be called at rest."""
-        if self._queue.take_kept(self._range.version):
-            await self._range.keep_snapshot()
-            self._changes.tell()
+        if self._queue.take_kept(version := self._range.version):
+            self._cuts.keep(version, await self._range.copy())
 
     def _answer(self, commits: Sequence[Commit], reply: Reply, *, but: Sequence[PushId]) -> None:
         for commit in commits:
@@ -290,15 +289,11 @@ class ParameterServer:
             return "interrupted"
         if max(versions) > sequencer.version:
             return "lacks_updates"
-        for commit in sequencer.commits:
-            for server, version in zip(followers, versions, strict=True):
-                if commit.version > version:
-                    server.apply(replace(commit, term=term, cut=None))
+        bring_level(followers, versions, sequencer.commits, term=term)
         token = term * TOKENS_OF_TERM
         for server in followers:
             server.forget_all(token)
-        ledger = self._plan.ledger(sequencer.ledger.position, first_token=token)
-        sequencer.begin_term(ledger)
+        sequencer.begin_term(self._plan.ledger(sequencer.ledger.position, first_token=token))
         self._lead = Lead(
             sequencer,
             term=term,
@@ -397,29 +392,8 @@ class ParameterServer:
         """Write this server's parts of the cut at `step` into the checkpoint directory `url`,
         beside the updates. To be called in the order of cuts, and again for one that was not saved.
         """
-        if step not in self._saving:  # Another term, which may begin, knows nothing of this cut.
-            self._saving[step] = None if self._lead is None else self._lead.snapshots.pop(step)
-        await self._changes.until(lambda: self._range.has_snapshot(step))
-        known = self._saving[step]
-        statistics = None if known is None else known.statistics
-        tensors = self._range.snapshot(step)
-        try:
-            parts = await asyncio.to_thread(self._write, url, tensors, statistics)
-        except RunDirectoryError as error:
-            return ServerSave(unsaved=str(error))
-        del self._saving[step]
-        # Cuts of a term that ended before they were to be saved are there too.
-        self._range.forget_snapshots(until=step, but=self._saving)
-        return ServerSave(parts, () if known is None else known.corrupt)
-
-    def _write(
-        self, url: str, tensors: dict[str, Tensor], statistics: dict[str, Tensor] | None
-    ) -> tuple[Part, ...]:
-        start, stop = self._plan.start, self._plan.stop
-        part = checkpoint.write_range(url, tensors, start=start, stop=stop)
-        if statistics is None:
-            return (part,)
-        return (part, checkpoint.write_statistics(url, statistics))
+        known = None if self._lead is None else self._lead.snapshots.pop(step, None)
+        return await self._cuts.save(step, url, known)
 
     async def release(self, worker: int) -> None:
         """Server 0: a worker is lost; what it had leased goes to whoever asks first."""
@@ -442,13 +416,6 @@ class ParameterServer:
         assert parted_in is not None
         return parted_in
 
-    def _soon(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-
-    def _done(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._broken = error
-            self._changes.tell()
+    def _break(self, error: BaseException) -> None:
+        self._broken = error
+        self._changes.tell()

@@ -1,11 +1,10 @@
 """Scores of a checkpoint on the evaluation shards: one pass, in shard order, in one part or in
-several; and which checkpoints of a run are scored.
+several.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -68,54 +67,6 @@ class ScoringPlan:
     """(C,): of every output that is scored."""
     skipped: NDArray[np.int64]
     """Samples that do not count."""
-
-
-@dataclass(frozen=True)
-class ScoringRequest:
-    """A checkpoint whose score is wanted, on one kind of its weights."""
-
-    checkpoint: Checkpoint
-    weights: WeightsName
-
-
-class ScoringQueue:
-    """Which checkpoint is scored next. The first one is being scored; where that takes longer than
-    the next ones take to come, the newest waits and the others are passed over, in the log too.
-    """
-
-    def __init__(self, config: TrainConfig, *, save_every_samples: int) -> None:
-        self._every = config.checkpoint.evaluate_every
-        self._save_every_samples = save_every_samples
-        self._has_average = averages(config.optimizer)
-        self._requests: deque[ScoringRequest] = deque()
-
-    @property
-    def first(self) -> ScoringRequest | None:
-        return self._requests[0] if self._requests else None
-
-    @property
-    def checkpoint_urls(self) -> set[str]:
-        """The checkpoints that must not be deleted yet."""
-        return {request.checkpoint.url for request in self._requests}
-
-    def add(self, checkpoint: Checkpoint, *, is_last: bool) -> None:
-        """Queue a new checkpoint if its turn has come; the run's last one in any case, averaged and
-        raw.
-        """
-        number = checkpoint.manifest.cut.num_samples // self._save_every_samples
-        if not is_last and (self._every == 0 or number % self._every):
-            return
-        while len(self._requests) > 1:
-            url = self._requests.pop().checkpoint.url
-            logger.info("checkpoint passed over, as another is being scored checkpoint=%s", url)
-        names: tuple[WeightsName, ...] = ("average", "raw") if self._has_average else ("raw",)
-        self._requests.extend(
-            ScoringRequest(checkpoint, name) for name in (names if is_last else names[:1])
-        )
-
-    def remove_first(self) -> None:
-        """It has been scored."""
-        self._requests.popleft()
 
 
 @dataclass

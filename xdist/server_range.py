@@ -7,7 +7,7 @@ read it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -33,7 +33,6 @@ class ServerRange:
         self._plan = plan
         self._memory = memory
         self._state: RangeState
-        self._snapshots: dict[int, dict[str, Tensor]] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="updates")
 
     def load(self, tensors: dict[str, Tensor], *, version: int) -> None:
@@ -68,22 +67,9 @@ class ServerRange:
         self.version = version
         return made
 
-    async def keep_snapshot(self) -> None:
-        """Keep a copy of this version, until it is forgotten. To be called at rest."""
-        self._snapshots[self.version] = await self._in_thread(self.tensors)
-
-    def has_snapshot(self, version: int) -> bool:
-        return version in self._snapshots
-
-    def snapshot(self, version: int) -> dict[str, Tensor]:
-        """The copy of a version, as of `tensors`."""
-        return self._snapshots[version]
-
-    def forget_snapshots(self, *, until: int, but: Collection[int]) -> None:
-        """Of versions up to this one, save for those in `but`."""
-        for version in list(self._snapshots):
-            if version <= until and version not in but:
-                del self._snapshots[version]
+    async def copy(self) -> dict[str, Tensor]:
+        """Of all of it, made beside the event loop. To be called at rest."""
+        return await self._in_thread(self.tensors)
 
     async def _in_thread(self, function: Callable[..., Result], *arguments: object) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)

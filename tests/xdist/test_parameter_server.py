@@ -383,15 +383,15 @@ def test_a_cut_of_a_term_that_ended_before_it_was_saved_is_not_kept(tmp_path: Pa
         await servers.begin()
         worker = await Worker.registered(servers, 0)
         await worker.push(gradients_of(servers, 1)[0])
-        ranges = [each.server._range for each in servers.primaries]
-        for each in servers.primaries:
-            await each.server._changes.until(partial(each.server._range.has_snapshot, 1))
+        stores = [each.server._cuts for each in servers.primaries]
+        for store in stores:
+            await store._changes.until(partial(store.__contains__, 1))
         await servers.begin()
         worker = await Worker.registered(servers, 0)
         await worker.push(gradients_of(servers, 1)[0])
         for each in servers.primaries:
             await each.server.save(2, str(tmp_path / "cut"))
-        assert not any(each.has_snapshot(1) for each in ranges)
+        assert not any(1 in store for store in stores)
 
     check(scenario)
 

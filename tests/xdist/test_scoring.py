@@ -24,10 +24,9 @@ from xdist.checkpoint import Checkpoint, Cut, Manifest
 from xdist.config import CheckpointConfig, EvaluationConfig, MeasureName, TrainConfig
 from xdist.errors import UnknownFormat, UserError
 from xdist.flat import FlatModel
+from xdist.scorer import ScoringQueue, ScoringRequest
 from xdist.scoring import (
     ScoringPlan,
-    ScoringQueue,
-    ScoringRequest,
     Tally,
     load_model,
     measures,

@@ -20,7 +20,6 @@ import ray
 from datapipe.errors import CorruptSample
 from xdist import sizing
 from xdist.checkpoint import Checkpoint
-from xdist.errors import NotEnoughResources
 from xdist.flat import FlatModel
 from xdist.segments import Course, Dealer, SegmentRules
 from xdist.strategies import UpdateStrategy
@@ -30,6 +29,7 @@ from xdist.topologies import Fault, Outcome, Pending, Resize, RunPlan, Saved, Ta
 from xdist.topologies.crew import Hand
 from xdist.topologies.draining import leaving
 from xdist.topologies.generation import Generation
+from xdist.topologies.headcount import Headcount
 from xdist.topologies.seats import reseat, senders, with_lanes
 from xdist.topologies.staff import MakeStrategy, Staff
 from xdist.worker import WorkerReport
@@ -79,7 +79,7 @@ class AllReduceTopology:
         self._group = Generation(self._rendezvous, self._course)
         self._reports: list[WorkerReport] = []
         self._standing_since = time.monotonic()
-        self._lacking_since: float | None = None
+        self._headcount = Headcount(self._plan.config.cluster, self._staff)
         return self._staff.open(start, is_first=self._rendezvous.generation == 0)
 
     @property
@@ -154,7 +154,8 @@ class AllReduceTopology:
         return self._staff.start_due(step=self._first_step)
 
     def watch(self) -> Outcome:
-        self._look_for_room()
+        if self._group.round is None:
+            self._headcount.look(is_first=self._is_first)
         is_broken = self._group.is_broken
         faults = self._crew.silent(is_broken=is_broken)
         faults += self._crew.stuck(self._seated, is_broken=is_broken)
@@ -202,7 +203,7 @@ class AllReduceTopology:
         """Those who could join a group, in the order of their numbers: the first one is of those
         who start together, unless there is no room for them any more.
         """
-        is_first = self._is_first and not self._lacks_room
+        is_first = self._is_first and not self._headcount.lacks_room
         ready = [
             hand
             for hand in self._crew
@@ -234,7 +235,7 @@ class AllReduceTopology:
                 hand.is_lost = True
         group.round = None
         if self._is_first:
-            is_lost = self._lacks_room and not self._num_placed
+            is_lost = self._headcount.is_first_lost
         else:
             is_lost = not self._may_have_state(self._seated)
         if is_lost:
@@ -305,10 +306,10 @@ class AllReduceTopology:
         alive = {hand.life: hand for hand in self._crew}
         hands = [alive[seat.life] for seat in seats]
         steps = [hand.step for hand in hands if hand.step is not None]
-        if len(seats) < self._fewest or not steps:
-            self._check_waiting()
+        if len(seats) < self._headcount.fewest(is_first=self._is_first) or not steps:
+            self._headcount.check()
             return pending
-        self._lacking_since = None
+        self._headcount.suffices()
         for hand in [hand for hand in self._crew if hand not in hands]:
             # The others leave the state behind that it has, or is about to read.
             if hand.state == "starting" and hand.step is not None:
@@ -340,51 +341,6 @@ class AllReduceTopology:
             member.begin()
             pending[member.actor.join.remote(membership)] = member.task("join")
         return pending
-
-    @property
-    def _num_wanted(self) -> int:
-        """Workers that a group needs: the first one all that had a place at the launch."""
-        cluster = self._plan.config.cluster
-        return self._staff.num_together if self._is_first else cluster.min_world_size
-
-    @property
-    def _fewest(self) -> int:
-        """The same, or as few as may be if there is no room for more."""
-        cluster = self._plan.config.cluster
-        return cluster.min_world_size if self._lacks_room else self._num_wanted
-
-    def _look_for_room(self) -> None:
-        """Remember since when too few have a place: for a first group who begin with the
-        checkpoint's state, later anybody.
-        """
-        if self._group.round is None and self._num_placed < self._num_wanted:
-            self._lacking_since = self._lacking_since or time.monotonic()
-        else:
-            self._lacking_since = None
-
-    @property
-    def _num_placed(self) -> int:
-        return self._staff.num_placed(with_state=self._is_first)
-
-    @property
-    def _lacks_room(self) -> bool:
-        """Whether it has been so for too long."""
-        since, wait_s = self._lacking_since, self._plan.config.cluster.wait_s
-        return since is not None and time.monotonic() - since > wait_s
-
-    def _check_waiting(self) -> None:
-        """Raise `NotEnoughResources` when there is nobody to wait for."""
-        if not self._lacks_room:
-            return
-        cluster = self._plan.config.cluster
-        num_placed = self._staff.num_placed(with_state=False)
-        if num_placed < cluster.min_world_size:
-            raise NotEnoughResources(
-                f"there is room for {num_placed} workers that can start, cluster.min_world_size "
-                f"is {cluster.min_world_size}, and nothing else was free within "
-                f"{cluster.wait_s:g} s (cluster.wait_s); add nodes, or end what else runs; "
-                "the same command resumes from the last checkpoint"
-            )
 
     def _begin_training(self, pending: Pending) -> Outcome:
         self._course = self._group.course

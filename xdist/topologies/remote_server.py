@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import uuid
 from collections.abc import Awaitable, Callable
@@ -12,6 +11,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
+from xdist.background import Background
 from xdist.checkpoint import Cut
 from xdist.errors import PeerLost
 from xdist.product import Product
@@ -29,7 +29,7 @@ class RemoteServer:
         self._actor = actor
         self._sender = uuid.uuid4().hex
         self._numbers = itertools.count()
-        self._calls: set[asyncio.Future[Any]] = set()
+        self._calls = Background(self._failed)
         self._on_parting: Callable[[], None] | None = None
 
     def __reduce__(self) -> tuple[type[RemoteServer], tuple[ActorHandle[Any]]]:
@@ -42,17 +42,11 @@ class RemoteServer:
 
     def _call(self, method: str, *arguments: Any) -> Awaitable[Any]:
         turn = Turn(self._sender, next(self._numbers))
-        call = asyncio.ensure_future(_answer(self._actor.in_turn.remote(turn, method, *arguments)))
-        self._calls.add(call)
-        call.add_done_callback(self._answered)
-        return call
+        return self._calls.run(_answer(self._actor.in_turn.remote(turn, method, *arguments)))
 
-    def _answered(self, call: asyncio.Future[Any]) -> None:
-        self._calls.discard(call)
-        if call.cancelled():
-            return
+    def _failed(self, error: BaseException) -> None:
         # What else it raises is for who waits; what a commit raises, that server tells the driver.
-        if isinstance(call.exception(), PeerLost) and self._on_parting is not None:
+        if isinstance(error, PeerLost) and self._on_parting is not None:
             self._on_parting()
 
     def enter(self, term: int, lead: RemoteServer) -> Awaitable[int]:

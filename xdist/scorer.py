@@ -1,0 +1,121 @@
+"""Scorer: which checkpoints of a run are scored, one after the other, in a task beside training."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from datapipe.errors import CorruptSample
+from xdist import fork_servers, scoring
+from xdist.checkpoint import Checkpoint
+from xdist.config import TrainConfig
+from xdist.scoring import ScoringPlan
+from xdist.state import WeightsName, averages
+from xdist.topologies import nodes
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ScoringRequest:
+    """A checkpoint whose score is wanted, on one kind of its weights."""
+
+    checkpoint: Checkpoint
+    weights: WeightsName
+
+
+class ScoringQueue:
+    """Which checkpoint is scored next. The first one is being scored; where that takes longer than
+    the next ones take to come, the newest waits and the others are passed over, in the log too.
+    """
+
+    def __init__(self, config: TrainConfig, *, save_every_samples: int) -> None:
+        self._every = config.checkpoint.evaluate_every
+        self._save_every_samples = save_every_samples
+        self._has_average = averages(config.optimizer)
+        self._requests: deque[ScoringRequest] = deque()
+
+    @property
+    def first(self) -> ScoringRequest | None:
+        return self._requests[0] if self._requests else None
+
+    @property
+    def checkpoint_urls(self) -> set[str]:
+        """The checkpoints that must not be deleted yet."""
+        return {request.checkpoint.url for request in self._requests}
+
+    def add(self, checkpoint: Checkpoint, *, is_last: bool) -> None:
+        """Queue a new checkpoint if its turn has come; the run's last one in any case, averaged and
+        raw.
+        """
+        number = checkpoint.manifest.cut.num_samples // self._save_every_samples
+        if not is_last and (self._every == 0 or number % self._every):
+            return
+        while len(self._requests) > 1:
+            url = self._requests.pop().checkpoint.url
+            logger.info("checkpoint passed over, as another is being scored checkpoint=%s", url)
+        names: tuple[WeightsName, ...] = ("average", "raw") if self._has_average else ("raw",)
+        self._requests.extend(
+            ScoringRequest(checkpoint, name) for name in (names if is_last else names[:1])
+        )
+
+    def remove_first(self) -> None:
+        """It has been scored."""
+        self._requests.popleft()
+
+
+class Scorer:
+    """A task that is lost is started again."""
+
+    def __init__(
+        self, plan: ScoringPlan | None, config: TrainConfig, *, save_every_samples: int
+    ) -> None:
+        """plan: None scores nothing."""
+        self._plan = plan
+        self._cluster = config.cluster
+        self._queue = ScoringQueue(config, save_every_samples=save_every_samples)
+        self.task: ray.ObjectRef[Any] | None = None
+        """To wait for; None while nothing is scored."""
+
+    def add(self, wanted: Checkpoint, *, is_last: bool) -> None:
+        """A checkpoint is there, which may have to be scored. is_last: of the run."""
+        if self._plan is not None:
+            self._queue.add(wanted, is_last=is_last)
+            self.go_on()
+
+    @property
+    def has_work(self) -> bool:
+        return self._queue.first is not None
+
+    @property
+    def checkpoint_urls(self) -> set[str]:
+        """Of the checkpoints that are to be scored yet."""
+        return self._queue.checkpoint_urls
+
+    def receive(self) -> tuple[ScoringRequest, dict[str, float], tuple[CorruptSample, ...]]:
+        """What the task was asked, what came of it, and the samples that it could not decode.
+        Raises what Ray does; then it is to be scored again.
+        """
+        task, wanted = self.task, self._queue.first
+        assert task is not None
+        assert wanted is not None
+        self.task = None
+        scores, corrupt = ray.get(task)
+        self._queue.remove_first()
+        return wanted, scores, corrupt
+
+    def go_on(self) -> None:
+        """Begin with the next one, if there is one, and none is being scored."""
+        wanted = self._queue.first
+        if self.task is not None or wanted is None:
+            return
+        here = NodeAffinitySchedulingStrategy(nodes.here(), soft=True)
+        options = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": here}
+        options |= fork_servers.options(self._cluster)
+        task: Any = ray.remote(scoring.score).options(**options)
+        self.task = task.remote(self._plan, wanted.checkpoint.url, wanted.weights)
