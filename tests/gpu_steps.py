@@ -107,7 +107,7 @@ class Alone:
     def loss_divisor(self, _batch: Batch) -> float:
         return BATCH_SIZE
 
-    def begin(self, sums: BatchSums) -> None:
+    def begin(self, _batch: Batch, sums: BatchSums) -> None:
         self.reduction.begin(self.group)
         sums.stop_votes.fill_(0.0)
         self.sums_work = self.group.all_reduce(sums.vector)

@@ -47,7 +47,7 @@ class BatchSums:
 class GradientListener(Protocol):
     """Is told how far a batch's gradient has come."""
 
-    def begin(self, sums: BatchSums) -> None:
+    def begin(self, batch: Batch, sums: BatchSums) -> None:
         """All forward passes of the batch are done; the last backward follows."""
 
     def gradient_ready(self, parameter: int) -> None:
@@ -57,7 +57,7 @@ class GradientListener(Protocol):
 class Nobody:
     """A listener who does not care."""
 
-    def begin(self, sums: BatchSums) -> None:
+    def begin(self, batch: Batch, sums: BatchSums) -> None:
         """Nothing is sent."""
 
     def gradient_ready(self, parameter: int) -> None:
@@ -111,7 +111,7 @@ class Computation:
             if number == len(rows) - 1:
                 self._sums.num_samples += batch.num_samples
                 self._listener = listener
-                listener.begin(self._sums)
+                listener.begin(batch, self._sums)
             finish()
         return self._sums
 

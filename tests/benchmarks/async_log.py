@@ -103,10 +103,10 @@ class Waits(Wrapped):
         self._over = over
         self._never = threading.Event()
 
-    def begin(self, sums: BatchSums) -> None:
+    def begin(self, batch: Batch, sums: BatchSums) -> None:
         if self._over is None or not self._over.exists():
             self._never.wait(self._compute_s)
-        self.strategy.begin(sums)
+        self.strategy.begin(batch, sums)
 
 
 class SameGradient(Wrapped):

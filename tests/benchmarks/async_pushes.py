@@ -137,7 +137,7 @@ class PushingWorker:
         batch = batch_of(next(self._spans))
         if self._compute_s:
             self._never.wait(self._compute_s)
-        self._strategy.begin(self._sums)
+        self._strategy.begin(batch, self._sums)
         for number in reversed(range(len(self._gradients))):
             self._flat.collect(number, self._gradients[number], adds=False)
             self._strategy.gradient_ready(number)

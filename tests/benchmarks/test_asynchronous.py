@@ -56,7 +56,7 @@ class Plain:
         self.progress = Progress(own_step=0, step=0, num_samples=0, learning_rate=0.0)
         self.told: list[object] = []
 
-    def begin(self, _sums: object) -> None:
+    def begin(self, _batch: object, _sums: object) -> None:
         self.told.append("begin")
 
     def gradient_ready(self, parameter: int) -> None:
@@ -104,11 +104,11 @@ def test_strategies_log_wait_and_replace_gradients_for_another_one(tmp_path: Pat
     over.touch()
     waits = Waits(SameGradient(plain, flat), 3600.0, over=over)
     strategy = Logged(waits, log, number=1)
-    sums = BatchSums(flat)
-    strategy.begin(sums)
+    batch, sums = batch_of((Span(0, 0, 2),)), BatchSums(flat)
+    strategy.begin(batch, sums)
     for parameter in reversed(range(4)):
         strategy.gradient_ready(parameter)
-    strategy.update(batch_of((Span(0, 0, 2),)), sums)
+    strategy.update(batch, sums)
     assert plain.told == ["begin", 3, 2, 1, 0, "update"]
     assert torch.all(flat.gradients == GRADIENT)
     assert [(line.event, line.version) for line in log.read()] == [("sent", 0), ("committed", 7)]

@@ -87,24 +87,24 @@ def update_once(rank: int, directory: str, url: str, port: int) -> None:
         flat.weights.zero_()
     strategy = make_strategy(flat, directory, None if is_last else url)
     strategy.join(membership_of(rank, port, senders={2: 1}))
-    sums = BatchSums(flat)
+    batch, sums = make_batch(NUM_SAMPLES[rank]), BatchSums(flat)
     sums.num_samples += NUM_SAMPLES[rank]
     if NUM_SAMPLES[rank]:
         sums.statistics.copy_(statistics_of(rank, len(flat.statistics)))
         sums.num_parts += 1
-    strategy.begin(sums)
+    strategy.begin(batch, sums)
     flat.gradients.copy_(gradient_of(rank, len(flat.gradients)) * NUM_SAMPLES[rank] / 9)
     for number in reversed(range(len(flat.layout.parameters))):
         strategy.gradient_ready(number)
     if rank == 1:
         strategy.request_stop()  # Too late for this step.
-    strategy.update(make_batch(NUM_SAMPLES[rank]), sums)
+    strategy.update(batch, sums)
     progress = strategy.progress
     assert (progress.step, progress.num_samples) == (1, 9)
     assert not strategy.wants_stop
     torch.save([strategy.save(), flat.weights.clone()], f"{directory}/rank-{rank}.pt")
-    strategy.begin(sums)
-    strategy.update(make_batch(NUM_SAMPLES[rank]), sums)
+    strategy.begin(batch, sums)
+    strategy.update(batch, sums)
     assert strategy.wants_stop
 
 

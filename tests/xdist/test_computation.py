@@ -36,7 +36,7 @@ class Listener:
     def __init__(self) -> None:
         self.parameters: list[int] = []
 
-    def begin(self, sums: BatchSums) -> None:
+    def begin(self, _batch: Batch, sums: BatchSums) -> None:
         assert self.parameters == []
         self.sums = sums.vector.clone()
 

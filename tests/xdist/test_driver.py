@@ -19,7 +19,7 @@ import torch
 from local_head import LocalHead
 from torch import Tensor
 
-from datapipe.batch import normalize
+from datapipe.batch import Batch, normalize
 from datapipe.decode import active_kernel
 from datapipe.plan import BatchPlan, lane_batches
 from datapipe.position import Position
@@ -94,9 +94,9 @@ def test_less_may_be_sent_to_servers_elsewhere(
 class Slow(Wrapped):
     """A strategy whose gradients take long."""
 
-    def begin(self, sums: BatchSums) -> None:
+    def begin(self, batch: Batch, sums: BatchSums) -> None:
         threading.Event().wait(0.15)
-        self.strategy.begin(sums)
+        self.strategy.begin(batch, sums)
 
 
 def slow_but_the_first(*arguments: Any, number: int) -> Any:

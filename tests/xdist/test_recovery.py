@@ -273,7 +273,7 @@ def test_workers_that_keep_their_batch_make_smaller_steps_while_they_are_fewer(
 def test_what_a_lost_worker_could_not_decode_is_listed(tmp_path: Path) -> None:
     config = replace(config_of(tmp_path), num_epochs=1, report_every_steps=1000)
     spoil(Path(config.data.train) / "train-00000.tar", num_samples=6)
-    planned = [kills(worker, 7) for worker in (0, 1)]
+    planned = [kills(worker, 7, when="sent") for worker in (0, 1)]
     topologies = recorded_topology(tmp_path / "recording", planned)
     run(config, tmp_path / "run", topologies=topologies)
     lines = (tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()

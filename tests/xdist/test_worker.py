@@ -61,7 +61,7 @@ class Descent:
     def loss_divisor(self, batch: Batch) -> float:
         return batch.num_samples
 
-    def begin(self, _sums: BatchSums) -> None:
+    def begin(self, _batch: Batch, _sums: BatchSums) -> None:
         self.ready: list[int] = []
 
     def gradient_ready(self, parameter: int) -> None:

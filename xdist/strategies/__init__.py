@@ -59,7 +59,7 @@ class UpdateStrategy(Protocol):
     def loss_divisor(self, batch: Batch) -> float:
         """By which the sum of the losses of `batch` is divided."""
 
-    def begin(self, sums: BatchSums) -> None:
+    def begin(self, batch: Batch, sums: BatchSums) -> None:
         """All forward passes of a batch are done; the last backward follows."""
 
     def gradient_ready(self, parameter: int) -> None:

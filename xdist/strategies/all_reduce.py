@@ -187,9 +187,12 @@ class AllReduce:
         """The samples of a full step, so that ranks weigh by theirs."""
         return self._membership.dealing.batch_size
 
-    def begin(self, sums: BatchSums) -> None:
-        """The sums are sent at once, and with them whether somebody wants to stop."""
+    def begin(self, batch: Batch, sums: BatchSums) -> None:
+        """The sums are sent at once, and with them whether somebody wants to stop. What could not
+        be decoded is known before: others may finish the step of a worker that is lost in it.
+        """
         assert self._group is not None
+        self._note_corrupt(batch)
         self._reduction.begin(self._group)
         sums.stop_votes.fill_(float(self._stop_requested.is_set()))
         self._sums_work = self._group.all_reduce(sums.vector)
@@ -200,7 +203,6 @@ class AllReduce:
     def update(self, batch: Batch, sums: BatchSums) -> None:
         """Sum gradients and statistics over the ranks, and step."""
         assert self._group is not None
-        self._note_corrupt(batch)
         self._observer.enter("all_reduce")
         self._is_computing = True
         self._group.wait_for_own()

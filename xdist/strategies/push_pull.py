@@ -147,7 +147,7 @@ class PushPull:
         """Its samples: a push is a mean."""
         return max(1, batch.num_samples)
 
-    def begin(self, _sums: BatchSums) -> None:
+    def begin(self, _batch: Batch, _sums: BatchSums) -> None:
         self._outbox.begin()
 
     def gradient_ready(self, parameter: int) -> None:
