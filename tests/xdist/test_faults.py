@@ -23,6 +23,7 @@ from local_head import LocalHead
 
 from datapipe.position import Position
 from tests.clusters import ROOT, AddedNode, wait_until
+from tests.server_versions import EndsAtOneVersion
 from tests.small_runs import Fault, causes, faulty, final, records, run, small_config, weights_of
 from tests.strategies import ActsBefore, Wrapped
 from xdist.config import ClusterConfig, TrainConfig
@@ -33,6 +34,7 @@ from xdist.strategies import UpdateStrategy, outbox
 from xdist.strategies.push_pull import Servers
 from xdist.topologies import Outcome, RunPlan, Task, nodes, room
 from xdist.topologies.all_reduce import AllReduceTopology, all_reduce_strategy
+from xdist.topologies.nodes import Process
 from xdist.topologies.push_pull import PushPullTopology, push_pull_strategy
 
 pytestmark = [
@@ -105,7 +107,7 @@ def test_a_worker_killed_within_a_push_loses_and_repeats_nothing(
     config = small_config(tmp_path, strategy="push_pull", servers=servers)
     marker = tmp_path / "struck"
     make_strategy = partial(dies_in_push, method, is_before, marker)
-    make = partial(PushPullTopology, make_strategy=make_strategy)
+    make = partial(EndsAtOneVersion, make_strategy=make_strategy)
     run(config, tmp_path / "run", topologies={"push_pull": make})
     assert marker.exists()
     assert causes(tmp_path / "run") == ["worker 1 lost"]
@@ -115,7 +117,25 @@ def test_a_worker_killed_within_a_push_loses_and_repeats_nothing(
 def test_a_stopped_asynchronous_worker_loses_its_leases_and_is_replaced(tmp_path: Path) -> None:
     config = small_config(tmp_path, strategy="push_pull")
     fault = Fault(1, 5, str(tmp_path / "struck"), signal.SIGSTOP)
-    make = partial(PushPullTopology, make_strategy=faulty(push_pull_strategy, fault))
+    make = partial(EndsAtOneVersion, make_strategy=faulty(push_pull_strategy, fault))
+    run(config, tmp_path / "run", topologies={"push_pull": make})
+    assert causes(tmp_path / "run") == ["worker 1 lost"]
+    assert final(tmp_path / "run").manifest.cut.position == DONE
+
+
+def wake(process: Process) -> None:
+    """Instead of its death, which Ray will see to."""
+    os.kill(process.process_id, signal.SIGCONT)
+
+
+def test_a_stopped_worker_that_wakes_when_it_was_given_up_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stopped before a push, which it makes late."""
+    monkeypatch.setattr(nodes, "kill", wake)
+    config = small_config(tmp_path, strategy="push_pull")
+    fault = Fault(1, 5, str(tmp_path / "struck"), signal.SIGSTOP)
+    make = partial(EndsAtOneVersion, make_strategy=faulty(push_pull_strategy, fault))
     run(config, tmp_path / "run", topologies={"push_pull": make})
     assert causes(tmp_path / "run") == ["worker 1 lost"]
     assert final(tmp_path / "run").manifest.cut.position == DONE

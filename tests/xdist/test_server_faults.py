@@ -13,16 +13,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from datapipe.position import Position
 from tests import connections
-from tests.clusters import wait_until
+from tests.clusters import AddedNode, wait_until
+from tests.server_versions import EndsAtOneVersion
 from tests.small_runs import causes, final, records, run, small_config
 from tests.strategies import ActsBefore
+from xdist.config import ClusterConfig
 from xdist.servers_config import ServersConfig
 from xdist.topologies import Outcome, RunPlan, Task, server_crew
 from xdist.topologies.crew import PULSE_S
-from xdist.topologies.push_pull import PushPullTopology, push_pull_strategy
+from xdist.topologies.push_pull import push_pull_strategy
 from xdist.worker import WorkerReport
 
 pytestmark = [
@@ -35,21 +38,24 @@ pytestmark = [
 DONE = Position(epoch=2)
 
 
-class StrikesServers:
+class StrikesServers(EndsAtOneVersion):
     """A topology in which servers get a signal, once in a run, when it has come to a step."""
 
     def __init__(
-        self, plan: RunPlan, *, names: Collection[str], number: int = signal.SIGKILL, step: int = 12
+        self,
+        plan: RunPlan,
+        *,
+        names: Collection[str],
+        number: int = signal.SIGKILL,
+        step: int = 12,
+        **how: Any,
     ) -> None:
-        """names: as "server 0" and "replica 0"."""
-        self._topology = PushPullTopology(plan)
+        """names: as "server 0" and "replica 0". how: arguments of `PushPullTopology`."""
+        super().__init__(plan, **how)
         self._names = names
         self._number = number
         self._step = step
         self.has_struck = False
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._topology, name)
 
     def receive(self, task: Task, result: Any) -> Outcome:
         is_due = isinstance(result, WorkerReport) and result.progress.step >= self._step
@@ -110,13 +116,43 @@ def test_replicas_take_over_and_nothing_is_lost(tmp_path: Path, names: list[str]
     assert not was_set_back(tmp_path)
 
 
+class EndsNode(StrikesServers):
+    """A topology in which a node ends that has a server."""
+
+    def __init__(self, plan: RunPlan, *, node: AddedNode, **how: Any) -> None:
+        super().__init__(plan, names=(), **how)
+        self._node = node
+
+    def _strike(self) -> None:
+        processes = [hand.process for hand in self._topology._servers.primaries]
+        assert self._node.node_id in {process.node_id for process in processes if process}
+        self._node.kill()
+
+
+def test_replicas_take_over_where_a_node_ends_with_a_server(
+    tmp_path: Path, second_node: AddedNode
+) -> None:
+    """It may have the replica of another one, and workers."""
+    config = small_config(tmp_path, strategy="push_pull")
+    cluster = ClusterConfig(placement="SPREAD", cpus_per_server=0.5)
+    config = replace(config, servers=ServersConfig(replicas=1), cluster=cluster)
+    others = placement_group([{"CPU": 6}])  # Of the 8 of the first node: the second one has 2.
+    assert others.wait(10)
+    make = partial(EndsNode, node=second_node)
+    try:
+        run(config, tmp_path / "run", topologies={"push_pull": make})
+    finally:
+        remove_placement_group(others)
+    assert final(tmp_path / "run").manifest.cut.position == DONE
+    assert not was_set_back(tmp_path)
+
+
 class TellsOf(StrikesServers):
     """Leaves a file when something was done after the strike; workers wait for it."""
 
     def __init__(self, plan: RunPlan, *, file: Path, action: str, **how: Any) -> None:
-        super().__init__(plan, **how)
         make_strategy = partial(waits_for_file, file, before_step=15)
-        self._topology = PushPullTopology(plan, make_strategy=make_strategy)
+        super().__init__(plan, make_strategy=make_strategy, **how)
         self._file = file
         self._action = action
 
