@@ -20,11 +20,13 @@ from tests.autoscaling import autoscaling_cluster, raise_max_workers
 from tests.clusters import QUICK_HEALTH_CHECKS, AddedNode, Cluster, own_cluster, wait_until
 from tests.namespaces import Host, network
 from tests.recorded import Planned, Recording, kill_self, recorded_topology
+from tests.server_versions import EndsAtOneVersion
 from tests.small_runs import NUM_TRAIN, causes, final, records, run, small_config
 from tests.strategies import ActsBefore
 from xdist.config import ClusterConfig, TrainConfig
+from xdist.servers_config import ServersConfig
 from xdist.strategies import UpdateStrategy
-from xdist.topologies import nodes
+from xdist.topologies import Outcome, RunPlan, nodes
 from xdist.topologies.all_reduce import AllReduceTopology, all_reduce_strategy
 from xdist.topologies.push_pull import PushPullTopology, push_pull_strategy
 
@@ -139,6 +141,51 @@ def test_an_asynchronous_worker_starts_anew_elsewhere_when_its_node_is_drained(
     assert final(tmp_path / "run").manifest.cut.position == Position(epoch=config.num_epochs)
 
 
+class DrainsAServer(EndsAtOneVersion):
+    """A topology in which a node is drained that has a server or a replica; workers wait until none
+    is there any more, and each has its replica.
+    """
+
+    def __init__(self, plan: RunPlan, *, added: Sequence[AddedNode], settled: Path) -> None:
+        super().__init__(plan, make_strategy=partial(waits_for, settled))
+        self._added = {node.node_id: node for node in added}
+        self._settled = settled
+        self._drained: AddedNode | None = None
+
+    def watch(self) -> Outcome:
+        outcome: Outcome = self._topology.watch()
+        servers = self._topology._servers
+        if len(servers._attached) == len(servers.primaries):
+            places = {hand.process.node_id for hand in servers if hand.process is not None}
+            if self._drained is None:
+                self._drained = self._added[min(places & self._added.keys())]
+                self._drained.drain(deadline_s=300)
+            elif self._drained.node_id not in places:
+                self._settled.touch()
+        return outcome
+
+
+def waits_for(file: Path, *arguments: Any, number: int) -> ActsBefore:
+    strategy = push_pull_strategy(*arguments, number=number)
+    marker = file.with_name(f"waited-{number}")
+    return ActsBefore(strategy, 5, marker, lambda: wait_until(lambda: file.exists() or None))
+
+
+@pytest.mark.long
+def test_servers_with_replicas_leave_a_node_that_is_drained(tmp_path: Path) -> None:
+    cluster_config = ClusterConfig(placement="SPREAD", cpus_per_server=1)
+    config = small_config(tmp_path, strategy="push_pull", cluster=cluster_config)
+    config = replace(config, servers=ServersConfig(replicas=1))
+    with own_cluster(num_cpus=2, variables=QUICK_HEALTH_CHECKS) as cluster:
+        added = [cluster.add_node(num_cpus=2) for _ in range(3)]
+        with cluster.connected():
+            make = partial(DrainsAServer, added=added, settled=tmp_path / "settled")
+            run(config, tmp_path / "run", topologies={"push_pull": make})
+    assert (tmp_path / "settled").exists()
+    assert causes(tmp_path / "run") == []
+    assert final(tmp_path / "run").manifest.cut.position == Position(epoch=2)
+
+
 def acts_on_its_node(
     acts: Mapping[str, Callable[[], object]], directory: Path, *arguments: Any, number: int
 ) -> ActsBefore:
@@ -222,6 +269,7 @@ def test_the_side_of_the_driver_goes_on_when_the_network_parts(tmp_path: Path) -
     assert len(causes(tmp_path / "run")) >= 1
 
 
+@pytest.mark.long
 def test_who_reaches_the_driver_and_not_its_peers_does_not_hold_them_up(tmp_path: Path) -> None:
     config = config_of(
         tmp_path, num_workers=3, cluster=ClusterConfig(collective_timeout_s=3, placement="SPREAD")
@@ -244,6 +292,7 @@ def part_from_all(host: Host, others: Sequence[Host]) -> None:
         host.part_from(other)
 
 
+@pytest.mark.long
 def test_a_spare_has_the_seat_of_who_lost_its_place_before_the_first_group(tmp_path: Path) -> None:
     cluster_config = ClusterConfig(num_spares=1, min_world_size=1, wait_s=5, placement="SPREAD")
     config = config_of(tmp_path, num_workers=2, cluster=cluster_config)

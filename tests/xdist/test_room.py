@@ -21,6 +21,7 @@ from tests.recorded import Planned, Recording, kill_self, recorded_topology
 from tests.small_runs import NUM_TRAIN, causes, run, small_config
 from xdist.config import ClusterConfig, TrainConfig
 from xdist.errors import NotEnoughResources
+from xdist.servers_config import ServersConfig
 from xdist.strategies import UpdateStrategy
 from xdist.topologies import nodes
 from xdist.topologies.actors import end
@@ -65,6 +66,24 @@ def test_as_many_as_fit_are_fewer_where_somebody_else_holds_what_there_is(
         summary = run(config, tmp_path / "run")
     finally:
         remove_placement_group(others)
+    assert summary.num_samples == 2 * NUM_TRAIN
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_run_begins_without_the_replicas_for_which_there_is_no_room(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What others leave of 8 CPUs is enough for a worker and two servers."""
+    cluster = ClusterConfig(cpus_per_server=1, wait_s=3)
+    config = small_config(tmp_path, strategy="push_pull", cluster=cluster, num_workers="auto")
+    config = replace(config, servers=ServersConfig(replicas=1))
+    others = placement_group([{"CPU": 5}])
+    assert others.wait(10)
+    try:
+        summary = run(config, tmp_path / "run")
+    finally:
+        remove_placement_group(others)
+    assert "replicas not there within 3 s servers=0,1" in caplog.text
     assert summary.num_samples == 2 * NUM_TRAIN
 
 

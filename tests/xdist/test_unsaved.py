@@ -24,6 +24,7 @@ from xdist.topologies.push_pull import PushPullTopology
 
 pytestmark = [
     pytest.mark.faults,
+    pytest.mark.long,  # A storage is given time.
     pytest.mark.ray,
     pytest.mark.timeout(180),
     pytest.mark.usefixtures("cluster"),

@@ -50,10 +50,15 @@ def others() -> dict[str, str]:
     return {node_id: address for node_id, address in alive.items() if node_id != here()}
 
 
+def staying() -> frozenset[str]:
+    """The ids of the nodes that are alive, and not about to go."""
+    return frozenset({here(), *others()}) - draining()
+
+
 def other_than(node_id: str, *, turn: int) -> str | None:
-    """The id of a node that is alive and not this one, if there is any: by turns."""
-    alive = sorted({here(), *others()} - {node_id})
-    return alive[turn % len(alive)] if alive else None
+    """The id of a node that stays and is not this one, if there is any: by turns."""
+    found = sorted(staying() - {node_id})
+    return found[turn % len(found)] if found else None
 
 
 def draining() -> frozenset[str]:

@@ -307,6 +307,7 @@ class PushPullTopology:
             if hand.state == "starting" and self._room.node_of(hand.number) in self._draining:
                 pending |= self._move(hand)
         pending |= self._servers.reunite()
+        pending |= self._servers.settle()
         pending |= self._servers.begin_without(wait_s=self._plan.config.cluster.wait_s)
         return Outcome(pending=pending | self._start_due() | self._join_ready())
 

@@ -39,6 +39,8 @@ class ServerHand:
     number: int
     life: int
     actor: ActorHandle[Any]
+    known_nodes: frozenset[str]
+    """Ids of the nodes that there were when it was to start."""
     process: Process | None = None
     """None before it has started."""
     pulse_sent: float = field(default_factory=time.monotonic)
@@ -101,7 +103,8 @@ class ServerCrew:
         return next((hand for hand in self if hand.life == life), None)
 
     def _new(self, number: int, away_from: str | None) -> ServerHand:
-        return ServerHand(number, next(self._lives), self._make_server(number, away_from))
+        actor = self._make_server(number, away_from)
+        return ServerHand(number, next(self._lives), actor, nodes.staying())
 
     def start(self) -> Pending:
         """Begin with the servers that have just been made."""
@@ -212,6 +215,30 @@ class ServerCrew:
         self._primaries[hand.number] = replica
         logger.warning("replica took over server=%d term=%d", hand.number, self.term + 1)
         return self._begin_term() | self._start_replica(hand.number)
+
+    def settle(self) -> Pending:
+        """Have servers with replicas leave a node that is about to go, and a replica one that it
+        shares with its primary, when another node has come. One after the other: meanwhile the
+        state is on one node.
+        """
+        if not self.is_led or len(self._attached) < len(self._primaries):
+            return {}
+        staying = nodes.staying()
+        for number, replica in self._replicas.items():
+            primary = self._primaries[number]
+            assert replica.process is not None, "it is attached"
+            assert primary.process is not None, "it has a replica"
+            at, beside = replica.process.node_id, primary.process.node_id
+            has_new = bool(staying - replica.known_nodes)
+            if at not in staying or (at == beside and has_new):
+                logger.info("replica starts anew on another node server=%d", number)
+                pending = self.lose(replica)
+                assert pending is not None, "its primary has the state"
+                return pending
+            if beside not in staying:
+                logger.info("server %d leaves its node, which is being drained", number)
+                return self.lose(primary) or {}
+        return {}
 
     def felt(self, hand: ServerHand, version: int) -> Pending:
         """A pulse came back, with the version that the server is at; send the next one."""
