@@ -47,6 +47,7 @@ class Alone:
     wants_stop = False
     lacks_samples = False
     is_sending = False
+    is_dropped = False
     peer_wait_s = 0.0
     state_step = 0
     num_shared = 0

@@ -156,13 +156,15 @@ class _Segment:
         self.num_samples = torch.zeros((), dtype=torch.float64, device=self.device)
         self.loss = torch.zeros((), dtype=torch.float64, device=self.device)
 
-    def add(self, batch: Batch, sums: BatchSums) -> None:
+    def add(self, batch: Batch, sums: BatchSums, *, counts: bool) -> None:
+        """counts: whether it is in the weights now."""
         self.num_steps += 1
         self.num_images += len(batch.images)
-        self.num_samples += sums.num_samples
-        self.loss += sums.loss
         self.corrupt.extend(batch.corrupt)
         self.read += batch.read
+        if counts:
+            self.num_samples += sums.num_samples
+            self.loss += sums.loss
 
 
 class Worker:
@@ -309,7 +311,7 @@ class Worker:
         strategy.update(batch, sums)
         observer.enter("other")
         self._batches.applied()
-        segment.add(batch, sums)
+        segment.add(batch, sums, counts=not strategy.is_dropped)
         observer.end_step()
         seconds = time.perf_counter() - started
         segment.step_s += seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -38,6 +39,7 @@ class Descent:
     wants_stop = False
     lacks_samples = False
     is_sending = False
+    is_dropped = False
     peer_wait_s = 0.0
     state_step = 0
     num_shared = 0
@@ -148,6 +150,16 @@ def test_it_says_when_no_batch_is_left() -> None:
     worker, _ = make_worker([make_batch(0), make_batch(1)])
     report = worker.train(10)
     assert (report.num_steps, report.num_samples, report.is_final) == (2, 8, True)
+
+
+def test_samples_of_an_update_that_was_dropped_do_not_count() -> None:
+    worker, [strategy] = make_worker([make_batch(0), make_batch(1)])
+    strategy.is_dropped = True
+    assert worker.train(1).num_samples == 0
+    strategy.is_dropped = False
+    report = worker.train(2)
+    assert (report.num_steps, report.num_samples) == (1, 4)
+    assert math.isfinite(report.loss)
 
 
 def test_it_saves_at_the_last_step_also_when_that_was_made_before() -> None:

@@ -73,6 +73,12 @@ class UpdateStrategy(Protocol):
         here.
         """
 
+    @property
+    def is_dropped(self) -> bool:
+        """Whether the update that was just made does not count, as others were faster; its samples
+        will be in another one.
+        """
+
     def finish(self) -> None:
         """No batch follows: see what is on its way through. Raises as `update`."""
 

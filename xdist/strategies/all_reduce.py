@@ -225,6 +225,10 @@ class AllReduce:
         step = self._state_step = before.step + 1
         self._progress = Progress(step, step, before.num_samples + num_places, rate)
 
+    @property
+    def is_dropped(self) -> bool:
+        return False
+
     def finish(self) -> None:
         """Nothing is on its way."""
 

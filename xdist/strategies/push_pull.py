@@ -73,6 +73,7 @@ class PushPull:
         self._staleness: Counter[int] = Counter()
         self._lacks_samples = False
         self._is_sending = False
+        self._is_dropped = False
 
     def join(self, membership: Servers) -> None:
         """Get this incarnation's fencing token, and the weights."""
@@ -179,6 +180,10 @@ class PushPull:
         while len(self._on_the_way) > self._overlap:
             self._receive()
 
+    @property
+    def is_dropped(self) -> bool:
+        return self._is_dropped
+
     def finish(self) -> None:
         """See all pushes through."""
         while self._on_the_way:
@@ -235,6 +240,7 @@ class PushPull:
         self._on_the_way.popleft()
         self._take(replies)
         commit = replies[0].commit
+        self._is_dropped = commit is None
         if commit is None:
             return
         self._progress = Progress(
