@@ -233,11 +233,16 @@ def _store(url: str, payload: bytes) -> None:
 def _size(url: str) -> int | None:
     """None where there is no such file. A listing might not know yet of what other nodes wrote."""
     try:
-        return _again_and_again()(size_of, url)
-    except FileNotFoundError:
-        return None
+        return _again_and_again()(_size_if_there, url)
     except UnreadableUrl as error:
         raise RunDirectoryError(f"{url} cannot be found again: {error}") from error
+
+
+def _size_if_there(url: str) -> int | None:
+    try:
+        return size_of(url)
+    except FileNotFoundError:
+        return None
 
 
 def _again_and_again() -> Retrying:

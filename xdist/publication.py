@@ -34,6 +34,9 @@ class Publications:
         self._run_dir = run_dir
         self._config = config
         self._unfinished: dict[int, _Unfinished] = {}
+        self._published_before = 0
+        """The step of the last one but one."""
+        self._published = 0
 
     def add(self, cut: Cut, parts: tuple[Part, ...], *, previous: Manifest) -> Published | None:
         """Take parts of the checkpoint of `cut`; `previous` is the manifest of an earlier one."""
@@ -51,7 +54,16 @@ class Publications:
             return None
         del self._unfinished[cut.step]
         published = checkpoint.publish(checkpoint.checkpoint_url(self._run_dir, cut.step), manifest)
+        self._abandon(published_now=cut.step)
         return Published(published, time.monotonic() - unfinished.started)
+
+    def _abandon(self, *, published_now: int) -> None:
+        """Two later ones are there: the owner of a part that lacks is gone. Who writes for long may
+        be overtaken by one.
+        """
+        self._published_before, self._published = self._published, published_now
+        for step in [step for step in self._unfinished if step < self._published_before]:
+            del self._unfinished[step]
 
     def prune(self, *, newest: int, scoring: set[str]) -> None:
         """Delete old checkpoints, but none that is unfinished or, by its URL, among `scoring`."""
@@ -62,3 +74,4 @@ class Publications:
     def clear(self) -> None:
         """Their owners are gone: what is unfinished stays so."""
         self._unfinished.clear()
+        self._published_before = self._published = 0

@@ -1,0 +1,73 @@
+"""Checkpoints whose parts arrive in any order, or never."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from datapipe.position import Position
+from tests.small_runs import small_config
+from tests.xdist.test_checkpoint import save
+from xdist.checkpoint import Cut, Manifest, Part
+from xdist.config import TrainConfig
+from xdist.errors import RunDirectoryError
+from xdist.publication import Publications, Published
+
+
+def config_of(directory: Path) -> TrainConfig:
+    config = small_config(directory, strategy="push_pull")
+    return replace(config, checkpoint=replace(config.checkpoint, keep=1))
+
+
+class Owners:
+    """Those who write the parts of checkpoints."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.publications = Publications(str(run_dir), config_of(run_dir))
+        self.first = save(run_dir, step=0).manifest
+        self._run_dir = run_dir
+
+    def write(self, step: int) -> tuple[Cut, tuple[Part, ...]]:
+        parts = save(self._run_dir, step=step).manifest.parts
+        (self.directory(step) / "manifest.json").unlink()
+        return Cut(step, 10 * step, Position(), is_final=False), parts
+
+    def tell(self, cut: Cut, parts: tuple[Part, ...]) -> Published | None:
+        previous: Manifest = self.first
+        return self.publications.add(cut, parts, previous=previous)
+
+    def directory(self, step: int) -> Path:
+        return self._run_dir / "checkpoints" / f"step-{step:012d}"
+
+
+def test_one_is_there_when_its_last_part_is(tmp_path: Path) -> None:
+    owners = Owners(tmp_path)
+    cut, (last, *parts) = owners.write(1)
+    assert owners.tell(cut, tuple(parts)) is None
+    published = owners.tell(cut, (last,))
+    assert published is not None
+    assert published.checkpoint.manifest.cut == cut
+
+
+def test_one_whose_part_is_not_there_is_none(tmp_path: Path) -> None:
+    """As where each node has a run directory of its own."""
+    owners = Owners(tmp_path)
+    cut, parts = owners.write(1)
+    (owners.directory(1) / parts[0].file).unlink()
+    with pytest.raises(RunDirectoryError, match="was written by one of the nodes and is not there"):
+        owners.tell(cut, parts)
+    assert not (owners.directory(1) / "manifest.json").exists()
+
+
+def test_one_that_lacks_a_part_is_given_up_when_two_later_ones_are_there(tmp_path: Path) -> None:
+    owners = Owners(tmp_path)
+    unfinished, (_, *parts) = owners.write(1)
+    assert owners.tell(unfinished, tuple(parts)) is None
+    are_there = []
+    for step in (2, 3, 4):
+        assert owners.tell(*owners.write(step)) is not None
+        owners.publications.prune(newest=step, scoring=set())
+        are_there.append(owners.directory(1).exists())
+    assert are_there == [True, False, False]
