@@ -25,7 +25,13 @@ setup(
         Extension(
             "xdist_update",
             sources=["native/update.c", "native/bfloat16.c"],
-            depends=["native/bfloat16.h", "native/cpus.h", "native/stream.h", "native/widening.h"],
+            depends=[
+                "native/bfloat16.h",
+                "native/cpus.h",
+                "native/rounding.h",
+                "native/stream.h",
+                "native/widening.h",
+            ],
             libraries=["m"],
             extra_compile_args=[
                 "-O3",

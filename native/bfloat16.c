@@ -4,6 +4,7 @@
 
 #include <stdint.h>
 
+#include "rounding.h"
 #include "widening.h"
 
 /* Elements [start, stop). */
@@ -14,16 +15,9 @@ void bfloat16_widen(const uint16_t *restrict values, float *restrict out, int64_
 }
 
 /* Elements [start, stop), past the caches. */
-FOR_ALL_CPUS
 void bfloat16_round(const float *restrict values, uint16_t *restrict out, int64_t start,
                     int64_t stop) {
-    uint16_t halves[1024]; /* They wait in the caches. */
-    const int64_t at_once = sizeof halves / sizeof *halves;
-    for (; start < stop; start += at_once) {
-        int64_t size = stop - start < at_once ? stop - start : at_once;
-        for (int64_t i = 0; i < size; i++) halves[i] = narrowed(values[start + i]);
-        stream(out + start, halves, (size_t)size * sizeof *halves);
-    }
+    round_past_caches(out + start, values + start, (size_t)(stop - start));
     end_stream();
 }
 
