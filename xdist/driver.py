@@ -21,7 +21,7 @@ from rich.console import Console
 from datapipe.errors import CorruptSample, DataError, TooManyBadSamples
 from xdist import checkpoint
 from xdist.checkpoint import Checkpoint
-from xdist.config import TrainConfig
+from xdist.config import PROFILED_STEPS, TrainConfig
 from xdist.errors import UserError
 from xdist.failures import LOST, fault_of, reason_of
 from xdist.fault_history import FaultHistory
@@ -108,6 +108,7 @@ class Driver:
         self._faults = FaultHistory(cluster.max_recoveries, window_s=cluster.recovery_window_s)
         self._watched = time.monotonic()
         self._num_listed = 0
+        self._has_profile = False
 
     def drive(self) -> Summary:
         """Train, save and score to the end. Raises what a worker raised, and `RunFailed` after too
@@ -121,6 +122,11 @@ class Driver:
         try:
             with self._display:
                 self._train()
+            if self._plan.config.profile and not self._has_profile:
+                logger.warning(
+                    "no profile: no worker 0 made %d steps; give another --run-dir, or more steps",
+                    PROFILED_STEPS,
+                )
         finally:
             self._topology.close()
             self._metrics.close()
@@ -219,6 +225,7 @@ class Driver:
         for report in reports:
             if report.profile is not None:
                 self._run.store_profile(report.profile)
+                self._has_profile = True
         if any(report.num_steps for report in reports):
             record = self._metrics.reports(reports)
             self._run.record(**record)

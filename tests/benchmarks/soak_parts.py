@@ -50,6 +50,13 @@ def resident_mib(process: int) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / MIB
 
 
+def shared_mib() -> float:
+    """Shared memory of this machine, and what is in its temporary file systems."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    [kib] = [line.split()[1] for line in lines if line.startswith("Shmem:")]
+    return int(kib) / 1024
+
+
 class Memory:
     """What processes had over a run, by their role."""
 
@@ -59,8 +66,15 @@ class Memory:
 
     def note(self, role: str, processes: list[int]) -> None:
         """The largest of them, now."""
+        self._note(role, max(map(resident_mib, processes)))
+
+    def note_shared(self) -> None:
+        """All shared memory of this machine, now: that of Ray's objects too."""
+        self._note("shared", shared_mib())
+
+    def _note(self, role: str, size_mib: float) -> None:
         hours = (time.monotonic() - self._started) / 3600
-        self._seen[role].append((hours, max(map(resident_mib, processes))))
+        self._seen[role].append((hours, size_mib))
 
     def figures(self) -> dict[str, float]:
         """First, last and most MiB of each role, and how fast it grew once the run had settled.

@@ -32,6 +32,7 @@ from xdist.servers_config import ServersConfig
 from xdist.topologies.push_pull import PushPullTopology, push_pull_strategy
 
 NUM_SERVERS = 2
+MEMORY_EVERY_S = 5.0
 
 
 class RecordsPushes(Wrapped):
@@ -74,10 +75,17 @@ class Killer:
             processes = self._processes(role)
             if len(processes) < (NUM_WORKERS if role == "worker" else 2 * NUM_SERVERS):
                 continue  # Somebody is on the way; a server and its replica are not both killed.
-            self.memory.note("driver", [os.getpid()])
-            self.memory.note(role, processes)
             os.kill(draws.choice(processes), signal.SIGKILL)
             self.kills[role] += 1
+
+    def watch_memory(self) -> None:
+        """How much all have, until `over`."""
+        while not self.over.wait(MEMORY_EVERY_S):
+            self.memory.note("driver", [os.getpid()])
+            self.memory.note_shared()
+            for role in ("worker", "server"):
+                if processes := self._processes(role):
+                    self.memory.note(role, processes)
 
     def _processes(self, role: str) -> list[int]:
         if self.topology is None:
@@ -116,6 +124,7 @@ def soak(arguments: Arguments, directory: Path) -> dict[str, float]:
     deadline = time.monotonic() + 60 * arguments.minutes
     paces = (("worker", arguments.every_s), ("server", arguments.server_every_s))
     threads = [threading.Thread(target=killer.work, args=pace, daemon=True) for pace in paces]
+    threads.append(threading.Thread(target=killer.watch_memory, daemon=True))
     for thread in threads:
         thread.start()
     try:

@@ -135,6 +135,15 @@ def test_two_synchronous_runs_are_equal_to_the_bit(tmp_path: Path) -> None:
     assert torch.equal(weights_of(final(tmp_path / "one")), weights_of(final(tmp_path / "two")))
 
 
+def test_a_run_that_is_over_says_that_it_has_no_steps_to_profile(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = small_config(tmp_path, strategy="all_reduce", max_steps=9)
+    run(config, tmp_path / "run")
+    run(replace(config, profile=True), tmp_path / "run")
+    assert "no profile: no worker 0 made 8 steps" in caplog.text
+
+
 def test_one_synchronous_worker_equals_a_plain_loop_to_the_bit(tmp_path: Path) -> None:
     config = small_config(tmp_path, strategy="all_reduce", num_workers=1, max_steps=12)
     plans = lane_batches(
