@@ -19,7 +19,7 @@ from xdist.flat import FlatModel
 from xdist.model_config import ModelConfig
 from xdist.state import STATISTICS, WEIGHTS, RangeState, StatisticsState
 from xdist.step_phases import StepObserver
-from xdist.strategies import Progress
+from xdist.strategies import Progress, Share
 from xdist.strategies.group import Group, Rendezvous, open_store
 from xdist.strategies.reduction import GradientReduction
 from xdist.strategies.summed import StopVotes, mean_statistics, scale
@@ -140,7 +140,7 @@ class Alone:
     def wait_at_most(self, _timeout_s: float) -> None:
         pass
 
-    def save(self) -> Any:
+    def save(self, _share: Share) -> Any:
         return ()
 
     def leave(self) -> None:

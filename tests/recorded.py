@@ -19,6 +19,7 @@ from datapipe.batch import Batch
 from tests.clusters import wait_until
 from tests.strategies import Wrapped
 from xdist.computation import BatchSums
+from xdist.strategies import Share
 from xdist.strategies.all_reduce import Membership
 from xdist.topologies import Outcome, RunPlan, Task, nodes
 from xdist.topologies.all_reduce import AllReduceTopology, all_reduce_strategy
@@ -142,9 +143,9 @@ class Recorded(Wrapped):
         weights = self._flat.weights.numpy().tobytes()
         self._write("applied", step, weights=hashlib.sha256(weights).hexdigest())
 
-    def save(self) -> Any:
+    def save(self, share: Share) -> Any:
         self._act("save", self.strategy.progress.step)
-        return self.strategy.save()
+        return self.strategy.save(share)
 
     def _die_in_turn(self) -> None:
         """Of the deaths of a row, the next one is this worker's, if its number says so: once in

@@ -234,7 +234,7 @@ def _size(url: str) -> int | None:
     """None where there is no such file. A listing might not know yet of what other nodes wrote."""
     try:
         return _again_and_again()(_size_if_there, url)
-    except UnreadableUrl as error:
+    except (OSError, UnreadableUrl) as error:
         raise RunDirectoryError(f"{url} cannot be found again: {error}") from error
 
 
@@ -250,7 +250,7 @@ def _again_and_again() -> Retrying:
     return Retrying(
         retry=retry_if_exception_type((OSError, UnreadableUrl)),
         stop=stop_after_delay(STORING_LIMIT_S),
-        wait=wait_random_exponential(multiplier=0.5, max=10.0),
+        wait=wait_random_exponential(multiplier=0.5, max=2.0),
         before_sleep=before_sleep_log(logger, logging.WARNING),
         reraise=True,
     )

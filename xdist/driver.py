@@ -12,21 +12,23 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, NoReturn
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 from rich.console import Console
 
-from datapipe.errors import CorruptSample, DataError, TooManyBadSamples
+from datapipe.errors import CorruptSample, DataError, TooManyBadSamples, UnreadableUrl
 from xdist import checkpoint
 from xdist.checkpoint import Checkpoint
 from xdist.config import PROFILED_STEPS, TrainConfig
-from xdist.errors import UserError
+from xdist.errors import RunDirectoryError, UserError
 from xdist.failures import LOST, fault_of, reason_of
 from xdist.fault_history import FaultHistory
 from xdist.metrics import Metrics
 from xdist.preparation import Preparation, prepare, starting_checkpoint
+from xdist.profiling import Profile
 from xdist.progress import ProgressDisplay
 from xdist.publication import Publications
 from xdist.run_directory import CONFIG, RunDirectory
@@ -58,6 +60,8 @@ seldom the culprit.
 """
 WATCH_EVERY_S = 1.0
 """How often the driver looks at what would not tell."""
+PUBLISHED_EVERY_S = 0.02
+"""The same, of a checkpoint that is being published."""
 
 
 @dataclass(frozen=True)
@@ -130,11 +134,18 @@ class Driver:
         finally:
             self._topology.close()
             self._metrics.close()
-            self._run.sync()
+            self._publications.close()
+            self._sync()
         cut = self._latest.manifest.cut
         return Summary(
             self._run.url, cut.step, cut.num_samples, time.monotonic() - started, self._scores
         )
+
+    def _sync(self) -> None:
+        try:
+            self._run.sync()
+        except OSError as error:  # What has ended the run is to be heard, not this.
+            logger.error("run directory %s not brought up to date: %s", self._run.url, error)
 
     def _train(self) -> None:
         if self._is_trained():
@@ -145,7 +156,8 @@ class Driver:
             self._handle_next()
 
     def _is_over(self) -> bool:
-        unfinished = self._scorer.has_work or any(task.ends for task in self._pending.values())
+        is_at_work = self._scorer.has_work or self._publications.is_busy
+        unfinished = is_at_work or any(task.ends for task in self._pending.values())
         return self._is_trained() and not unfinished
 
     def _is_trained(self) -> bool:
@@ -160,11 +172,13 @@ class Driver:
         waiting = list(self._pending)
         if self._scorer.task is not None:
             waiting.append(self._scorer.task)
-        ready = _first_ready(waiting, timeout_s=WATCH_EVERY_S)
+        timeout_s = PUBLISHED_EVERY_S if self._publications.is_busy else WATCH_EVERY_S
+        ready = _first_ready(waiting, timeout_s=timeout_s)
         if ready and ready[0] == self._scorer.task:
             self._receive_scores()
         elif ready:
             self._handle(self._receive(ready[0]))
+        self._take_published()
         is_at_work = self._pending or not self._is_trained()
         if is_at_work and time.monotonic() - self._watched > WATCH_EVERY_S:
             self._handle(self._apply(self._topology.watch()))
@@ -224,12 +238,18 @@ class Driver:
             self._quarantine(corrupt)
         for report in reports:
             if report.profile is not None:
-                self._run.store_profile(report.profile)
-                self._has_profile = True
+                self._store_profile(report.profile)
         if any(report.num_steps for report in reports):
             record = self._metrics.reports(reports)
             self._run.record(**record)
             self._display.train(record)
+
+    def _store_profile(self, profile: Profile) -> None:
+        try:
+            self._run.store_profile(profile)
+        except OSError as error:
+            logger.warning("profile not written: %s", error)
+        self._has_profile = True
 
     def _quarantine(self, corrupt: Sequence[CorruptSample]) -> None:
         listed = self._run.quarantine(corrupt)
@@ -242,14 +262,22 @@ class Driver:
             raise TooManyBadSamples(listed, allowed)
 
     def _publish_if_complete(self, saved: Saved) -> None:
-        """Publish a checkpoint once all its parts are there; then score it, and delete old ones."""
+        """Publish a checkpoint once all its parts are there."""
         if saved.corrupt:
             self._quarantine(saved.corrupt)
-        cut, previous = saved.cut, self._latest.manifest
-        published = self._publications.add(cut, saved.parts, previous=previous)
+        self._publications.add(saved.cut, saved.parts, previous=self._latest.manifest)
+
+    def _take_published(self, *, waits: bool = False) -> None:
+        """Score a checkpoint that is there now, and delete old ones."""
+        try:
+            published = self._publications.take(waits=waits)
+        except RunDirectoryError as error:
+            self._count_fault("storage", str(error))
+            return
         if published is None:
             return
-        if cut.step > previous.cut.step:  # Parts of two cuts may be written side by side.
+        cut = published.checkpoint.manifest.cut
+        if cut.step > self._latest.manifest.cut.step:  # Two may be written side by side.
             self._latest = published.checkpoint
         seconds, path = published.seconds, published.checkpoint.url
         self._metrics.checkpoint(seconds)
@@ -257,14 +285,19 @@ class Driver:
         self._record("checkpoint", cut.step, cut.num_samples, seconds=seconds, path=path)
         self._scorer.add(published.checkpoint, is_last=cut.is_final)
         newest = self._latest.manifest.cut.step
-        self._publications.prune(newest=newest, scoring=self._scorer.checkpoint_urls)
-        self._run.sync(is_last=False)
+        self._publications.tidy(
+            newest=newest,
+            scoring=self._scorer.checkpoint_urls,
+            then=partial(self._run.sync, is_last=False),
+        )
 
     def _receive_scores(self) -> None:
         try:
             wanted, scores, corrupt = self._scorer.receive()
         except RayTaskError as error:
-            self._raise_cause(error)
+            if not isinstance(error.cause, UnreadableUrl):
+                self._raise_cause(error)
+            self._count_fault("scoring", str(error.cause))
         except LOST as error:
             self._count_fault("scoring", reason_of(error))
         else:
@@ -352,6 +385,7 @@ class Driver:
         """All actors anew, from the last checkpoint. Nothing that they still say is heard."""
         newest = max(self._metrics.step, self._topology.newest_step)
         self._topology.close()
+        self._take_published(waits=True)
         self._publications.clear()
         found = checkpoint.latest(self._plan.run_dir)
         assert found is not None, "the first checkpoint is written before the first launch"

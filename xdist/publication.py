@@ -1,13 +1,24 @@
-"""Publications: checkpoints whose parts are arriving from the owners of the state, in any order."""
+"""Publications: checkpoints whose parts are arriving from the owners of the state, in any order.
+
+What has to do with the storage is done beside the driver's loop, which must notice at once who is
+lost, however slow a storage is.
+"""
 
 from __future__ import annotations
 
+import logging
 import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from xdist import checkpoint
 from xdist.checkpoint import Checkpoint, Cut, Manifest, Part
 from xdist.config import TrainConfig
+from xdist.errors import RunDirectoryError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,11 +45,16 @@ class Publications:
         self._run_dir = run_dir
         self._config = config
         self._unfinished: dict[int, _Unfinished] = {}
+        self._complete: deque[tuple[Manifest, float]] = deque()
+        """In the order in which they are published, with the times of their first parts."""
+        self._publishing: Future[Checkpoint] | None = None
+        """Of the first one."""
         self._published_before = 0
         """The step of the last one but one."""
         self._published = 0
+        self._beside = ThreadPoolExecutor(1, thread_name_prefix="publications")
 
-    def add(self, cut: Cut, parts: tuple[Part, ...], *, previous: Manifest) -> Published | None:
+    def add(self, cut: Cut, parts: tuple[Part, ...], *, previous: Manifest) -> None:
         """Take parts of the checkpoint of `cut`; `previous` is the manifest of an earlier one."""
         unfinished = self._unfinished.setdefault(cut.step, _Unfinished(cut))
         unfinished.parts |= {part.file: part for part in parts}
@@ -50,12 +66,38 @@ class Publications:
             self._config.to_json(),
             checkpoint.versions(),
         )
-        if not manifest.is_complete:
+        if manifest.is_complete:
+            del self._unfinished[cut.step]
+            self._complete.append((manifest, unfinished.started))
+            self._publish_next()
+
+    def _publish_next(self) -> None:
+        if self._complete and self._publishing is None:
+            manifest, _ = self._complete[0]
+            url = checkpoint.checkpoint_url(self._run_dir, manifest.cut.step)
+            self._publishing = self._beside.submit(checkpoint.publish, url, manifest)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether one has all its parts, and is not there yet."""
+        return bool(self._complete)
+
+    def take(self, *, waits: bool = False) -> Published | None:
+        """One that is there now, told once; None where there is none, at once unless it waits.
+        Raises `RunDirectoryError` where the storage refused one; that is tried again.
+        """
+        if self._publishing is None or not (waits or self._publishing.done()):
             return None
-        del self._unfinished[cut.step]
-        published = checkpoint.publish(checkpoint.checkpoint_url(self._run_dir, cut.step), manifest)
-        self._abandon(published_now=cut.step)
-        return Published(published, time.monotonic() - unfinished.started)
+        publishing, self._publishing = self._publishing, None
+        try:
+            published = publishing.result()
+        except RunDirectoryError:
+            self._publish_next()
+            raise
+        manifest, started = self._complete.popleft()
+        self._abandon(published_now=manifest.cut.step)
+        self._publish_next()
+        return Published(published, time.monotonic() - started)
 
     def _abandon(self, *, published_now: int) -> None:
         """Two later ones are there: the owner of a part that lacks is gone. Who writes for long may
@@ -65,13 +107,32 @@ class Publications:
         for step in [step for step in self._unfinished if step < self._published_before]:
             del self._unfinished[step]
 
-    def prune(self, *, newest: int, scoring: set[str]) -> None:
-        """Delete old checkpoints, but none that is unfinished or, by its URL, among `scoring`."""
-        unfinished = {checkpoint.checkpoint_url(self._run_dir, step) for step in self._unfinished}
-        keep = self._config.checkpoint.keep
-        checkpoint.prune(self._run_dir, newest=newest, keep=keep, spare=scoring | unfinished)
+    def tidy(self, *, newest: int, scoring: set[str], then: Callable[[], None]) -> None:
+        """Delete old checkpoints, but none that is unfinished or, by its URL, among `scoring`; then
+        call that. What the storage refuses is done another time.
+        """
+        unfinished = {*self._unfinished, *(manifest.cut.step for manifest, _ in self._complete)}
+        spare = scoring | {checkpoint.checkpoint_url(self._run_dir, step) for step in unfinished}
+
+        def tidy() -> None:
+            try:
+                keep = self._config.checkpoint.keep
+                checkpoint.prune(self._run_dir, newest=newest, keep=keep, spare=spare)
+                then()
+            except OSError as error:
+                logger.warning("run directory %s not tidied: %s", self._run_dir, error)
+
+        self._beside.submit(tidy)
 
     def clear(self) -> None:
         """Their owners are gone: what is unfinished stays so."""
+        if self._publishing is not None:
+            self._publishing.exception()  # Not later: by then there may be another one of its step.
         self._unfinished.clear()
+        self._complete.clear()
+        self._publishing = None
         self._published_before = self._published = 0
+
+    def close(self) -> None:
+        """Return when all that was begun is done."""
+        self._beside.shutdown()

@@ -30,6 +30,7 @@ from datapipe.errors import CorruptSample
 from datapipe.storage import absolute, open_filesystem, read_bytes, write_bytes
 from xdist.config import TrainConfig
 from xdist.errors import RunDirectoryError
+from xdist.line_file import LineFile
 
 if TYPE_CHECKING:
     from xdist.profiling import Profile  # With torch.
@@ -105,6 +106,8 @@ class RunDirectory:
                 Path(tempfile.mkdtemp(prefix="xdist-run-")) if self._is_remote else Path(self.url)
             )
             self.local.mkdir(parents=True, exist_ok=True)
+            self._metrics = LineFile(self.local / METRICS)
+            self._quarantine = LineFile(self.local / QUARANTINE)
             self._lock = (self.local / LOCK).open("w")
         except OSError as error:
             raise self._not_writable(error) from error
@@ -119,8 +122,9 @@ class RunDirectory:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._fetch()
             self._check_config(config)
-            self._end_last_line(METRICS)
-            self._end_last_line(QUARANTINE)
+            self._metrics.end_last_line()
+            self._quarantine.end_last_line()
+            self._listed = self._read_quarantine()
             self.sync()
         except BlockingIOError as error:
             raise RunDirectoryError(
@@ -174,8 +178,7 @@ class RunDirectory:
 
     def record(self, **values: Any) -> None:
         """Append a record to metrics.jsonl."""
-        with (self.local / METRICS).open("a") as file:
-            file.write(json.dumps(values) + "\n")
+        self._metrics.append(values)
 
     def records(self, *, most_of_training: int | None = None) -> list[dict[str, Any]]:
         """All records, in order; a last line that a crash cut short is left out. most_of_training:
@@ -195,25 +198,28 @@ class RunDirectory:
         """List samples in quarantine.jsonl, each once however often it is met. Returns all that are
         listed.
         """
-        path = self.local / QUARANTINE
+        for sample in samples:
+            place = (sample.shard, sample.key, sample.offset)
+            if place not in self._listed:
+                self._listed[place] = sample
+                entry = {**dict(zip(PLACE, place, strict=True)), "reason": sample.reason}
+                self._quarantine.append(entry)
+        return tuple(self._listed.values())
+
+    def _read_quarantine(self) -> dict[tuple[str, str, int], CorruptSample]:
+        path = self._quarantine.path
         lines = path.read_text().splitlines() if path.exists() else []
-        listed = {
+        return {
             (entry["shard"], entry["key"], entry["offset"]): CorruptSample(**entry)
             for entry in _parsed(lines)
         }
-        with path.open("a") as file:
-            for sample in samples:
-                place = (sample.shard, sample.key, sample.offset)
-                if place not in listed:
-                    listed[place] = sample
-                    entry = {**dict(zip(PLACE, place, strict=True)), "reason": sample.reason}
-                    file.write(json.dumps(entry) + "\n")
-        return tuple(listed.values())
 
     def sync(self, *, is_last: bool = True) -> None:
         """Draw the curves anew, and upload everything when the directory is remote. Before the last
         time they are drawn only now and then, as that takes a core for a second.
         """
+        self._metrics.flush()
+        self._quarantine.flush()
         now = time.monotonic()
         if is_last or now - self._drawn > CURVES_EVERY_S:
             from xdist import charts  # With matplotlib, most of a second that no start waits for.
@@ -227,14 +233,6 @@ class RunDirectory:
                 if file.name == LOCK:
                     continue
                 filesystem.pipe_file(f"{path}/{file.name}", file.read_bytes())
-
-    def _end_last_line(self, name: str) -> None:
-        """A crash may have cut it short; what comes next is a line of its own."""
-        with (self.local / name).open("a+") as file:
-            file.seek(0)
-            text = file.read()
-            if text and not text.endswith("\n"):
-                file.write("\n")
 
     def _fetch(self) -> None:
         if self._is_remote:

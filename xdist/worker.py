@@ -31,7 +31,7 @@ from xdist.flat import FlatModel
 from xdist.models import build_model
 from xdist.profiling import Profile, Profiler
 from xdist.step_phases import Nobody
-from xdist.strategies import Progress, UpdateStrategy
+from xdist.strategies import Progress, Share, UpdateStrategy
 
 if TYPE_CHECKING:
     from xdist.checkpoint import Part  # Keeps this module free of all but torch and numpy.
@@ -102,7 +102,7 @@ class WorkerReport:
     corrupt: tuple[CorruptSample, ...]
     """Samples of its own that could not be decoded."""
     parts: tuple[Part, ...]
-    """Parts of the checkpoint that was asked for."""
+    """Of the checkpoint, its share."""
     unsaved: str | None
     """Why they could not be written, if so."""
     is_final: bool
@@ -233,11 +233,11 @@ class Worker:
         self._enter("idle")
         return JoinReport(strategy.state_step, interrupted, strategy.num_shared)
 
-    def train(self, until_step: int, *, save: bool = False) -> WorkerReport:
+    def train(self, until_step: int, *, share: Share | None = None) -> WorkerReport:
         """Make updates until `until_step` of the strategy's own count, or until no batch is left,
         or all ranks are asked to stop, or somebody else is lost.
 
-        With `save`, the parts of a checkpoint that this worker owns are written at that step.
+        share: of a checkpoint, that this worker writes at that step.
         """
         strategy, segment = self._joined_strategy, _Segment(self._device)
         peer_wait_s = strategy.peer_wait_s
@@ -252,9 +252,9 @@ class Worker:
                     break
             if is_final:
                 strategy.finish()
-            if save and strategy.progress.own_step == until_step:
+            if share is not None and strategy.progress.own_step == until_step:
                 self._enter("save")
-                parts = strategy.save()
+                parts = strategy.save(share)
         except RunDirectoryError as error:
             unsaved = str(error)
         except (PeerLost, LeaseLost) as error:

@@ -102,7 +102,10 @@ def update_once(rank: int, directory: str, url: str, port: int) -> None:
     progress = strategy.progress
     assert (progress.step, progress.num_samples) == (1, 9)
     assert not strategy.wants_stop
-    torch.save([strategy.save(), flat.weights.clone()], f"{directory}/rank-{rank}.pt")
+    torch.save(
+        [strategy.save((rank, len(NUM_SAMPLES))), flat.weights.clone()],
+        f"{directory}/rank-{rank}.pt",
+    )
     strategy.begin(batch, sums)
     strategy.update(batch, sums)
     assert strategy.wants_stop

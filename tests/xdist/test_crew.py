@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from xdist.checkpoint import STORING_LIMIT_S
 from xdist.topologies.crew import HANG_S, LEAST_PATIENCE_S, PATIENCE_BEFORE_STEPS_S, Crew, Hand
 from xdist.topologies.nodes import Process
 from xdist.worker import Phase, Pulse
@@ -94,9 +95,13 @@ def test_who_never_begins_with_what_it_was_told_is_at_fault_in_the_end() -> None
     assert stuck(hand) == [0]
 
 
-def test_a_slow_storage_is_waited_for_longer_unless_the_user_says_how_long() -> None:
+def test_a_slow_storage_is_waited_for_longer_also_where_the_user_says_how_long() -> None:
+    """Then as long as it is tried again."""
     hands = busy(0, "save", LONG_S), idle(1, since_s=LONG_S)
     assert stuck(*hands) == []
+    assert stuck(*hands, patience_s=LEAST_PATIENCE_S) == []
+    longer_s = 2 * STORING_LIMIT_S + 1
+    hands = busy(0, "save", longer_s), idle(1, since_s=longer_s)
     assert stuck(*hands, patience_s=LEAST_PATIENCE_S) == [0]
     assert stuck(busy(0, "save", 1000.0), idle(1, since_s=1000.0)) == [0]
 

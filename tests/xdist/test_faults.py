@@ -23,6 +23,8 @@ from local_head import LocalHead
 
 from datapipe.position import Position
 from tests.clusters import ROOT, AddedNode, wait_until
+from tests.datapipe.fault_proxy import FaultProxy
+from tests.datapipe.file_server import FileServer
 from tests.server_versions import EndsAtOneVersion
 from tests.small_runs import Fault, causes, faulty, final, records, run, small_config, weights_of
 from tests.strategies import ActsBefore, Wrapped
@@ -349,3 +351,17 @@ def test_when_nobody_is_left_and_no_replacement_starts_the_run_says_so(tmp_path:
     topologies = {"push_pull": partial(PushPullTopology, make_strategy=make_strategy)}
     with pytest.raises(NotEnoughResources, match="nobody is left, and no replacement could start"):
         run(config, tmp_path / "run", topologies=topologies)
+
+
+def test_a_read_that_is_given_up_while_it_is_scored_does_not_end_the_run(tmp_path: Path) -> None:
+    config = small_config(tmp_path, strategy="all_reduce", num_workers=1, is_scored=True)
+    config = replace(config, checkpoint=replace(config.checkpoint, evaluate_every=1))
+    assert config.data.evaluation is not None
+    files = FileServer(Path(config.data.evaluation))
+    with files, FaultProxy(files.url, {12: "refuse"}) as proxy:
+        data = replace(config.data, evaluation=proxy.url, read_retries=0)
+        run(replace(config, data=data), tmp_path / "run")
+    assert (
+        records(tmp_path / "run", "evaluation")[-1]["step"]
+        == final(tmp_path / "run").manifest.cut.step
+    )

@@ -104,7 +104,7 @@ def test_a_rendezvous_that_is_cancelled_frees_who_waits() -> None:
     store = open_store("127.0.0.1")
     with ThreadPoolExecutor(1) as executor:
         joining = executor.submit(join, store, 0, world_size=2, timeout_s=50)
-        cancel(store, Rendezvous("127.0.0.1", store.port, generation=1))
+        cancel(store, Rendezvous("127.0.0.1", store.port, generation=1), world_size=2)
         with pytest.raises(PeerLost, match="the rendezvous was cancelled"):
             joining.result()
 

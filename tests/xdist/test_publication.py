@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from datapipe.position import Position
 from tests.small_runs import small_config
 from tests.xdist.test_checkpoint import save
-from xdist.checkpoint import Cut, Manifest, Part
+from xdist.checkpoint import Cut, Part
 from xdist.config import TrainConfig
 from xdist.errors import RunDirectoryError
 from xdist.publication import Publications, Published
@@ -35,8 +36,8 @@ class Owners:
         return Cut(step, 10 * step, Position(), is_final=False), parts
 
     def tell(self, cut: Cut, parts: tuple[Part, ...]) -> Published | None:
-        previous: Manifest = self.first
-        return self.publications.add(cut, parts, previous=previous)
+        self.publications.add(cut, parts, previous=self.first)
+        return self.publications.take(waits=True)
 
     def directory(self, step: int) -> Path:
         return self._run_dir / "checkpoints" / f"step-{step:012d}"
@@ -59,6 +60,7 @@ def test_one_whose_part_is_not_there_is_none(tmp_path: Path) -> None:
     with pytest.raises(RunDirectoryError, match="was written by one of the nodes and is not there"):
         owners.tell(cut, parts)
     assert not (owners.directory(1) / "manifest.json").exists()
+    owners.publications.close()
 
 
 def test_one_that_lacks_a_part_is_given_up_when_two_later_ones_are_there(tmp_path: Path) -> None:
@@ -68,6 +70,8 @@ def test_one_that_lacks_a_part_is_given_up_when_two_later_ones_are_there(tmp_pat
     are_there = []
     for step in (2, 3, 4):
         assert owners.tell(*owners.write(step)) is not None
-        owners.publications.prune(newest=step, scoring=set())
+        tidied = threading.Event()
+        owners.publications.tidy(newest=step, scoring=set(), then=tidied.set)
+        assert tidied.wait(10)
         are_there.append(owners.directory(1).exists())
     assert are_there == [True, False, False]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import resource
+import threading
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,12 +14,20 @@ import pytest
 import torch
 
 from datapipe.position import Position
-from tests.recorded import Planned, Recording, recorded_topology
+from tests.recorded import (
+    Announcing,
+    Planned,
+    Recording,
+    kill_self,
+    recorded_strategy,
+    recorded_topology,
+)
 from tests.small_runs import NUM_TRAIN, causes, final, records, run, small_config, weights_of
 from tests.strategies import Wrapped
 from xdist.config import ClusterConfig
 from xdist.errors import RunFailed
 from xdist.flat import FlatModel
+from xdist.strategies import Share
 from xdist.topologies import Outcome, RunPlan, Task
 from xdist.topologies.all_reduce import AllReduceTopology, all_reduce_strategy
 from xdist.topologies.push_pull import PushPullTopology
@@ -30,27 +40,28 @@ pytestmark = [
     pytest.mark.usefixtures("cluster"),
 ]
 
-ONLY_NAMES_FIT = 512
+SMALL_FILES_FIT = 1 << 16
 """Bytes: less than any part has."""
 
 
 def fill_disk() -> None:
     """A largest file size is refused to a process as a full disk is: in the middle of a write."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (ONLY_NAMES_FIT, ONLY_NAMES_FIT))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (SMALL_FILES_FIT, SMALL_FILES_FIT))
 
 
-def test_a_worker_whose_disk_is_full_is_lost_and_the_others_save(tmp_path: Path) -> None:
+def test_a_worker_whose_disk_is_full_leaves_saving_to_the_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     config = small_config(tmp_path, strategy="all_reduce", num_workers=3)
     config = replace(config, batch_size=12, num_lanes=12, num_epochs=6)
     planned = Planned("fill", 1, 7, fill_disk, "save")
-    topologies = recorded_topology(tmp_path / "recording", [planned], full_size=3)
+    topologies = recorded_topology(tmp_path / "recording", [planned])
     run(config, tmp_path / "run", topologies=topologies)
     recording = Recording(tmp_path / "recording")
     recording.check(num_samples=NUM_TRAIN, num_epochs=config.num_epochs)
-    assert recording.sizes() == [3, 2, 3]
-    assert causes(tmp_path / "run") == ["worker 1 lost"]
-    (lost,) = records(tmp_path / "run", "recovery")
-    assert "cannot be written" in lost["reason"]
+    assert recording.sizes() == [3]
+    assert causes(tmp_path / "run") == []
+    assert caplog.text.count("worker 1 leaves saving to the others") == 1
     saved = [record["step"] for record in records(tmp_path / "run", "checkpoint")]
     assert saved == sorted(set(saved))
     run(config, tmp_path / "undisturbed")
@@ -82,13 +93,13 @@ class StorageIsGone(Wrapped):
         self._saves = range(first, last + 1)
         self._num_saves = 0
 
-    def save(self) -> Any:
+    def save(self, share: Share) -> Any:
         self._num_saves += 1
         if self._num_saves in self._saves:
             take_away(self._checkpoints)
         else:
             bring_back(self._checkpoints)
-        return self.strategy.save()
+        return self.strategy.save(share)
 
 
 def without_storage(
@@ -122,6 +133,53 @@ def test_a_storage_that_stays_away_ends_the_run_with_what_it_says(tmp_path: Path
     topologies = topologies_without_storage(tmp_path / "run", first=2, last=1000)
     with pytest.raises(RunFailed, match=r"(?s)storage: .*checkpoints/step-.* cannot be written"):
         run(config, tmp_path / "run", topologies=topologies)
+
+
+class AwayForAWhile(Announcing):
+    """A topology for which a directory of the run is away for some seconds, when the parts of its
+    second checkpoint are written, and not published yet.
+    """
+
+    def __init__(self, plan: RunPlan, *, name: str, seconds: float, **how: Any) -> None:
+        super().__init__(plan, **how)
+        self._path = Path(plan.run_dir) / name
+        self._seconds = seconds
+        self._num_saved = 0
+
+    def receive(self, task: Task, result: Any) -> Outcome:
+        outcome = super().receive(task, result)
+        self._num_saved += bool(outcome.saved)
+        if outcome.saved and self._num_saved == 2:
+            take_away(self._path)
+            threading.Timer(self._seconds, bring_back, [self._path]).start()
+        return outcome
+
+
+def note_time_and_die(file: Path) -> None:
+    file.write_text(str(time.time()))
+    kill_self()
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "."])
+def test_a_storage_that_is_away_when_a_checkpoint_is_published_keeps_nobody_waiting(
+    tmp_path: Path, name: str
+) -> None:
+    """Neither the others nor the driver, who hears at once that a worker is lost; what it cannot
+    write into the run directory it writes later.
+    """
+    config = small_config(tmp_path, strategy="all_reduce")
+    config = replace(config, batch_size=12, num_lanes=12, num_epochs=6)
+    directory, killed_at = tmp_path / "recording", tmp_path / "killed-at"
+    directory.mkdir()
+    kill = Planned("kill", 1, 9, partial(note_time_and_die, killed_at))
+    make_strategy = partial(recorded_strategy, directory, [kill], 2, 0, 0, "", {})
+    make = partial(
+        AwayForAWhile, name=name, seconds=6.0, directory=directory, make_strategy=make_strategy
+    )
+    run(config, tmp_path / "run", topologies={"all_reduce": make})
+    Recording(directory).check(num_samples=NUM_TRAIN, num_epochs=config.num_epochs)
+    [lost] = [r for r in records(tmp_path / "run", "recovery") if r["cause"] == "worker 1 lost"]
+    assert lost["time"] - float(killed_at.read_text()) < 4
 
 
 class ServersWithoutStorage:

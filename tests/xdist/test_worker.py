@@ -28,7 +28,7 @@ from xdist.determinism import CUBLAS_WORKSPACES
 from xdist.errors import PeerLost
 from xdist.flat import FlatModel
 from xdist.step_phases import StepObserver
-from xdist.strategies import Progress
+from xdist.strategies import Progress, Share
 from xdist.worker import JoinReport, Parting, Worker, initial_model
 
 
@@ -99,7 +99,7 @@ class Descent:
     def observe(self, observer: StepObserver) -> None:
         self.observer = observer
 
-    def save(self) -> Any:
+    def save(self, _share: Share) -> Any:
         return (f"parts after {self.progress.step}",)
 
     def leave(self) -> None:
@@ -164,9 +164,9 @@ def test_samples_of_an_update_that_was_dropped_do_not_count() -> None:
 
 def test_it_saves_at_the_last_step_also_when_that_was_made_before() -> None:
     worker, _ = make_worker([make_batch(number) for number in range(5)])
-    report: Any = worker.train(3, save=True)
+    report: Any = worker.train(3, share=(0, 1))
     assert report.parts == ("parts after 3",)
-    again: Any = worker.train(3, save=True)
+    again: Any = worker.train(3, share=(0, 1))
     assert (again.num_steps, again.parts) == (0, ("parts after 3",))
     assert worker.train(5).parts == ()
 

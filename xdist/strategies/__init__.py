@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from xdist.checkpoint import Part  # Keeps the worker's step free of all but torch and numpy.
 
 
+Share = tuple[int, int]
+"""The number of an owner, and how many there are, of what all of them write together."""
+
+
 @dataclass(frozen=True)
 class Progress:
     """Where a run stands, as one worker knows it."""
@@ -118,8 +122,10 @@ class UpdateStrategy(Protocol):
     def observe(self, observer: StepObserver) -> None:
         """Tell this one, from now on, where the time of an update goes."""
 
-    def save(self) -> tuple[Part, ...]:
-        """Write the parts of a checkpoint that this worker owns, as of now."""
+    def save(self, share: Share) -> tuple[Part, ...]:
+        """Write this worker's share of a checkpoint, if workers own the state, as of now. Raises
+        `RunDirectoryError`.
+        """
 
     def abort(self) -> None:
         """Wait no longer for others, one of whom is lost; from any thread."""

@@ -28,7 +28,7 @@ from xdist.flat import FlatModel, even_ranges
 from xdist.segments import Dealing
 from xdist.state import STATISTICS, WEIGHTS, RangeState, StatisticsState
 from xdist.step_phases import Nobody, StepObserver
-from xdist.strategies import Progress
+from xdist.strategies import Progress, Share
 from xdist.strategies.group import Group, NoteBoard, Rendezvous, Store, reach_store
 from xdist.strategies.reduction import GradientReduction
 from xdist.strategies.summed import StopVotes, mean_statistics, scale
@@ -168,6 +168,7 @@ class AllReduce:
         if sender is not None:
             has_state = self._state_step is not None
             buffers = [torch.empty_like(tensor) if has_state else tensor for tensor in tensors]
+            group.await_turn()
             for buffer in buffers:
                 group.receive(buffer, sender=sender)
             for tensor, buffer in zip(tensors, buffers, strict=True):
@@ -176,6 +177,7 @@ class AllReduce:
         assert self._state_step == membership.step
         for receiver, by in membership.senders.items():
             if by == membership.rank:
+                group.give_turn(receiver)
                 for tensor in tensors:
                     group.send(tensor, to=receiver)
 
@@ -254,16 +256,14 @@ class AllReduce:
             assert self._store is not None
             NoteBoard(self._store).write(json.dumps(sample.args))
 
-    def save(self) -> tuple[Part, ...]:
-        """Write this rank's even share of the state; rank 0 writes the batch-norm statistics
-        too.
-        """
-        membership = self._membership
+    def save(self, share: Share) -> tuple[Part, ...]:
+        """An even part of the state; with the first one the batch-norm statistics too."""
+        number, num_shares = share
         url = checkpoint.checkpoint_url(self._run_dir, self._progress.step)
-        start, stop = even_ranges(self._state.stop, membership.world_size)[membership.rank]
+        start, stop = even_ranges(self._state.stop, num_shares)[number]
         tensors = {name: tensor[start:stop].cpu() for name, tensor in self._state.tensors().items()}
         part = checkpoint.write_range(url, tensors, start=start, stop=stop)
-        if membership.rank != 0:
+        if number != 0:
             return (part,)
         return (part, checkpoint.write_statistics(url, self._statistics.tensors()))
 

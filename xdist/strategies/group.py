@@ -30,6 +30,8 @@ NCCL_WATCHDOG = ("TORCH_NCCL_ASYNC_ERROR_HANDLING", "TORCH_NCCL_ENABLE_MONITORIN
 CONNECT_TIMEOUT_S = 30.0
 PIECE = 1 << 22
 """Values that are sent at a time."""
+TURN_LIMIT_S = 600.0
+"""For a rank that sends to others first."""
 GO, CANCELLED = "go", "cancelled"
 HERE, REACHED = "here", "reached"
 """What all ranks of a group wait for before they connect."""
@@ -98,7 +100,7 @@ class Group:
         self._aborted = threading.Event()
         self._is_nccl = device.type == "cuda"
         self._group: Any = None
-        meeting = dist.PrefixStore(rendezvous.prefix, store)
+        self._meeting = meeting = dist.PrefixStore(rendezvous.prefix, store)
         self._door = Door(own_address)
         try:
             with self._peers("the group did not come together"):
@@ -186,6 +188,20 @@ class Group:
         """
         self._aborted.set()
 
+    def await_turn(self) -> None:
+        """Until another rank is about to send to this one: it may send to others before. This wait
+        can be cancelled.
+        """
+        with self._peers("its turn to receive did not come"):
+            self._meeting.set_timeout(timedelta(seconds=TURN_LIMIT_S))
+            if self._meeting.get(_turn(self._rank)) != GO.encode():
+                raise RuntimeError("the rendezvous was cancelled")
+
+    def give_turn(self, rank: int) -> None:
+        """Tell it that this one is about to send to it."""
+        with self._peers(f"rank {rank} was not told that it is to receive"):
+            self._meeting.compare_set(_turn(rank), "", GO)  # Not over a cancellation.
+
     def send(self, tensor: Tensor, *, to: int) -> None:
         """A vector, in pieces, so that a slow link has time enough for each."""
         for piece in torch.split(tensor, PIECE):
@@ -226,10 +242,16 @@ def _wait_for_all(meeting: dist.Store, what: str, world_size: int) -> None:
         raise RuntimeError("the rendezvous was cancelled")
 
 
-def cancel(store: Store, rendezvous: Rendezvous) -> None:
-    """Somebody of this generation is lost: whoever waits for all to come is not to."""
+def _turn(rank: int) -> str:
+    return f"turn-{rank}"
+
+
+def cancel(store: Store, rendezvous: Rendezvous, *, world_size: int) -> None:
+    """Somebody of this generation is lost: whoever waits for all to come, or for a turn, is not
+    to.
+    """
     meeting = dist.PrefixStore(rendezvous.prefix, store)
-    for what in (HERE, REACHED):
+    for what in (HERE, REACHED, *map(_turn, range(world_size))):
         meeting.set(what, CANCELLED)
 
 

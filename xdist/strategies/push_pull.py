@@ -30,7 +30,7 @@ from xdist.flat import FlatModel
 from xdist.sequencer import Push, PushId
 from xdist.server_messages import Reply
 from xdist.step_phases import Nobody, StepObserver
-from xdist.strategies import Progress
+from xdist.strategies import Progress, Share
 from xdist.strategies.factors import Factors
 from xdist.strategies.outbox import Outbox, Outgoing
 from xdist.strategies.server_link import ServerLink
@@ -278,7 +278,7 @@ class PushPull:
                 raise error.cause from error
             raise
 
-    def save(self) -> tuple[Part, ...]:
+    def save(self, _share: Share) -> tuple[Part, ...]:
         """Nothing: the servers own the state."""
         return ()
 

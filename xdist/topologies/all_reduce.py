@@ -116,17 +116,23 @@ class AllReduceTopology:
         return Outcome()
 
     def _unsaved(self, reports: Sequence[WorkerReport]) -> tuple[Fault, ...]:
-        """Who could not write its part of a checkpoint is lost, where others could: that is its
-        node's fault. Where nobody could it is the storage's, and all try again.
+        """Who could not write its share of a checkpoint, where others could, leaves that to them
+        from now on. Where nobody could, it is the storage's fault. All try again.
         """
         failed = {report.worker: report.unsaved for report in reports if report.unsaved is not None}
-        if failed and not any(report.parts for report in reports):
+        if not failed:
+            return ()
+        seated = self._seated
+        if not any(report.parts for report in reports):
+            for hand in seated:
+                hand.can_save = True
             return (Fault(Task("storage", "train", 0), next(iter(failed.values())), "unsaved"),)
-        return tuple(
-            Fault(hand.task("train"), failed[hand.number], "lost")
-            for hand in self._seated
-            if hand.number in failed
-        )
+        for hand in seated:
+            if hand.number in failed:
+                hand.can_save = False
+                said = "worker %d leaves saving to the others: %s"
+                logger.warning(said, hand.number, failed[hand.number])
+        return ()
 
     def _of_segment(self, step: int | None) -> int | None:
         """A state's step, if training can go on from it: not that of a checkpoint long past."""
@@ -174,7 +180,7 @@ class AllReduceTopology:
             group.is_broken = True
             self._standing_since = time.monotonic()
             if group.round == "join":
-                cancel(self._store, group.rendezvous)
+                cancel(self._store, group.rendezvous, world_size=len(group.seats))
 
     @property
     def _seated(self) -> list[Hand]:
@@ -239,6 +245,7 @@ class AllReduceTopology:
         else:
             is_lost = not self._may_have_state(self._seated)
         if is_lost:
+            self._headcount.check()
             return replace(outcome, pending=pending, is_lost=True)
         if self._course.segment is not None:
             is_over = group.is_broken or group.is_stopping or not group.seats
@@ -325,6 +332,9 @@ class AllReduceTopology:
         )
         self._group = old.next(seats, course, step=newest)
         self._rendezvous = self._group.rendezvous
+        for member in hands:
+            # As many lanes as it has now it may not have had before.
+            member.may_compile_at = newest if self._plan.config.compute.compile else None
         to_whom = senders([member.step for member in hands], newest=newest)
         for rank, (member, seat) in enumerate(zip(hands, seats, strict=True)):
             membership = Membership(
@@ -353,12 +363,15 @@ class AllReduceTopology:
         assert segment is not None
         self._group.round = "train"
         pending: Pending = {}
-        for hand in self._seated:
+        seated = self._seated
+        writers = [hand for hand in seated if hand.can_save] or seated
+        for hand in seated:
             hand.begin()
             self._staff.does_well(hand)
+            saves = segment.cut is not None and hand in writers
+            share = (writers.index(hand), len(writers)) if saves else None
             train: Any = hand.actor.train
-            reference = train.remote(segment.until_step, save=segment.cut is not None)
-            pending[reference] = hand.task("train")
+            pending[train.remote(segment.until_step, share=share)] = hand.task("train")
         return pending
 
     @property

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import ray
 from ray.actor import ActorHandle
 
+from xdist.checkpoint import STORING_LIMIT_S
 from xdist.topologies import Fault, Pending, Task, nodes
 from xdist.topologies.actors import CONTROL, end
 from xdist.topologies.nodes import Process
@@ -61,6 +62,8 @@ class Hand:
     idle_since: float = 0.0
     busy_since: float = 0.0
     has_trained: bool = False
+    can_save: bool = True
+    """Whether it has not failed to where others could."""
     is_lost: bool = False
     """It is about to be ended: nobody counts on it."""
     placed: float | None = None
@@ -72,6 +75,9 @@ class Hand:
     pulse_sent: float = field(default_factory=time.monotonic)
     started: float = 0.0
     """When it was ready; its first pulse may have been sent long before."""
+
+    may_compile_at: int | None = None
+    """The step that it begins with, as long as it has made none in its group, if it compiles."""
 
     def begin(self) -> None:
         """It is told to join, or to train: what it was at before says nothing any more."""
@@ -138,15 +144,16 @@ class Crew:
         hand = self._hands.get(task.number)
         return hand if hand is not None and hand.life == task.life else None
 
-    def start(self, number: int, *, step: int | None) -> Pending:
+    def start(self, number: int, *, step: int | None, ends_run: bool = False) -> Pending:
         """Start a worker. step: that of the checkpoint that it reads its state from; None: a peer
-        will send it.
+        will send it. ends_run: whether the run is over when it cannot start for what its node
+        lacks.
         """
         actor = self._make_actor(number, step is not None)
         hand = Hand(number, next(self._lives), actor, "starting", step)
         self._hands[number] = hand
         warm_up_images = self._warm_up_images if step is None else ()
-        task = replace(hand.task("start"), is_alone=step is None)
+        task = replace(hand.task("start"), is_alone=not ends_run)
         start = partial(_start, warm_up_images=warm_up_images, check_node=self._check_node)
         started: ray.ObjectRef[Any] = actor.__ray_call__.remote(start)
         return {started: task, **self._feel(hand)}
@@ -166,6 +173,8 @@ class Crew:
     def felt(self, hand: Hand, pulse: Pulse) -> Pending:
         """A pulse came back; send the next one."""
         hand.pulse = pulse
+        if hand.may_compile_at is not None and pulse.step > hand.may_compile_at:
+            hand.may_compile_at = None
         self.newest_step = max(self.newest_step, pulse.step)
         longest = max(other.pulse.longest_step_s for other in self if other.pulse)
         self.longest_step_s = longest or self.longest_step_s  # Those who are new know of none.
@@ -182,7 +191,8 @@ class Crew:
         """How long a worker that others wait for may be at one thing."""
         if self._configured_patience_s is not None:
             return self._configured_patience_s
-        if not self.longest_step_s:
+        may_compile = any(hand.may_compile_at is not None for hand in self)
+        if may_compile or not self.longest_step_s:
             return PATIENCE_BEFORE_STEPS_S
         return max(LEAST_PATIENCE_S, STEPS_OF_PATIENCE * self.longest_step_s)
 
@@ -260,11 +270,13 @@ class Crew:
     def _limit_s(self, hand: Hand, seated: Sequence[Hand]) -> float:
         """How long others wait for what a worker is at."""
         assert hand.pulse is not None
-        is_last = all(other.step is None for other in seated if other is not hand)
-        if is_last and hand.pulse.phase == "joining":  # It sends its state to one after the other.
+        sends_state = len({other.step for other in seated}) > 1
+        if sends_state and hand.pulse.phase == "joining":  # From one to the other, as links allow.
             return PATIENCE_BEFORE_STEPS_S
-        is_saving = hand.pulse.phase == "save" and self._configured_patience_s is None
-        return max(self.patience_s, SAVE_PATIENCE_S) if is_saving else self.patience_s
+        if hand.pulse.phase == "save":
+            is_configured = self._configured_patience_s is not None
+            return max(self.patience_s, 2 * STORING_LIMIT_S if is_configured else SAVE_PATIENCE_S)
+        return self.patience_s
 
     def stuck_alone(self) -> list[Fault]:
         """Workers that wait for nobody, and are at one thing for too long."""

@@ -54,6 +54,7 @@ class PushPullTopology:
         self._has_room = False
         self._server_lives = itertools.count(1)
         self._launches = itertools.count()
+        self._starts = Restarts()
         self._workers = Crew(
             self._worker, patience_s=plan.config.servers.lease_timeout_s, warm_up_images=()
         )
@@ -65,7 +66,7 @@ class PushPullTopology:
         self._saved: defaultdict[int, set[int]] = defaultdict(set)
         """Step of a cut -> the servers whose part is there."""
         self._draining: frozenset[str] = frozenset()
-        self._starts = Restarts()
+        self._starts.clear()
         self._since_somebody = time.monotonic()
         num_in_room = 0 if plan.servers_node else plan.num_servers
         is_again = next(self._launches) > 0
@@ -92,7 +93,7 @@ class PushPullTopology:
         for number in range(plan.most_workers):
             is_expected = number < plan.num_workers
             step = self._saved_step if is_expected else None
-            pending |= self._workers.start(number, step=step)
+            pending |= self._workers.start(number, step=step, ends_run=is_expected and not is_again)
         return pending
 
     def _server(self, number: int, away_from: str | None) -> ActorHandle[Any]:
@@ -318,7 +319,7 @@ class PushPullTopology:
         missing = starting.union(self._starts.waiting)
         is_at_work = len(starting) < len(list(self._workers))
         placed = {number for number in missing if self._room.has_place(number)}
-        if is_at_work or placed - self._starts.failed:
+        if is_at_work or placed - self._starts.hopeless:
             self._since_somebody = time.monotonic()
         if time.monotonic() - self._since_somebody > cluster.wait_s:
             lost = ", ".join(f"worker {number}" for number in sorted(missing))

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 
 LONGEST_WAIT_S = 600.0
+MOST_FAILURES = 3
+"""In a row, of a worker that is still counted on."""
 
 NodeOf = Callable[[int], str | None]
 """From a worker's number, the id of the node where its place is; None while it has none."""
@@ -35,9 +37,19 @@ class Restarts:
         self._failures.pop(number, None)
 
     @property
-    def failed(self) -> frozenset[int]:
-        """Of those who wait, who was lost before it could train, since it last did."""
-        return frozenset(number for number in self._lost_at if number in self._failures)
+    def hopeless(self) -> frozenset[int]:
+        """Who was lost so often before it could train, since it last did, that nobody should count
+        on it: whether it waits, or tries once more.
+        """
+        return frozenset(
+            number
+            for number, failures in self._failures.items()
+            if failures.total() >= MOST_FAILURES
+        )
+
+    def clear(self) -> None:
+        """All workers begin anew: nobody waits. What is known of nodes stays."""
+        self._lost_at.clear()
 
     @property
     def waiting(self) -> Mapping[int, frozenset[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -27,6 +28,8 @@ from xdist.topologies import actors, nodes
 
 PLACING_LIMIT_S = 10.0
 """For groups for which there was room a moment ago, or is if they are fewer."""
+TRYING_LIMIT_S = 2.0
+"""For a group for which there may be room."""
 PLACING_PAUSE_S = 0.1
 """Between two tries to have a place on a certain node."""
 
@@ -85,17 +88,26 @@ class Room:
         fewest_workers: int,
     ) -> tuple[int, list[str]]:
         """Workers that are found a place together; the nodes of these, then of the servers."""
-        workers = [self._bundle] * num_workers
-        servers = [self._server_bundle] * (num_servers + num_replicas)
+
+        def find(workers: int, servers: int, wait_s: float) -> list[str]:
+            bundles = [self._bundle] * workers, [self._server_bundle] * servers
+            return _places_for(*bundles, config, wait_s=wait_s)
+
         wait_s = config.cluster.wait_s
+        num_all = num_servers + num_replicas
         if fewest_workers == num_workers:
-            return num_workers, _places_for(workers, servers, config, wait_s=wait_s)
-        try:
-            at_once_s = min(wait_s, PLACING_LIMIT_S)
-            return num_workers, _places_for(workers, servers, config, wait_s=at_once_s)
-        except NotEnoughResources:
-            workers, servers = workers[:fewest_workers], servers[:num_servers]
-            return fewest_workers, _places_for(workers, servers, config, wait_s=wait_s)
+            return num_workers, find(num_workers, num_all, wait_s)
+        with suppress(NotEnoughResources):
+            return num_workers, find(num_workers, num_all, min(wait_s, PLACING_LIMIT_S))
+        most, too_many = fewest_workers, num_workers
+        places = find(most, num_servers, wait_s)
+        while too_many - most > 1:
+            middle = (most + too_many) // 2
+            try:
+                most, places = middle, find(middle, num_servers, min(wait_s, TRYING_LIMIT_S))
+            except NotEnoughResources:
+                too_many = middle
+        return most, places
 
     def worker(self, number: int, config: TrainConfig, **arguments: Any) -> ActorHandle[Any]:
         """A worker actor in the bundle of this number; `arguments` are those of `Worker`. One that

@@ -47,6 +47,7 @@ class Staff:
             ),
         )
         self._room: Room | None = None
+        self._restarts = Restarts()
         self.draining: frozenset[str] = frozenset()
         """The ids of the nodes that are about to go."""
         self.num_together = plan.num_workers
@@ -58,7 +59,7 @@ class Staff:
         """
         plan, cluster = self._plan, self._plan.config.cluster
         self._checkpoint_url = start.url
-        self._restarts = Restarts()
+        self._restarts.clear()
         self.draining = frozenset()
         self._room = Room(
             plan.config,
@@ -78,7 +79,7 @@ class Staff:
         for number in range(self._num_wanted):
             starts_together = number < plan.num_workers
             step = start.manifest.cut.step if starts_together else None
-            pending |= self.crew.start(number, step=step)
+            pending |= self.crew.start(number, step=step, ends_run=is_first and starts_together)
         return pending
 
     def _actor(self, number: int, has_state: bool) -> ActorHandle[Any]:
@@ -112,14 +113,14 @@ class Staff:
         return len(self._taken) < self._num_wanted
 
     def num_placed(self, *, with_state: bool) -> int:
-        """Workers that are there, or start, or have a place to start at and have not failed before;
-        with_state: if they then have one from the checkpoint, or from others.
+        """Workers that are there, or have a place to start at and are not hopeless; with_state: if
+        they then have one from the checkpoint, or from others.
         """
         there = [hand for hand in self.crew if hand.state != "starting"]
         starting = [hand for hand in self.crew if hand.state == "starting"]
         num_there = sum(hand.step is not None or not with_state for hand in there)
         numbers = {hand.number for hand in starting if hand.step is not None or not with_state}
-        numbers |= self._restarts.waiting.keys() - self._restarts.failed
+        numbers = numbers.union(self._restarts.waiting) - self._restarts.hopeless
         return num_there + sum(map(self._has_place, numbers))
 
     def lose(self, hand: Hand) -> None:
