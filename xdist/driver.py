@@ -10,7 +10,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, NoReturn
@@ -19,25 +19,22 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from rich.console import Console
 
-from datapipe.errors import CorruptSample, DataError, TooManyBadSamples, UnreadableUrl
+from datapipe.errors import DataError, TooManyBadSamples, UnreadableUrl
 from xdist import checkpoint
 from xdist.checkpoint import Checkpoint
-from xdist.config import PROFILED_STEPS, TrainConfig
+from xdist.config import TrainConfig
 from xdist.errors import RunDirectoryError, UserError
 from xdist.failures import LOST, fault_of, reason_of
 from xdist.fault_history import FaultHistory
-from xdist.metrics import Metrics
 from xdist.preparation import Preparation, prepare, starting_checkpoint
-from xdist.profiling import Profile
-from xdist.progress import ProgressDisplay
 from xdist.publication import Publications
 from xdist.run_directory import CONFIG, RunDirectory
-from xdist.scorer import Scorer, ScoringRequest
+from xdist.run_log import RunLog
+from xdist.scorer import Scorer
 from xdist.topologies import (
     Fault,
     Outcome,
     Pending,
-    Resize,
     RunPlan,
     Saved,
     Topology,
@@ -45,7 +42,6 @@ from xdist.topologies import (
 )
 from xdist.topologies.all_reduce import AllReduceTopology
 from xdist.topologies.push_pull import PushPullTopology
-from xdist.worker import WorkerReport
 
 logger = logging.getLogger(__name__)
 
@@ -91,14 +87,7 @@ class Driver:
         self._plan: RunPlan = preparation.plan
         self._run = run
         self._latest = start
-        cut = self._latest.manifest.cut
-        self._metrics = Metrics(
-            epoch_samples=self._plan.order.num_samples, num_workers=self._plan.num_workers
-        )
-        self._metrics.start_from(step=cut.step, num_samples=cut.num_samples)
-        self._display = ProgressDisplay(
-            num_places=self._plan.num_places, num_done=cut.num_samples, console=console
-        )
+        self._log = RunLog(self._plan, run, start=start.manifest.cut, console=console)
         self._topology = topology
         self._pending: Pending = {}
         self._scorer = Scorer(
@@ -111,41 +100,26 @@ class Driver:
         cluster = self._plan.config.cluster
         self._faults = FaultHistory(cluster.max_recoveries, window_s=cluster.recovery_window_s)
         self._watched = time.monotonic()
-        self._num_listed = 0
-        self._has_profile = False
 
     def drive(self) -> Summary:
         """Train, save and score to the end. Raises what a worker raised, and `RunFailed` after too
         many faults.
         """
         started = time.monotonic()
-        address = self._metrics.serve(ray.util.get_node_ip_address(), self._run.local)
-        logger.info("metrics served address=http://%s/metrics", address)
         kernels = {address: asdict(found) for address, found in nodes.kernels().items()}
-        self._record("start", self._metrics.step, self._metrics.num_samples, kernels=kernels)
+        self._log.begin(ray.util.get_node_ip_address(), kernels=kernels)
         try:
-            with self._display:
+            with self._log:
                 self._train()
-            if self._plan.config.profile and not self._has_profile:
-                logger.warning(
-                    "no profile: no worker 0 made %d steps; give another --run-dir, or more steps",
-                    PROFILED_STEPS,
-                )
+            self._log.trained()
         finally:
             self._topology.close()
-            self._metrics.close()
             self._publications.close()
-            self._sync()
+            self._log.close()
         cut = self._latest.manifest.cut
         return Summary(
             self._run.url, cut.step, cut.num_samples, time.monotonic() - started, self._scores
         )
-
-    def _sync(self) -> None:
-        try:
-            self._run.sync()
-        except OSError as error:  # What has ended the run is to be heard, not this.
-            logger.error("run directory %s not brought up to date: %s", self._run.url, error)
 
     def _train(self) -> None:
         if self._is_trained():
@@ -201,27 +175,16 @@ class Driver:
         return self._apply(self._topology.receive(task, result))
 
     def _apply(self, outcome: Outcome) -> tuple[Fault, ...]:
-        if outcome.corrupt:
-            self._quarantine(outcome.corrupt)
-        self._observe(outcome.reports)
+        self._log.corrupt(outcome.corrupt)
+        self._log.reported(outcome.reports)
         for saved in outcome.saved:
             self._publish_if_complete(saved)
         if outcome.resize is not None:
-            self._note_resize(outcome.resize)
+            self._log.resized(outcome.resize)
         self._pending |= outcome.pending
         if outcome.is_lost:
             self._relaunch()
         return outcome.faults
-
-    def _note_resize(self, resize: Resize) -> None:
-        self._metrics.resize(resize.num_workers, pause_s=resize.pause_s)
-        logger.info(
-            "group formed workers=%d generation=%d pause_s=%.2f",
-            resize.num_workers,
-            resize.generation,
-            resize.pause_s,
-        )
-        self._record("group", self._metrics.step, self._metrics.num_samples, **asdict(resize))
 
     def _raise_cause(self, error: RayError) -> NoReturn:
         """Raise what the user can mend as itself, and a bug with its own traceback."""
@@ -232,39 +195,9 @@ class Driver:
             raise cause from error
         raise error
 
-    def _observe(self, reports: tuple[WorkerReport, ...]) -> None:
-        corrupt = [sample for report in reports for sample in report.corrupt]
-        if corrupt:
-            self._quarantine(corrupt)
-        for report in reports:
-            if report.profile is not None:
-                self._store_profile(report.profile)
-        if any(report.num_steps for report in reports):
-            record = self._metrics.reports(reports)
-            self._run.record(**record)
-            self._display.train(record)
-
-    def _store_profile(self, profile: Profile) -> None:
-        try:
-            self._run.store_profile(profile)
-        except OSError as error:
-            logger.warning("profile not written: %s", error)
-        self._has_profile = True
-
-    def _quarantine(self, corrupt: Sequence[CorruptSample]) -> None:
-        listed = self._run.quarantine(corrupt)
-        if len(listed) == self._num_listed:
-            return
-        self._num_listed = len(listed)
-        allowed = self._plan.config.data.bad_samples_allowed(self._plan.order.num_samples)
-        logger.warning("samples skipped listed=%d allowed=%d", len(listed), allowed)
-        if len(listed) > allowed:
-            raise TooManyBadSamples(listed, allowed)
-
     def _publish_if_complete(self, saved: Saved) -> None:
         """Publish a checkpoint once all its parts are there."""
-        if saved.corrupt:
-            self._quarantine(saved.corrupt)
+        self._log.corrupt(saved.corrupt)
         self._publications.add(saved.cut, saved.parts, previous=self._latest.manifest)
 
     def _take_published(self, *, waits: bool = False) -> None:
@@ -273,16 +206,14 @@ class Driver:
             published = self._publications.take(waits=waits)
         except RunDirectoryError as error:
             self._count_fault("storage", str(error))
+            self._log.recovered(cause="storage did not save", reason=str(error))
             return
         if published is None:
             return
         cut = published.checkpoint.manifest.cut
         if cut.step > self._latest.manifest.cut.step:  # Two may be written side by side.
             self._latest = published.checkpoint
-        seconds, path = published.seconds, published.checkpoint.url
-        self._metrics.checkpoint(seconds)
-        self._metrics.reach(step=cut.step, num_samples=cut.num_samples)
-        self._record("checkpoint", cut.step, cut.num_samples, seconds=seconds, path=path)
+        self._log.published(published)
         self._scorer.add(published.checkpoint, is_last=cut.is_final)
         newest = self._latest.manifest.cut.step
         self._publications.tidy(
@@ -301,23 +232,11 @@ class Driver:
         except LOST as error:
             self._count_fault("scoring", reason_of(error))
         else:
-            if corrupt:
-                self._quarantine(corrupt)
-            self._record_scores(wanted, scores)
+            self._log.corrupt(corrupt)
+            if wanted.checkpoint == self._latest:
+                self._scores[wanted.weights] = scores
+            self._log.scored(wanted, scores)
         self._scorer.go_on()
-
-    def _record_scores(self, scored: ScoringRequest, scores: dict[str, float]) -> None:
-        cut = scored.checkpoint.manifest.cut
-        weights = scored.weights
-        self._metrics.scores(weights, scores)
-        self._display.score(scores)
-        if scored.checkpoint == self._latest:
-            self._scores[weights] = scores
-        self._record("evaluation", cut.step, cut.num_samples, weights=weights, scores=scores)
-        text = " ".join(f"{name}={value:.4f}" for name, value in scores.items())
-        logger.info(
-            "scored step=%d samples=%d weights=%s %s", cut.step, cut.num_samples, weights, text
-        )
 
     def _recover(self, first: Fault) -> None:
         """Replace who is gone: one actor where the topology can, everything from the last
@@ -333,7 +252,6 @@ class Driver:
             if fault.kind == "unfit":
                 said = "%s could not start, and will try again: %s"
                 logger.warning(said, fault.task.actor, fault.cause)
-            is_unsaved = fault.kind == "unsaved"
             if is_new := fault.kind not in ("never_ran", "unfit"):
                 self._count_fault(fault.task.actor, fault.cause)
             is_there = fault.kind in ("link", "unsaved")
@@ -343,13 +261,8 @@ class Driver:
             else:
                 self._handle(self._apply(replaced))
             if is_new:
-                self._record(
-                    "recovery",
-                    self._metrics.step,
-                    self._metrics.num_samples,
-                    cause=f"{fault.task.actor} {'did not save' if is_unsaved else 'lost'}",
-                    reason=fault.cause,
-                )
+                what = "did not save" if fault.kind == "unsaved" else "lost"
+                self._log.recovered(cause=f"{fault.task.actor} {what}", reason=fault.cause)
             if replaced is None:
                 break
 
@@ -378,27 +291,23 @@ class Driver:
         return sorted(faults, key=lambda fault: fault.kind != "lost")
 
     def _count_fault(self, actor: str, cause: str) -> None:
-        self._metrics.recovery(actor.split()[0])
+        self._log.lost(actor.split()[0])
         self._faults.add(actor, cause)
 
     def _relaunch(self) -> None:
         """All actors anew, from the last checkpoint. Nothing that they still say is heard."""
-        newest = max(self._metrics.step, self._topology.newest_step)
+        newest = max(self._log.step, self._topology.newest_step)
         self._topology.close()
         self._take_published(waits=True)
         self._publications.clear()
+        if self._is_trained():
+            self._pending = {}
+            return
         found = checkpoint.latest(self._plan.run_dir)
         assert found is not None, "the first checkpoint is written before the first launch"
         self._latest = found
-        cut, num_lost = found.manifest.cut, newest - found.manifest.cut.step
-        self._metrics.start_from(step=cut.step, num_samples=cut.num_samples)
-        logger.warning(
-            "run set back to its last checkpoint step=%d updates_lost=%d", cut.step, num_lost
-        )
+        self._log.set_back(found.manifest.cut, newest=newest)
         self._pending = self._topology.launch(found)
-
-    def _record(self, kind: str, step: int, num_samples: int, **values: Any) -> None:
-        self._run.record(kind=kind, time=time.time(), step=step, samples=num_samples, **values)
 
 
 def _first_ready(

@@ -49,6 +49,7 @@ class Publications:
         """In the order in which they are published, with the times of their first parts."""
         self._publishing: Future[Checkpoint] | None = None
         """Of the first one."""
+        self._tidying: Future[None] | None = None
         self._published_before = 0
         """The step of the last one but one."""
         self._published = 0
@@ -86,6 +87,9 @@ class Publications:
         """One that is there now, told once; None where there is none, at once unless it waits.
         Raises `RunDirectoryError` where the storage refused one; that is tried again.
         """
+        if self._tidying is not None and self._tidying.done():
+            self._tidying.result()  # A bug is to be heard.
+            self._tidying = None
         if self._publishing is None or not (waits or self._publishing.done()):
             return None
         publishing, self._publishing = self._publishing, None
@@ -122,7 +126,7 @@ class Publications:
             except OSError as error:
                 logger.warning("run directory %s not tidied: %s", self._run_dir, error)
 
-        self._beside.submit(tidy)
+        self._tidying = self._beside.submit(tidy)
 
     def clear(self) -> None:
         """Their owners are gone: what is unfinished stays so."""

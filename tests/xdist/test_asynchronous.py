@@ -147,7 +147,7 @@ class RemoteServers:
         cut = ray.get(due)
         url = checkpoint.checkpoint_url(str(directory), cut.step)
         saved = ray.get([actor.save.remote(cut.step, url) for actor in self.actors])
-        parts = tuple(itertools.chain.from_iterable(written for written, _ in saved))
+        parts = tuple(itertools.chain.from_iterable(each.parts for each in saved))
         layout = self.start.manifest.layout
         return checkpoint.publish(url, Manifest(cut, layout, parts, {}, {}, {}))
 
