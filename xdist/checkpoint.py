@@ -31,7 +31,7 @@ import torch
 from tenacity import (
     Retrying,
     before_sleep_log,
-    retry_if_exception_type,
+    retry_if_exception,
     stop_after_delay,
     wait_random_exponential,
 )
@@ -230,25 +230,29 @@ def _store(url: str, payload: bytes) -> None:
         raise RunDirectoryError(f"{url} cannot be written from {host}: {error}") from error
 
 
+def _fetch(url: str) -> bytes:
+    """Raises `FileNotFoundError` at once, and `UnreadableUrl`."""
+    return _again_and_again(but=FileNotFoundError)(read_bytes, url)
+
+
 def _size(url: str) -> int | None:
     """None where there is no such file. A listing might not know yet of what other nodes wrote."""
     try:
-        return _again_and_again()(_size_if_there, url)
+        return _again_and_again(but=FileNotFoundError)(size_of, url)
+    except FileNotFoundError:
+        return None
     except (OSError, UnreadableUrl) as error:
         raise RunDirectoryError(f"{url} cannot be found again: {error}") from error
 
 
-def _size_if_there(url: str) -> int | None:
-    try:
-        return size_of(url)
-    except FileNotFoundError:
-        return None
+def _again_and_again(*, but: type[OSError] | tuple[()] = ()) -> Retrying:
+    """Tries for a while what a storage refuses: what it lacks may pass. but: what may not."""
 
+    def may_pass(error: BaseException) -> bool:
+        return isinstance(error, OSError | UnreadableUrl) and not isinstance(error, but)
 
-def _again_and_again() -> Retrying:
-    """Tries for a while what a storage refuses: what it lacks may pass."""
     return Retrying(
-        retry=retry_if_exception_type((OSError, UnreadableUrl)),
+        retry=retry_if_exception(may_pass),
         stop=stop_after_delay(STORING_LIMIT_S),
         wait=wait_random_exponential(multiplier=0.5, max=2.0),
         before_sleep=before_sleep_log(logger, logging.WARNING),
@@ -271,7 +275,7 @@ class Checkpoint:
         or no valid one, `UnknownFormat` when another version of this program wrote it.
         """
         try:
-            value = json.loads(read_bytes(f"{url}/{MANIFEST}"))
+            value = json.loads(_fetch(f"{url}/{MANIFEST}"))
             return cls(url, Manifest.from_json(value))
         except FileNotFoundError as error:
             raise CheckpointDamaged(f"{url}: no {MANIFEST}; not a checkpoint") from error
@@ -311,7 +315,7 @@ class Checkpoint:
 
     def _read_bytes(self, part: Part) -> bytes:
         try:
-            payload = read_bytes(f"{self.url}/{part.file}")
+            payload = _fetch(f"{self.url}/{part.file}")
         except FileNotFoundError as error:
             raise CheckpointDamaged(f"{self.url}/{part.file}: missing") from error
         if len(payload) != part.num_bytes or hashlib.sha256(payload).hexdigest() != part.sha256:
@@ -326,7 +330,7 @@ def latest(run_dir: str) -> Checkpoint | None:
     """The newest checkpoint of a run that verifies; a damaged one is named in the log and the one
     before it taken.
     """
-    for url in reversed(_directories(run_dir)):
+    for url in reversed(_again_and_again()(_directories, run_dir)):
         try:
             checkpoint = Checkpoint.open(url)
             checkpoint.verify()

@@ -223,19 +223,17 @@ class ServerCrew:
         """
         if not self.is_led or len(self._attached) < len(self._primaries):
             return {}
-        staying = nodes.staying()
+        draining, staying = nodes.draining(), nodes.staying()
         for number, replica in self._replicas.items():
             primary = self._primaries[number]
             assert replica.process is not None, "it is attached"
             assert primary.process is not None, "it has a replica"
             at, beside = replica.process.node_id, primary.process.node_id
             has_new = bool(staying - replica.known_nodes)
-            if at not in staying or (at == beside and has_new):
+            if at in draining or (at == beside and has_new):
                 logger.info("replica starts anew on another node server=%d", number)
-                pending = self.lose(replica)
-                assert pending is not None, "its primary has the state"
-                return pending
-            if beside not in staying:
+                return self.lose(replica) or {}
+            if beside in draining:
                 logger.info("server %d leaves its node, which is being drained", number)
                 return self.lose(primary) or {}
         return {}
