@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -150,10 +151,25 @@ def test_parts_must_cover_the_vector(tmp_path: Path) -> None:
         Checkpoint.open(written.url)
 
 
-def test_a_part_that_cannot_be_written_names_file_and_machine(tmp_path: Path) -> None:
+def test_a_part_that_cannot_be_written_names_file_and_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "STORING_LIMIT_S", 0.0)
     (tmp_path / "file").touch()
     with pytest.raises(RunDirectoryError, match=r"statistics.safetensors cannot be written from"):
         checkpoint.write_statistics(f"{tmp_path}/file/step-1", STATISTICS)
+
+
+def test_a_part_is_written_when_the_storage_is_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    back = threading.Timer(0.3, (tmp_path / "file").unlink)
+    back.start()
+    part = checkpoint.write_statistics(f"{tmp_path}/file/step-1", STATISTICS)
+    back.join()
+    assert (tmp_path / "file" / "step-1" / part.file).stat().st_size == part.num_bytes
+    assert "Retrying" in caplog.text
 
 
 def test_pruning_keeps_the_newest_and_the_spared(tmp_path: Path) -> None:

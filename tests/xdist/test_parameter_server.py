@@ -358,7 +358,11 @@ def test_corrupt_samples_come_with_the_cut_that_holds_them(tmp_path: Path) -> No
     check(scenario)
 
 
-def test_a_cut_that_could_not_be_written_is_saved_again(tmp_path: Path) -> None:
+def test_a_cut_that_could_not_be_written_is_saved_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "STORING_LIMIT_S", 0.0)
+
     async def scenario() -> None:
         servers = servers_of(tmp_path, num_servers=1, save_every=1)
         await servers.begin()
