@@ -75,7 +75,10 @@ def test_a_drained_node_is_left_at_the_end_of_a_step_and_then_leaves(
     wait_until(lambda: None if node.node_id in nodes.others() else "gone")
 
 
-@pytest.mark.parametrize(("num_workers", "sizes"), [(1, [1, 2, 1]), (3, [3, 3])])
+@pytest.mark.parametrize(
+    ("num_workers", "sizes"),
+    [(1, [1, 2, 1]), pytest.param(3, [3, 3], marks=pytest.mark.long)],
+)
 def test_who_is_needed_leaves_a_drained_node_when_another_is_there(
     tmp_path: Path, num_workers: int, sizes: list[int]
 ) -> None:
@@ -121,7 +124,7 @@ def test_who_dies_on_a_drained_node_is_replaced_elsewhere(tmp_path: Path) -> Non
     assert len(causes(tmp_path / "run")) == 1
 
 
-@pytest.mark.parametrize("dies", [False, True])
+@pytest.mark.parametrize("dies", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_an_asynchronous_worker_starts_anew_elsewhere_when_its_node_is_drained(
     tmp_path: Path, dies: bool
 ) -> None:
