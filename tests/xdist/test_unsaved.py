@@ -136,13 +136,13 @@ def test_a_storage_that_stays_away_ends_the_run_with_what_it_says(tmp_path: Path
 
 
 class AwayForAWhile(Announcing):
-    """A topology for which a directory of the run is away for some seconds, when the parts of its
-    second checkpoint are written, and not published yet.
+    """A topology whose run directory is away for some seconds, when the parts of its second
+    checkpoint are written, and not published yet.
     """
 
-    def __init__(self, plan: RunPlan, *, name: str, seconds: float, **how: Any) -> None:
+    def __init__(self, plan: RunPlan, *, seconds: float, **how: Any) -> None:
         super().__init__(plan, **how)
-        self._path = Path(plan.run_dir) / name
+        self._path = Path(plan.run_dir)
         self._seconds = seconds
         self._num_saved = 0
 
@@ -160,9 +160,8 @@ def note_time_and_die(file: Path) -> None:
     kill_self()
 
 
-@pytest.mark.parametrize("name", ["checkpoints", "."])
-def test_a_storage_that_is_away_when_a_checkpoint_is_published_keeps_nobody_waiting(
-    tmp_path: Path, name: str
+def test_a_run_directory_that_is_away_when_a_checkpoint_is_published_keeps_nobody_waiting(
+    tmp_path: Path,
 ) -> None:
     """Neither the others nor the driver, who hears at once that a worker is lost; what it cannot
     write into the run directory it writes later.
@@ -173,9 +172,7 @@ def test_a_storage_that_is_away_when_a_checkpoint_is_published_keeps_nobody_wait
     directory.mkdir()
     kill = Planned("kill", 1, 9, partial(note_time_and_die, killed_at))
     make_strategy = partial(recorded_strategy, directory, [kill], 2, 0, 0, "", {})
-    make = partial(
-        AwayForAWhile, name=name, seconds=6.0, directory=directory, make_strategy=make_strategy
-    )
+    make = partial(AwayForAWhile, seconds=6.0, directory=directory, make_strategy=make_strategy)
     run(config, tmp_path / "run", topologies={"all_reduce": make})
     Recording(directory).check(num_samples=NUM_TRAIN, num_epochs=config.num_epochs)
     [lost] = [r for r in records(tmp_path / "run", "recovery") if r["cause"] == "worker 1 lost"]
@@ -211,4 +208,5 @@ def test_servers_save_again_what_they_could_not(tmp_path: Path) -> None:
     assert found
     assert set(found) <= {"server 0 did not save", "server 1 did not save"}
     saved = [record["samples"] for record in records(tmp_path / "run", "checkpoint")]
-    assert len(saved) == len(set(saved)) == 2 * NUM_TRAIN // 40 + 1
+    assert len(saved) == len(set(saved))  # One may be given up that two later ones have overtaken.
+    assert max(saved) == 2 * NUM_TRAIN
