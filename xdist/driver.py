@@ -109,7 +109,7 @@ class Driver:
         kernels = {address: asdict(found) for address, found in nodes.kernels().items()}
         self._log.begin(ray.util.get_node_ip_address(), kernels=kernels)
         try:
-            with self._log:
+            with self._log.display:
                 self._train()
             self._log.trained()
         finally:

@@ -6,8 +6,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console
 
@@ -27,14 +26,14 @@ logger = logging.getLogger(__name__)
 
 
 class RunLog:
-    """Metrics are served, and the live line is shown, within its `with` block."""
+    """Metrics are served from `begin` to `close`; the live line is shown while `display` is."""
 
     def __init__(self, plan: RunPlan, run: RunDirectory, *, start: Cut, console: Console) -> None:
         self._plan = plan
         self._run = run
         self._metrics = Metrics(epoch_samples=plan.order.num_samples, num_workers=plan.num_workers)
         self._metrics.start_from(step=start.step, num_samples=start.num_samples)
-        self._display = ProgressDisplay(
+        self.display = ProgressDisplay(
             num_places=plan.num_places, num_done=start.num_samples, console=console
         )
         self._num_listed = 0
@@ -53,18 +52,6 @@ class RunLog:
             self._run.sync()
         except OSError as error:  # What has ended the run is to be heard, not this.
             logger.error("run directory %s not brought up to date: %s", self._run.url, error)
-
-    def __enter__(self) -> Self:
-        self._display.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._display.__exit__(kind, error, traceback)
 
     @property
     def step(self) -> int:
@@ -90,7 +77,7 @@ class RunLog:
         if any(report.num_steps for report in reports):
             record = self._metrics.reports(reports)
             self._run.record(**record)
-            self._display.train(record)
+            self.display.train(record)
 
     def _store_profile(self, profile: Profile) -> None:
         try:
@@ -129,7 +116,7 @@ class RunLog:
     def scored(self, request: ScoringRequest, scores: dict[str, float]) -> None:
         cut, weights = request.checkpoint.manifest.cut, request.weights
         self._metrics.scores(weights, scores)
-        self._display.score(scores)
+        self.display.score(scores)
         self._record("evaluation", cut, weights=weights, scores=scores)
         text = " ".join(f"{name}={value:.4f}" for name, value in scores.items())
         logger.info(

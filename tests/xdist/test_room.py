@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,17 @@ def large_workers(directory: Path) -> TrainConfig:
     return replace(small_config(directory, strategy="all_reduce"), cluster=cluster)
 
 
+@contextmanager
+def held(num_cpus: int) -> Iterator[None]:
+    """Somebody else has so many CPUs."""
+    others = placement_group([{"CPU": num_cpus}])
+    assert others.wait(10)
+    try:
+        yield
+    finally:
+        remove_placement_group(others)
+
+
 @pytest.mark.usefixtures("cluster")
 def test_without_room_for_all_there_is_none(tmp_path: Path) -> None:
     with pytest.raises(NotEnoughResources, match="no room for 2 workers"):
@@ -60,12 +72,8 @@ def test_as_many_as_fit_are_fewer_where_somebody_else_holds_what_there_is(
     cluster = ClusterConfig(cpus_per_server=0, wait_s=3)
     config = small_config(tmp_path, strategy=strategy, cluster=cluster, num_workers="auto")
     config = replace(config, batch_size=16)
-    others = placement_group([{"CPU": 6}])
-    assert others.wait(10)
-    try:
+    with held(6):
         summary = run(config, tmp_path / "run")
-    finally:
-        remove_placement_group(others)
     assert summary.num_samples == 2 * NUM_TRAIN
 
 
@@ -77,12 +85,8 @@ def test_a_run_begins_without_the_replicas_for_which_there_is_no_room(
     cluster = ClusterConfig(cpus_per_server=1, wait_s=3)
     config = small_config(tmp_path, strategy="push_pull", cluster=cluster, num_workers="auto")
     config = replace(config, servers=ServersConfig(replicas=1))
-    others = placement_group([{"CPU": 5}])
-    assert others.wait(10)
-    try:
+    with held(5):
         summary = run(config, tmp_path / "run")
-    finally:
-        remove_placement_group(others)
     assert "replicas not there within 3 s servers=0,1" in caplog.text
     assert summary.num_samples == 2 * NUM_TRAIN
 
