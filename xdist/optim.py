@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from xdist import native_update
+from xdist import large_pages, native_update
 from xdist.config import OptimizerConfig
 from xdist.native_update import Runs
 from xdist.update import Update
@@ -52,7 +52,7 @@ class SGD:
     def __init__(self, *, momentum: float, l2: float, l2_mask: Tensor) -> None:
         self.momentum = momentum
         self.l2_factors = l2_mask * l2
-        self.slots = {"momentum": torch.zeros_like(l2_mask)}
+        self.slots = {"momentum": large_pages.empty_like(l2_mask).zero_()}
         self._l2_runs = Runs.of(self.l2_factors)
 
     def step(self, update: Update, *, num_threads: int | None = None) -> None:
@@ -96,8 +96,8 @@ class RMSProp:
         self.epsilon = epsilon
         self.l2_factors = l2_mask * l2
         self.slots = {
-            "momentum": torch.zeros_like(l2_mask),
-            "mean_square": torch.ones_like(l2_mask),
+            "momentum": large_pages.empty_like(l2_mask).zero_(),
+            "mean_square": large_pages.empty_like(l2_mask).fill_(1),
         }
         self._l2_runs = Runs.of(self.l2_factors)
 

@@ -12,6 +12,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from xdist import large_pages
 from xdist.config import OptimizerConfig
 from xdist.fused_update import FusedUpdate
 from xdist.optim import Optimizer, fold, make_optimizer
@@ -59,7 +60,7 @@ class RangeState:
         for name, slot in optimizer.slots.items():
             if name in tensors:
                 slot.copy_(tensors[name])
-        average = tensors.get(AVERAGE, weights).clone() if averages(config) else None
+        average = large_pages.copy(tensors.get(AVERAGE, weights)) if averages(config) else None
         fused_update = FusedUpdate(optimizer, weights, average) if is_fused else None
         return cls(start, stop, weights, average, optimizer, fused_update)
 
@@ -135,4 +136,6 @@ def averages(config: OptimizerConfig) -> bool:
 
 def copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same tensors, on the host, detached from what training changes."""
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+    return {
+        name: large_pages.copy(tensor.detach(), device="cpu") for name, tensor in tensors.items()
+    }

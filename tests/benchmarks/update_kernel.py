@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from xdist import large_pages
 from xdist.flat import FlatModel
 from xdist.model_config import ModelConfig
 from xdist.models import build_model
@@ -57,7 +58,7 @@ class Way:
 
 
 class Vectors:
-    """What an update reads and writes, of all weights."""
+    """What an update reads and writes, of all weights, on the same pages for all ways."""
 
     def __init__(self, width: float) -> None:
         model = build_model(ModelConfig(width=width), num_classes=1000, head_bias=0.0, seed=0)
@@ -65,9 +66,11 @@ class Vectors:
         generator = torch.Generator().manual_seed(0)
         size = self.layout.num_weights
         self.weights, self.gradients, self.average = (
-            torch.randn(size, generator=generator) * 0.01 for _ in range(3)
+            large_pages.copy(torch.randn(size, generator=generator) * 0.01) for _ in range(3)
         )
-        self.momentum, self.mean_square = torch.zeros(size), torch.ones(size)
+        self.momentum, self.mean_square = map(
+            large_pages.copy, (torch.zeros(size), torch.ones(size))
+        )
         self.l2_mask = self.layout.l2_mask("kernels")
 
     def parts(self, vector: Tensor) -> list[Tensor]:
