@@ -7,20 +7,23 @@ NATIVE := $(wildcard native/*.[ch] native/*/*.[ch])
 CLANG ?= clang
 FUZZ_SECONDS ?= 1800
 
-.PHONY: demo test test-faults test-long bench-datapipe bench-scale bench-sync bench-async bench-gpu soak \
-    soak-async fuzz lint clean
+.PHONY: demo test test-faults test-long test-by-hand bench-datapipe bench-scale bench-sync bench-async bench-gpu \
+    soak soak-async fuzz lint clean
 
 demo: $(INSTALLED)  ## train on synthetic scenes, on a Ray cluster of its own; minutes
 	@$(BIN)/python jobs/demo.py
 
-test: $(INSTALLED)  ## all tests but those of test-faults and test-long
+test: $(INSTALLED)  ## all tests but those of the three below
 	$(BIN)/python -m pytest
 
 test-faults: $(INSTALLED)  ## processes killed in every phase of a run
-	$(BIN)/python -m pytest -m 'faults and not long'
+	$(BIN)/python -m pytest -m 'faults and not long and not by_hand'
 
 test-long: $(INSTALLED)  ## tests that take long, with faults and without
 	$(BIN)/python -m pytest -m long
+
+test-by-hand: $(INSTALLED)  ## more variants with faults, for which continuous integration has no time
+	$(BIN)/python -m pytest -m by_hand
 
 bench-datapipe: $(INSTALLED)  ## images a second, against three other pipelines; ten minutes
 	$(BIN)/python -m tests.benchmarks.datapipe

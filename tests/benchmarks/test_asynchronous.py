@@ -275,7 +275,7 @@ def test_a_request_survives_the_command_line() -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("cluster")
 def test_both_make_updates_of_a_small_network() -> None:
     ours = async_pushes.Request(seconds=0.3, num_servers=2, width=0.125, warm_up_s=0.1)

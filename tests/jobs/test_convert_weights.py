@@ -225,7 +225,10 @@ def onnx_logits(path: Path, images: Images) -> Images:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "gain"), [("xception", 1.0), ("inception_v3", 1.4)])
+@pytest.mark.parametrize(
+    ("name", "gain"),
+    [("xception", 1.0), pytest.param("inception_v3", 1.4, marks=pytest.mark.long)],
+)
 def test_a_network_of_onnx_has_the_same_logits_for_any_number_of_images(
     tmp_path: Path, name: str, gain: float
 ) -> None:

@@ -77,7 +77,7 @@ def test_a_drained_node_is_left_at_the_end_of_a_step_and_then_leaves(
 
 @pytest.mark.parametrize(
     ("num_workers", "sizes"),
-    [(1, [1, 2, 1]), pytest.param(3, [3, 3], marks=pytest.mark.long)],
+    [(1, [1, 2, 1]), pytest.param(3, [3, 3], marks=pytest.mark.by_hand)],
 )
 def test_who_is_needed_leaves_a_drained_node_when_another_is_there(
     tmp_path: Path, num_workers: int, sizes: list[int]
@@ -107,6 +107,7 @@ def test_who_is_needed_leaves_a_drained_node_when_another_is_there(
     assert causes(tmp_path / "run") == []
 
 
+@pytest.mark.long
 def test_who_dies_on_a_drained_node_is_replaced_elsewhere(tmp_path: Path) -> None:
     """It has a place there, at which Ray starts nobody any more."""
     cluster_config = ClusterConfig(min_world_size=2, placement="SPREAD", wait_s=60)
@@ -124,7 +125,10 @@ def test_who_dies_on_a_drained_node_is_replaced_elsewhere(tmp_path: Path) -> Non
     assert len(causes(tmp_path / "run")) == 1
 
 
-@pytest.mark.parametrize("dies", [False, pytest.param(True, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "dies",
+    [pytest.param(False, marks=pytest.mark.long), pytest.param(True, marks=pytest.mark.by_hand)],
+)
 def test_an_asynchronous_worker_starts_anew_elsewhere_when_its_node_is_drained(
     tmp_path: Path, dies: bool
 ) -> None:
@@ -174,7 +178,7 @@ def waits_for(file: Path, *arguments: Any, number: int) -> ActsBefore:
     return ActsBefore(strategy, 5, marker, lambda: wait_until(lambda: file.exists() or None))
 
 
-@pytest.mark.long
+@pytest.mark.by_hand
 def test_servers_with_replicas_leave_a_node_that_is_drained(tmp_path: Path) -> None:
     cluster_config = ClusterConfig(placement="SPREAD", cpus_per_server=1)
     config = small_config(tmp_path, strategy="push_pull", cluster=cluster_config)
@@ -272,7 +276,7 @@ def test_the_side_of_the_driver_goes_on_when_the_network_parts(tmp_path: Path) -
     assert len(causes(tmp_path / "run")) >= 1
 
 
-@pytest.mark.long
+@pytest.mark.by_hand
 def test_who_reaches_the_driver_and_not_its_peers_does_not_hold_them_up(tmp_path: Path) -> None:
     config = config_of(
         tmp_path, num_workers=3, cluster=ClusterConfig(collective_timeout_s=3, placement="SPREAD")
@@ -295,7 +299,7 @@ def part_from_all(host: Host, others: Sequence[Host]) -> None:
         host.part_from(other)
 
 
-@pytest.mark.long
+@pytest.mark.by_hand
 def test_a_spare_has_the_seat_of_who_lost_its_place_before_the_first_group(tmp_path: Path) -> None:
     cluster_config = ClusterConfig(num_spares=1, min_world_size=1, wait_s=5, placement="SPREAD")
     config = config_of(tmp_path, num_workers=2, cluster=cluster_config)

@@ -95,7 +95,7 @@ def sends_slowly(*arguments: Any, **named: Any) -> Any:
     return strategy
 
 
-@pytest.mark.long
+@pytest.mark.by_hand
 def test_nobody_is_lost_while_the_state_is_on_a_slow_way(tmp_path: Path) -> None:
     config, directory = config_of(tmp_path, num_workers=3), tmp_path / "recording"
     topologies = recorded(sends_slowly, directory, kills(1, 10), kills(2, 10))
