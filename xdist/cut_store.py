@@ -24,8 +24,12 @@ class CutStore:
         self._plan = plan
         self._kept: dict[int, dict[str, Tensor]] = {}
         """Step -> tensors of the range."""
-        self._saving: dict[int, LeadSnapshot | None] = {}
-        """Step of a cut that is being saved -> what only server 0 has of it."""
+        self._known: dict[int, LeadSnapshot] = {}
+        """Step -> what only server 0 has of a cut that is to be saved."""
+        self._owed: set[int] = set()
+        """Steps of cuts that are to be saved yet."""
+        self._saves: dict[int, asyncio.Task[ServerSave]] = {}
+        """Of cuts that are being saved, and of the last one that is."""
         self._changes = Changes()
 
     def keep(self, step: int, tensors: dict[str, Tensor]) -> None:
@@ -38,19 +42,32 @@ class CutStore:
 
     async def save(self, step: int, url: str, known: LeadSnapshot | None) -> ServerSave:
         """Write the parts of a cut into the checkpoint directory `url`, once it is kept. To be
-        called in the order of cuts, and again for one that was not saved.
+        called in the order of cuts; again for one that was not saved; and again, for the same
+        answer, where a new term has begun meanwhile with the same cut.
 
-        known: what only server 0 has of it; when it is saved again, it is known already.
+        known: what only server 0 has of it; the first time.
         """
-        known = self._saving.setdefault(step, known)
+        if known is not None:
+            self._known.setdefault(step, known)
+        if step not in self._saves:
+            self._owed.add(step)
+            self._saves[step] = asyncio.create_task(self._save(step, url))
+        return await asyncio.shield(self._saves[step])
+
+    async def _save(self, step: int, url: str) -> ServerSave:
         await self._changes.until(lambda: step in self._kept)
+        known = self._known.get(step)
         try:
             parts = await asyncio.to_thread(self._write, url, self._kept[step], known)
         except RunDirectoryError as error:
+            del self._saves[step]
             return ServerSave(unsaved=str(error))
-        del self._saving[step]
-        for kept in [kept for kept in self._kept if kept <= step and kept not in self._saving]:
-            del self._kept[kept]
+        self._owed.remove(step)
+        for past in {past for past in (*self._kept, *self._known) if past <= step} - self._owed:
+            self._kept.pop(past, None)
+            self._known.pop(past, None)
+        for past in {past for past in self._saves if past < step} - self._owed:
+            del self._saves[past]
         return ServerSave(parts, () if known is None else known.corrupt)
 
     def _write(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +28,7 @@ from tests.local_servers import (
     with_servers,
 )
 from xdist import checkpoint, optim
-from xdist.checkpoint import STATISTICS_PART, Cut, Manifest
+from xdist.checkpoint import Cut, Manifest
 from xdist.errors import LeaseLost
 from xdist.sequencer import PushId, Vector
 from xdist.update import Step, Update
@@ -354,48 +353,6 @@ def test_corrupt_samples_come_with_the_cut_that_holds_them(tmp_path: Path) -> No
             await worker.push(gradients_of(servers, 1)[0], corrupt=found)
         saved = [await servers.lead.save(step, str(tmp_path / f"{step}")) for step in (1, 2)]
         assert [each.corrupt for each in saved] == [(), (corrupt,)]
-
-    check(scenario)
-
-
-def test_a_cut_that_could_not_be_written_is_saved_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(checkpoint, "STORING_LIMIT_S", 0.0)
-
-    async def scenario() -> None:
-        servers = servers_of(tmp_path, num_servers=1, save_every=1)
-        await servers.begin()
-        worker = await Worker.registered(servers, 0)
-        await worker.push(gradients_of(servers, 1)[0])
-        (tmp_path / "no-directory").touch()
-        refused = await servers.lead.save(1, str(tmp_path / "no-directory" / "cut"))
-        assert "cannot be written" in str(refused.unsaved)
-        assert not refused.parts
-        await worker.push(gradients_of(servers, 1)[0])
-        await servers.lead.save(2, str(tmp_path / "next"))
-        await servers.begin()  # A term that knows nothing of the cut.
-        saved = await servers.lead.save(1, str(tmp_path / "cut"))
-        assert [part.file.split("-")[0] for part in saved.parts] == ["range", STATISTICS_PART]
-
-    check(scenario)
-
-
-def test_a_cut_of_a_term_that_ended_before_it_was_saved_is_not_kept(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        servers = servers_of(tmp_path, num_servers=2, save_every=1)
-        await servers.begin()
-        worker = await Worker.registered(servers, 0)
-        await worker.push(gradients_of(servers, 1)[0])
-        stores = [each.server._cuts for each in servers.primaries]
-        for store in stores:
-            await store._changes.until(partial(store.__contains__, 1))
-        await servers.begin()
-        worker = await Worker.registered(servers, 0)
-        await worker.push(gradients_of(servers, 1)[0])
-        for each in servers.primaries:
-            await each.server.save(2, str(tmp_path / "cut"))
-        assert not any(1 in store for store in stores)
 
     check(scenario)
 
