@@ -164,7 +164,7 @@ class LocalServers:
         start, stop = self.ranges[number]
         plan = ServerPlan(
             config=self.config,
-            num_workers=self.num_workers,
+            most_workers=self.num_workers,
             checkpoint_url=None if is_replica else self.start.url,
             layout=self.start.manifest.layout,
             start=start,
@@ -268,6 +268,7 @@ GENERATOR = np.random.default_rng(0)
 
 def start_checkpoint(run_dir: Path, flat: FlatModel) -> Checkpoint:
     """A run that begins with the weights and statistics of a model."""
+    checkpoint.make_directory(str(run_dir))
     url = checkpoint.checkpoint_url(str(run_dir), 0)
     size = flat.layout.num_weights
     parts = (

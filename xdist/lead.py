@@ -49,7 +49,7 @@ def bring_level(
     for commit in commits:
         for server, version in zip(servers, versions, strict=True):
             if commit.version > version:
-                server.apply(replace(commit, term=term, cut=None))
+                server.apply(replace(commit, term=term))
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,12 @@ class Lead:
         term: int,
         servers: Sequence[Follower],
         replicate: Callable[[Decision], Awaitable[None]],
-        num_workers: int,
+        most_workers: int,
         start_over_steps: int,
     ) -> None:
         """servers: all, server 0 included. replicate: returns when the replica of server 0 knows of
-        a decision, or there is none.
+        a decision, or there is none. most_workers: that there may be, all of which have begun after
+        start_over_steps.
         """
         self.sequencer = sequencer
         self.cuts: list[Cut] = []
@@ -91,7 +92,7 @@ class Lead:
         self._term = term
         self._servers = tuple(servers)
         self._replicate = replicate
-        self._num_workers = num_workers
+        self._most_workers = most_workers
         self._start_over_steps = start_over_steps
         self._described: dict[PushId, Push] = {}
         self._num_staged: dict[PushId, int] = {}
@@ -108,12 +109,17 @@ class Lead:
         """A new fencing token for a worker, once it is its turn to begin, and the version that it
         starts from.
         """
-        turn = self._start_over_steps * worker // self._num_workers
-        await self._changes.until(lambda: self._is_over or self.sequencer.version >= turn)
+        await self._changes.until(lambda: self._is_over or self._may_begin(worker))
         self._check_term()
         token = self.sequencer.register(worker)
         self._forget(worker, token)
         return token, self.sequencer.version
+
+    def _may_begin(self, worker: int) -> bool:
+        """Whether it is the turn of one more than have begun, whichever that is."""
+        num_begun = len(self.sequencer.workers - {worker})
+        turn = self._start_over_steps * num_begun // self._most_workers
+        return self.sequencer.version >= turn
 
     def release(self, worker: int) -> None:
         """A worker is lost: what it had leased goes to whoever asks first."""

@@ -299,7 +299,7 @@ class ParameterServer:
             term=term,
             servers=followers,
             replicate=self._mirror.follow,
-            num_workers=self._plan.num_workers,
+            most_workers=self._plan.most_workers,
             start_over_steps=self._plan.config.servers.start_over_steps,
         )
         if sequencer.version > saved_step:

@@ -27,7 +27,7 @@ class ServerPlan:
     """Plain values, so that the actor loads its own range."""
 
     config: TrainConfig
-    num_workers: int
+    most_workers: int
     checkpoint_url: str | None
     """None for a replica, which takes what its primary has: that of the start may be gone."""
     layout: Layout

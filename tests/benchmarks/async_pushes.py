@@ -163,6 +163,7 @@ def batch_of(spans: tuple[Span, ...]) -> Batch:
 def start_checkpoint(config: TrainConfig, run_dir: str) -> Checkpoint:
     """The network's initial weights, where the servers find them."""
     flat = FlatModel(make_network(config.model.width))
+    checkpoint.make_directory(run_dir)
     url = checkpoint.checkpoint_url(run_dir, 0)
     parts = (
         checkpoint.write_range(url, {WEIGHTS: flat.weights}, start=0, stop=flat.layout.num_weights),
@@ -184,7 +185,7 @@ def pushing_workers(request: Request, start: Checkpoint) -> Iterator[list[ActorH
             nodes.here(),
             ServerPlan(
                 config=config,
-                num_workers=request.num_workers,
+                most_workers=request.num_workers,
                 checkpoint_url=start.url,
                 layout=start.manifest.layout,
                 start=first,

@@ -162,7 +162,7 @@ def remote_servers(
     plans = [
         ServerPlan(
             config=config,
-            num_workers=2,
+            most_workers=2,
             checkpoint_url=start.url,
             layout=start.manifest.layout,
             start=first,

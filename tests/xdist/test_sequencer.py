@@ -161,12 +161,26 @@ def test_workers_begin_one_after_the_other(tmp_path: Path) -> None:
         config = with_servers(start_over_steps=4)
         servers = servers_of(tmp_path, num_servers=1, config=config)
         await servers.begin()
-        first = await Worker.registered(servers, 0)
-        later = asyncio.ensure_future(servers.lead.register(2))
-        for _ in range(2):
+        first = await Worker.registered(servers, 3)
+        later = [asyncio.ensure_future(servers.lead.register(number)) for number in (2, 0)]
+        for num_begun in range(3):
             await settled()
-            assert not later.done()
+            assert sum(registered.done() for registered in later) == num_begun
             await first.push(gradients_of(servers, 1)[0])
-        assert (await later)[1] == 2
+
+    check(scenario)
+
+
+def test_the_next_worker_begins_where_the_first_is_lost(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        config = with_servers(start_over_steps=1000)
+        servers = servers_of(tmp_path, num_servers=1, config=config)
+        await servers.begin()
+        await Worker.registered(servers, 0)
+        later = asyncio.ensure_future(servers.lead.register(1))
+        await settled()
+        assert not later.done()
+        await servers.lead.release(0)
+        assert (await later)[1] == 0
 
     check(scenario)

@@ -100,7 +100,7 @@ class PushPullTopology:
         first, last = self._ranges[number]
         plan = ServerPlan(
             config=self._plan.config,
-            num_workers=self._plan.num_workers,
+            most_workers=self._plan.most_workers,
             checkpoint_url=self._start.url if away_from is None else None,
             layout=self._start.manifest.layout,
             start=first,
