@@ -6,6 +6,7 @@ import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,8 @@ from datapipe.position import Position
 from tests.small_runs import run, small_config
 from xdist import checkpoint
 from xdist.errors import UserError
-from xdist.topologies import RunPlan, nodes
+from xdist.servers_config import ServersConfig
+from xdist.topologies import Outcome, RunPlan, Task, nodes
 from xdist.topologies.push_pull import PushPullTopology
 from xdist.training_data import TrainingData
 
@@ -89,6 +91,34 @@ def test_what_other_nodes_do_not_see_is_named_with_its_option(tmp_path: Path) ->
 
 def on_first_node(first_node: str, plan: RunPlan) -> PushPullTopology:
     return PushPullTopology(replace(plan, servers_node=first_node))
+
+
+class NotesPlaces(PushPullTopology):
+    """Which replicas share the node of their primary."""
+
+    def __init__(self, plan: RunPlan, *, shared: set[bool]) -> None:
+        super().__init__(plan)
+        self._shared = shared
+
+    def receive(self, task: Task, result: Any) -> Outcome:
+        outcome = super().receive(task, result)
+        for number, replica in self._servers._replicas.items():
+            primary = self._servers._primaries[number]
+            if replica.process is not None and primary.process is not None:
+                self._shared.add(replica.process.node_id == primary.process.node_id)
+        return outcome
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("second_node")
+def test_replicas_are_on_another_node_than_their_primaries(tmp_path: Path) -> None:
+    """Though they reserve nothing, which Ray places anywhere."""
+    shared: set[bool] = set()
+    servers = ServersConfig(replicas=1)
+    config = small_config(tmp_path, strategy="push_pull", servers=servers, num_servers=3)
+    make = partial(NotesPlaces, shared=shared)
+    run(replace(config, num_epochs=1), tmp_path / "run", topologies={"push_pull": make})
+    assert shared == {False}
 
 
 @pytest.mark.long

@@ -97,6 +97,32 @@ def was_set_back(directory: Path) -> bool:
     return steps != sorted(steps)
 
 
+class StrikesAtLastCut(StrikesServers):
+    """A topology in which servers get a signal when all have been asked for the last cut."""
+
+    def receive(self, task: Task, result: Any) -> Outcome:
+        outcome = self._topology.receive(task, result)
+        if task.action == "cut" and result is not None and result.is_final and not self.has_struck:
+            self.has_struck = True
+            self._strike()
+        return outcome
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_server_that_is_killed_while_the_last_cut_is_saved_costs_nothing(
+    tmp_path: Path, number: int
+) -> None:
+    """The other one is still at it when it is asked again. A network whose parts take a while."""
+    config = small_config(tmp_path, strategy="push_pull", num_epochs=1, max_steps=4)
+    model = replace(config.model, width=1.0, fc=(2048, 2048))
+    config = replace(config, servers=ServersConfig(replicas=1), model=model)
+    make = partial(StrikesAtLastCut, names=[f"server {number}"])
+    run(config, tmp_path / "run", topologies={"push_pull": make})
+    assert causes(tmp_path / "run") == [f"server {number} lost"]
+    assert final(tmp_path / "run").manifest.cut.num_samples == 16
+    assert not was_set_back(tmp_path)
+
+
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_killed_server_takes_the_run_back_to_the_last_checkpoint(
     tmp_path: Path, number: int, caplog: pytest.LogCaptureFixture

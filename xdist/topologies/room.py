@@ -124,11 +124,12 @@ class Room:
     def server(self, number: int, plan: ServerPlan, *, near: str | None) -> ActorHandle[Any]:
         """A parameter server actor in a bundle of its own, if it reserves anything.
 
-        near: the node that it is to be on, if it can; None: where there was room for the server of
-        this number, or anywhere.
+        near: the node that it is to be on; if it reserves something, that or another one. None:
+        where there was room for the server of this number, or anywhere.
         """
         if not self._server_bundle:
-            where = None if near is None else NodeAffinitySchedulingStrategy(near, soft=True)
+            # Not soft: Ray (2.60) places who reserves nothing anywhere, then.
+            where = None if near is None else NodeAffinitySchedulingStrategy(near, soft=False)
             return actors.server(plan, {}, where=where)
         group = _one(self._server_bundle, near=near or self._server_places[number])
         actor = actors.server(plan, self._server_bundle, where=_within(group))
