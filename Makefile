@@ -20,7 +20,7 @@ test-faults: $(INSTALLED)  ## processes killed in every phase of a run
 	$(BIN)/python -m pytest -m 'faults and not long and not by_hand'
 
 test-long: $(INSTALLED)  ## tests that take long, with faults and without
-	$(BIN)/python -m pytest -m long
+	$(BIN)/python -m pytest -m 'long and not by_hand'
 
 test-by-hand: $(INSTALLED)  ## more variants with faults, for which continuous integration has no time
 	$(BIN)/python -m pytest -m by_hand

@@ -22,6 +22,7 @@ import platform
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,13 @@ from datapipe.storage import (
     size_of,
     write_bytes,
 )
-from xdist.errors import CheckpointDamaged, RunDirectoryError, UnknownFormat, UserError
+from xdist.errors import (
+    CheckpointDamaged,
+    PartMissing,
+    RunDirectoryError,
+    UnknownFormat,
+    UserError,
+)
 from xdist.flat import Layout
 
 FORMAT = "xdist-checkpoint"
@@ -191,6 +198,14 @@ def checkpoints_url(run_dir: str) -> str:
     return f"{run_dir.rstrip('/')}/checkpoints"
 
 
+def make_directory(run_dir: str) -> None:
+    """Where the checkpoints of a run will live: nobody makes it later, so that a node on which it
+    is not there any more writes none of their parts beside it.
+    """
+    filesystem, path = open_filesystem(checkpoints_url(run_dir))
+    filesystem.makedirs(path, exist_ok=True)
+
+
 def write_range(url: str, tensors: Mapping[str, Tensor], *, start: int, stop: int) -> Part:
     """Write one range of the flat vector into the checkpoint directory `url`."""
     return _write(url, f"range-{start:012d}-{stop:012d}.safetensors", tensors, start, stop)
@@ -210,21 +225,25 @@ def _write(url: str, file: str, tensors: Mapping[str, Tensor], start: int, stop:
 
 
 def publish(url: str, manifest: Manifest) -> Checkpoint:
-    """Make the parts in `url` a checkpoint. Raises `RunDirectoryError` where they are not there."""
+    """Make the parts in `url` a checkpoint. Raises `PartMissing`, `RunDirectoryError`."""
     assert manifest.is_complete
     for part in manifest.parts:
-        if _size(f"{url}/{part.file}") != part.num_bytes:
-            raise RunDirectoryError(
-                f"{url}/{part.file} was written by one of the nodes and is not there; "
-                "give --run-dir a directory that all nodes share, or a URL (s3://, gs://)"
-            )
+        _require(f"{url}/{part.file}", part.num_bytes)
     _store(f"{url}/{MANIFEST}", json.dumps(manifest.to_json(), indent=1).encode())
     return Checkpoint(url, manifest)
 
 
 def _store(url: str, payload: bytes) -> None:
+    """Raises `RunDirectoryError`."""
+    checkpoints = directory_of(directory_of(url))
+
+    def write() -> None:
+        if "://" not in url and not Path(checkpoints).is_dir():
+            raise FileNotFoundError(f"{checkpoints} is not there; was its file system unmounted?")
+        write_bytes(url, payload)
+
     try:
-        _again_and_again()(write_bytes, url, payload)
+        _again_and_again()(write)
     except OSError as error:
         host = platform.node()
         raise RunDirectoryError(f"{url} cannot be written from {host}: {error}") from error
@@ -235,12 +254,22 @@ def _fetch(url: str) -> bytes:
     return _again_and_again(but=FileNotFoundError)(read_bytes, url)
 
 
-def _size(url: str) -> int | None:
-    """None where there is no such file. A listing might not know yet of what other nodes wrote."""
+def _require(url: str, num_bytes: int) -> None:
+    """Raise `PartMissing` where no file of this size is there, nor comes: what another node wrote
+    may be seen here only after a while. (A listing might know of it later still.)
+    """
+
+    def look() -> None:
+        if (found := size_of(url)) != num_bytes:
+            raise FileNotFoundError(f"{url} has {found} bytes, not {num_bytes}")
+
     try:
-        return _again_and_again(but=FileNotFoundError)(size_of, url)
-    except FileNotFoundError:
-        return None
+        _again_and_again()(look)
+    except FileNotFoundError as error:
+        raise PartMissing(
+            f"{url} was written by one of the nodes and is not there; "
+            "give --run-dir a directory that all nodes share, or a URL (s3://, gs://)"
+        ) from error
     except (OSError, UnreadableUrl) as error:
         raise RunDirectoryError(f"{url} cannot be found again: {error}") from error
 
@@ -339,6 +368,22 @@ def latest(run_dir: str) -> Checkpoint | None:
         else:
             return checkpoint
     return None
+
+
+def find_again(run_dir: str) -> Checkpoint:
+    """The newest checkpoint of a run that has one. Raises `RunDirectoryError` where none is found,
+    or none can be read, within the time that the storage is given.
+    """
+
+    def look() -> Checkpoint:
+        if (found := latest(run_dir)) is None:
+            raise FileNotFoundError(f"{checkpoints_url(run_dir)} has no checkpoint that verifies")
+        return found
+
+    try:
+        return _again_and_again()(look)
+    except (OSError, UnreadableUrl) as error:
+        raise RunDirectoryError(f"no checkpoint to go on from: {error}") from error
 
 
 def find(url: str) -> tuple[Checkpoint, str | None]:

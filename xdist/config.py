@@ -6,7 +6,8 @@ resolved value is written to the run directory and into every checkpoint as JSON
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields, replace
+import math
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Literal
 
 from datapipe.config import DataConfig
@@ -197,8 +198,7 @@ class ClusterConfig:
 LEAST_CPUS: Final = 0.0001
 """Ray counts no smaller parts."""
 LONGEST_TIMEOUT_S: Final = 604_800
-OF_ALL_REDUCE: Final = ("min_world_size", "num_spares", "collective_timeout_s")
-"""Fields of `ClusterConfig` that another strategy does not have."""
+LARGEST_SEED: Final = 2**63 - 1
 PROFILED_STEPS: Final = 8
 """Steps of a worker after which its profile is complete: three to warm up, five that count."""
 
@@ -286,6 +286,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_least(self, "", num_workers=1, num_servers=1, num_lanes=1, batch_size=1)
         check_least(self, "", num_epochs=1, max_steps=1, report_every_steps=1, seed=0)
+        check(self.seed <= LARGEST_SEED, "seed", self.seed, f"at most {LARGEST_SEED}")
         check_share(self, "", "label_smoothing")
         allowed = "0 with the sigmoid loss"
         is_smooth = self.loss == "softmax" or self.label_smoothing == 0
@@ -310,22 +311,9 @@ class TrainConfig:
         check(is_long or not self.profile, "profile", self.profile, allowed)
 
     def _check_push_pull(self) -> None:
-        allowed = "None with strategy push_pull, whose ledger leases samples instead"
-        check(self.num_lanes is None, "num_lanes", self.num_lanes, allowed)
         precision = self.compute.precision
         allowed = "float32 or bfloat16 with strategy push_pull, whose servers keep float32"
         check(precision != "float64", "compute.precision", precision, allowed)
-        for part, prefix, names in (
-            (self, "", ("bn_group", "on_resize", "compress_gradients")),
-            (self.cluster, "cluster.", OF_ALL_REDUCE),
-            (self.compute, "compute.", ("fused_optimizer",)),
-        ):
-            defaults = {option.name: option.default for option in fields(part)}
-            for name in names:
-                value, default = getattr(part, name), defaults[name]
-                allowed = f"{default!r} with strategy push_pull"
-                check(value == default, f"{prefix}{name}", value, allowed)
-
         for name in ("compile", "cuda_graphs") if self.servers.factors else ():
             allowed = "False with servers.factors, which are taken out of the network's layers"
             is_on = getattr(self.compute, name)
@@ -339,16 +327,6 @@ class TrainConfig:
             check(clips is None, "optimizer.clip_norm", clips, allowed)
 
     def _check_all_reduce(self) -> None:
-        for option in fields(self.servers):
-            value = getattr(self.servers, option.name)
-            allowed = f"{option.default!r} with strategy all_reduce, which has no servers"
-            check(value == option.default, f"servers.{option.name}", value, allowed)
-        allowed = "auto with strategy all_reduce, which has no servers"
-        check(self.num_servers == AUTO, "num_servers", self.num_servers, allowed)
-        allowed = "0 with strategy all_reduce, which has no servers"
-        for name in ("cpus_per_server", "gpus_per_server"):
-            value = getattr(self.cluster, name)
-            check(value == 0, f"cluster.{name}", value, allowed)
         lanes, batch = self.num_lanes, self.batch_size
         allowed = f"a divisor of batch_size, which is {batch}"
         check(lanes is None or batch % lanes == 0, "num_lanes", lanes, allowed)
@@ -372,6 +350,11 @@ class TrainConfig:
         """Samples that the whole run goes through, on a training set of `num_samples`."""
         whole = self.num_epochs * num_samples
         return whole if self.max_steps is None else min(whole, self.max_steps * self.batch_size)
+
+    def num_steps(self, num_samples: int) -> int:
+        """Synchronous steps, or batches, that these are."""
+        most = self.num_epochs * math.ceil(num_samples / self.batch_size)
+        return most if self.max_steps is None else min(most, self.max_steps)
 
     def resolved(self, epoch_samples: int) -> TrainConfig:
         """This configuration on a training set of so many samples: the L2 penalty as a number, the

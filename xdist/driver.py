@@ -19,7 +19,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from rich.console import Console
 
-from datapipe.errors import DataError, TooManyBadSamples, UnreadableUrl
+from datapipe.errors import DataError, TooManyBadSamples
 from xdist import checkpoint
 from xdist.checkpoint import Checkpoint
 from xdist.config import TrainConfig
@@ -30,7 +30,8 @@ from xdist.preparation import Preparation, prepare, starting_checkpoint
 from xdist.publication import Publications
 from xdist.run_directory import CONFIG, RunDirectory
 from xdist.run_log import RunLog
-from xdist.scorer import Scorer
+from xdist.scorer import MAY_PASS, Scorer
+from xdist.strategy_fields import without_ignored
 from xdist.topologies import (
     Fault,
     Outcome,
@@ -143,6 +144,7 @@ class Driver:
         return all_places or all_steps
 
     def _handle_next(self) -> None:
+        self._scorer.go_on()
         waiting = list(self._pending)
         if self._scorer.task is not None:
             waiting.append(self._scorer.task)
@@ -226,9 +228,11 @@ class Driver:
         try:
             wanted, scores, corrupt = self._scorer.receive()
         except RayTaskError as error:
-            if not isinstance(error.cause, UnreadableUrl):
+            if not isinstance(error.cause, MAY_PASS):
                 self._raise_cause(error)
-            self._count_fault("scoring", str(error.cause))
+            if self._scorer.wants_last:
+                self._count_fault("scoring", str(error.cause))
+            self._scorer.put_off(str(error.cause))
         except LOST as error:
             self._count_fault("scoring", reason_of(error))
         else:
@@ -236,7 +240,6 @@ class Driver:
             if wanted.checkpoint == self._latest:
                 self._scores[wanted.weights] = scores
             self._log.scored(wanted, scores)
-        self._scorer.go_on()
 
     def _recover(self, first: Fault) -> None:
         """Replace who is gone: one actor where the topology can, everything from the last
@@ -303,11 +306,19 @@ class Driver:
         if self._is_trained():
             self._pending = {}
             return
-        found = checkpoint.latest(self._plan.run_dir)
-        assert found is not None, "the first checkpoint is written before the first launch"
-        self._latest = found
+        self._latest = found = self._found_again()
         self._log.set_back(found.manifest.cut, newest=newest)
         self._pending = self._topology.launch(found)
+
+    def _found_again(self) -> Checkpoint:
+        """The last checkpoint. There is one, as the run began with one: where none is found, the
+        storage is away.
+        """
+        while True:
+            try:
+                return checkpoint.find_again(self._plan.run_dir)
+            except RunDirectoryError as error:
+                self._count_fault("storage", str(error))
 
 
 def _first_ready(
@@ -348,7 +359,9 @@ def _train(
     console: Console,
     topologies: Mapping[str, MakeTopology],
 ) -> Summary:
-    preparation = prepare(config, run, nodes.resources_for(config))
+    config = without_ignored(config)
+    fewest = config.cluster.min_world_size if run.was_begun else None
+    preparation = prepare(config, run, nodes.resources_for(config, fewest=fewest), fewest=fewest)
     plan = nodes.placed(preparation.plan)
     run.store(CONFIG, preparation.config.to_json())
     logger.info("configuration %s", json.dumps(plan.config.to_json()))

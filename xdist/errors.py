@@ -7,6 +7,7 @@
         ├── UserError          the surroundings do not fit the configuration: exit code 2
         │   ├── NotEnoughResources   the cluster has no room for the workers and servers
         │   ├── RunDirectoryError    the run directory cannot be written, or holds another run
+        │   │   └── PartMissing      what a node wrote into it is not there
         │   └── UnknownFormat        another version of this program wrote the checkpoint
         ├── CheckpointDamaged  a part of a checkpoint is missing or fails its SHA-256
         ├── PeerLost           another worker or a server is gone; this one is healthy
@@ -35,6 +36,10 @@ class NotEnoughResources(UserError):
 
 class RunDirectoryError(UserError):
     """The run directory cannot be written, or holds another run."""
+
+
+class PartMissing(RunDirectoryError):
+    """A part of a checkpoint that was written is not in the run directory."""
 
 
 class UnknownFormat(UserError):

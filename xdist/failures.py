@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 from ray.exceptions import (
@@ -15,7 +16,7 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from datapipe.errors import UnreadableUrl
+from datapipe.errors import MissingShard, UnreadableUrl
 from xdist.errors import LeaseLost, PeerLost
 from xdist.topologies import Fault, Task
 
@@ -53,7 +54,15 @@ def fault_of(task: Task, error: RayError) -> Fault | None:
 
 def _is_of_its_node(error: RayTaskError, task: Task) -> bool:
     """Whether another node may do what this one could not."""
-    return isinstance(error.cause, UnreadableUrl) and task.action in ("join", "train")
+    return task.action in ("join", "train") and (
+        isinstance(error.cause, UnreadableUrl)
+        or (isinstance(error.cause, MissingShard) and all(map(_is_seen, error.cause.urls)))
+    )
+
+
+def _is_seen(url: str) -> bool:
+    """Whether a local file is seen here: then a node that lacks it has lost a file system."""
+    return "://" not in url and os.path.exists(url)
 
 
 def reason_of(error: BaseException) -> str:

@@ -48,15 +48,23 @@ class Preparation:
 
 
 def prepare(
-    config: TrainConfig, run: RunDirectory, resources: Sequence[Mapping[str, float]]
+    config: TrainConfig,
+    run: RunDirectory,
+    resources: Sequence[Mapping[str, float]],
+    *,
+    fewest: int | None,
 ) -> Preparation:
-    """Size the run for nodes with these resources, find and check the data.
+    """Size the run for nodes with these resources, find and check the data. fewest: workers that it
+    may begin with; None: all that are asked for.
 
     Nothing is written but the index of shards that have none: what is wrong can be mended, and the
     same run directory used. Raises `NotEnoughResources`, `DataError`, `UserError`.
     """
     asked_for, num_asked_for = config.cluster, config.num_workers
-    config = sizing.sized(config, resources)
+    config = sizing.sized(config, resources, fewest=fewest)
+    if fewest is None:
+        # What there is in all, `auto` may have counted; what others hold of it is not there yet.
+        fewest = num_asked_for if isinstance(num_asked_for, int) else config.cluster.min_world_size
     _warn_of_no_gpus(asked_for, config.cluster)
     sources = Sources(config, run_dir=run.url)
     data = sources.check()
@@ -71,10 +79,10 @@ def prepare(
         )
     _check_shapes(config, num_classes)
     num_samples = data.order.num_samples
-    num_steps = config.num_places(num_samples) / config.batch_size
+    num_steps = config.num_steps(num_samples)
     if config.profile and num_steps < PROFILED_STEPS:
         raise UserError(
-            f"profile is True; allowed: False in a run of {num_steps:.0f} steps: a trace is "
+            f"profile is True; allowed: False in a run of {num_steps} steps: a trace is "
             f"complete after {PROFILED_STEPS}"
         )
     plan = RunPlan(
@@ -84,10 +92,7 @@ def prepare(
         num_classes=num_classes,
         num_places=config.num_places(num_samples),
         save_every_samples=config.checkpoint.every_samples or num_samples,
-        # What there is in all, `auto` may have counted; what others hold of it is not there yet.
-        fewest_to_begin=(
-            num_asked_for if isinstance(num_asked_for, int) else config.cluster.min_world_size
-        ),
+        fewest_to_begin=fewest,
     )
     logger.info(
         "run prepared strategy=%s workers=%s servers=%s samples=%d classes=%d",
@@ -195,6 +200,7 @@ def starting_checkpoint(plan: RunPlan) -> Checkpoint:
         cut = found.manifest.cut
         logger.info("run resumed step=%d samples=%d", cut.step, cut.num_samples)
         return found
+    checkpoint.make_directory(plan.run_dir)
     url = checkpoint.checkpoint_url(plan.run_dir, 0)
     size = flat.layout.num_weights
     parts = (

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from xdist import checkpoint
 from xdist.checkpoint import Checkpoint, Cut, Manifest, Part
 from xdist.config import TrainConfig
-from xdist.errors import RunDirectoryError
+from xdist.errors import PartMissing, RunDirectoryError
 
 logger = logging.getLogger(__name__)
 
@@ -53,10 +53,16 @@ class Publications:
         self._published_before = 0
         """The step of the last one but one."""
         self._published = 0
+        self._done: set[int] = set()
+        """Steps of those that have had all their parts."""
         self._beside = ThreadPoolExecutor(1, thread_name_prefix="publications")
 
     def add(self, cut: Cut, parts: tuple[Part, ...], *, previous: Manifest) -> None:
-        """Take parts of the checkpoint of `cut`; `previous` is the manifest of an earlier one."""
+        """Take parts of the checkpoint of `cut`; `previous` is the manifest of an earlier one. One
+        that has had all its parts needs none again.
+        """
+        if cut.step in self._done:
+            return
         unfinished = self._unfinished.setdefault(cut.step, _Unfinished(cut))
         unfinished.parts |= {part.file: part for part in parts}
         manifest = Manifest(
@@ -69,6 +75,7 @@ class Publications:
         )
         if manifest.is_complete:
             del self._unfinished[cut.step]
+            self._done.add(cut.step)
             self._complete.append((manifest, unfinished.started))
             self._publish_next()
 
@@ -85,7 +92,8 @@ class Publications:
 
     def take(self, *, waits: bool = False) -> Published | None:
         """One that is there now, told once; None where there is none, at once unless it waits.
-        Raises `RunDirectoryError` where the storage refused one; that is tried again.
+        Raises `RunDirectoryError` where the storage refused one; that is tried again. One that
+        lacks a part is given up (`PartMissing`), but for the run's last, which nothing follows.
         """
         if self._tidying is not None and self._tidying.done():
             self._tidying.result()  # A bug is to be heard.
@@ -95,7 +103,11 @@ class Publications:
         publishing, self._publishing = self._publishing, None
         try:
             published = publishing.result()
-        except RunDirectoryError:
+        except RunDirectoryError as error:
+            manifest, _ = self._complete[0]
+            if isinstance(error, PartMissing) and not manifest.cut.is_final:
+                self._complete.popleft()
+                self._done.remove(manifest.cut.step)
             self._publish_next()
             raise
         manifest, started = self._complete.popleft()
@@ -136,6 +148,7 @@ class Publications:
         self._complete.clear()
         self._publishing = None
         self._published_before = self._published = 0
+        self._done.clear()
 
     def close(self) -> None:
         """Return when all that was begun is done."""

@@ -78,6 +78,9 @@ MAY_CHANGE = (
     "num_lanes",
     "compute",
     "compress_gradients",
+    "bn_group",
+    "on_resize",
+    "servers",
     "deterministic",
     "checkpoint",
     "evaluation",
@@ -101,6 +104,8 @@ class RunDirectory:
         self.url = absolute(url)
         self._drawn = -math.inf
         self._is_remote = "://" in self.url
+        self.was_begun = False
+        """Whether a run of this configuration had all that it needs when it began."""
         try:
             self.local = (
                 Path(tempfile.mkdtemp(prefix="xdist-run-")) if self._is_remote else Path(self.url)
@@ -244,7 +249,8 @@ class RunDirectory:
 
     def _check_config(self, config: TrainConfig) -> None:
         path = self.local / CONFIG
-        if not path.exists():
+        self.was_begun = path.exists()
+        if not self.was_begun:
             return
         try:
             stored = dict(_leaves(json.loads(path.read_text())))

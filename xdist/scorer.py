@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from dataclasses import dataclass
 from typing import Any
@@ -10,15 +11,22 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from datapipe.errors import CorruptSample
+from datapipe.errors import CorruptSample, MissingShard, UnreadableUrl
 from xdist import fork_servers, scoring
 from xdist.checkpoint import Checkpoint
 from xdist.config import TrainConfig
+from xdist.errors import CheckpointDamaged
 from xdist.scoring import ScoringPlan
 from xdist.state import WeightsName, averages
 from xdist.topologies import nodes
 
 logger = logging.getLogger(__name__)
+
+MAY_PASS = (UnreadableUrl, MissingShard, CheckpointDamaged, OSError)
+"""Errors of a task that a storage has caused which is away for a while."""
+PUT_OFF_S = 10.0
+MOST_TRIES = 3
+"""For a checkpoint that is not the run's last."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,9 @@ class ScoringQueue:
 
 
 class Scorer:
-    """A task that is lost is started again."""
+    """A task that is lost is started again; one that could not read what it needs, after a
+    while.
+    """
 
     def __init__(
         self, plan: ScoringPlan | None, config: TrainConfig, *, save_every_samples: int
@@ -81,6 +91,8 @@ class Scorer:
         self._queue = ScoringQueue(config, save_every_samples=save_every_samples)
         self.task: ray.ObjectRef[Any] | None = None
         """To wait for; None while nothing is scored."""
+        self._not_before = 0.0
+        self._num_put_off = 0
 
     def add(self, wanted: Checkpoint, *, is_last: bool) -> None:
         """A checkpoint is there, which may have to be scored. is_last: of the run."""
@@ -106,13 +118,36 @@ class Scorer:
         assert wanted is not None
         self.task = None
         scores, corrupt = ray.get(task)
-        self._queue.remove_first()
+        self._remove_first()
         return wanted, scores, corrupt
+
+    @property
+    def wants_last(self) -> bool:
+        """Whether the run's last checkpoint is to be scored next: nothing else is left to do."""
+        wanted = self._queue.first
+        return wanted is not None and wanted.checkpoint.manifest.cut.is_final
+
+    def put_off(self, why: str) -> None:
+        """The first one could not be scored. After some tries the next one is, unless there can be
+        none.
+        """
+        wanted = self._queue.first
+        assert wanted is not None
+        self._num_put_off += 1
+        self._not_before = time.monotonic() + PUT_OFF_S
+        logger.warning("checkpoint %s not scored yet: %s", wanted.checkpoint.url, why)
+        if self._num_put_off == MOST_TRIES and not self.wants_last:
+            logger.error("checkpoint %s is not scored", wanted.checkpoint.url)
+            self._remove_first()
+
+    def _remove_first(self) -> None:
+        self._queue.remove_first()
+        self._num_put_off = 0
 
     def go_on(self) -> None:
         """Begin with the next one, if there is one, and none is being scored."""
         wanted = self._queue.first
-        if self.task is not None or wanted is None:
+        if self.task is not None or wanted is None or time.monotonic() < self._not_before:
             return
         here = NodeAffinitySchedulingStrategy(nodes.here(), soft=True)
         options = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": here}

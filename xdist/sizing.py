@@ -20,10 +20,11 @@ Nodes = Sequence[Mapping[str, float]]
 """The resources of each node."""
 
 
-def sized(config: TrainConfig, resources: Nodes) -> TrainConfig:
+def sized(config: TrainConfig, resources: Nodes, *, fewest: int | None = None) -> TrainConfig:
     """`config` with every `auto` resolved against the `resources` (CPU, GPU) of the nodes.
 
-    Raises `NotEnoughResources` that says what is missing.
+    fewest: workers that there must be room for; None: for all. Raises `NotEnoughResources` that
+    says what is missing.
     """
     gpus = _gpus_per_worker(config, resources)
     cluster = replace(config.cluster, gpus_per_worker=gpus)
@@ -33,8 +34,9 @@ def sized(config: TrainConfig, resources: Nodes) -> TrainConfig:
     else:
         num_workers = max(_as_many_as_fit(config, resources), cluster.min_world_size)
     servers = _num_servers(config, num_workers)
-    if not fits(config, resources, num_workers):
-        raise NotEnoughResources(_missing(config, resources, num_workers, servers))
+    needed = num_workers if fewest is None else fewest
+    if not fits(config, resources, needed):
+        raise NotEnoughResources(_missing(config, resources, needed, servers))
     num_servers = servers if config.strategy == "push_pull" else config.num_servers
     return _with(config, num_workers=num_workers, num_servers=num_servers)
 

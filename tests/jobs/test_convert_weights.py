@@ -247,6 +247,7 @@ def test_a_network_of_onnx_has_the_same_logits_for_any_number_of_images(
 
 def test_a_run_becomes_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flat = FlatModel(random_network(NARROW))
+    checkpoint.make_directory(str(tmp_path / "run"))
     url = checkpoint.checkpoint_url(str(tmp_path / "run"), 7)
     size = flat.layout.num_weights
     parts = (

@@ -112,6 +112,7 @@ def update_once(rank: int, directory: str, url: str, port: int) -> None:
 
 
 def start_checkpoint(run_dir: Path, flat: FlatModel) -> checkpoint.Checkpoint:
+    checkpoint.make_directory(str(run_dir))
     url = checkpoint.checkpoint_url(str(run_dir), 0)
     size = flat.layout.num_weights
     parts = (

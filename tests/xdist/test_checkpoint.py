@@ -31,6 +31,7 @@ STATISTICS = {"statistics": torch.randn(8), "statistics_average": torch.randn(8)
 
 
 def save(run_dir: Path, *, step: int, num_parts: int = 3) -> Checkpoint:
+    checkpoint.make_directory(str(run_dir))
     url = checkpoint.checkpoint_url(str(run_dir), step)
     parts = [
         checkpoint.write_range(url, cut_out(start, stop), start=start, stop=stop)
@@ -163,13 +164,35 @@ def test_a_part_that_cannot_be_written_names_file_and_machine(
 def test_a_part_is_written_when_the_storage_is_back(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "file").touch()
-    back = threading.Timer(0.3, (tmp_path / "file").unlink)
+    (tmp_path / "away").mkdir()
+    back = threading.Timer(0.3, (tmp_path / "away").rename, [tmp_path / "here"])
     back.start()
-    part = checkpoint.write_statistics(f"{tmp_path}/file/step-1", STATISTICS)
+    part = checkpoint.write_statistics(f"{tmp_path}/here/step-1", STATISTICS)
     back.join()
-    assert (tmp_path / "file" / "step-1" / part.file).stat().st_size == part.num_bytes
+    assert (tmp_path / "here" / "step-1" / part.file).stat().st_size == part.num_bytes
     assert "Retrying" in caplog.text
+
+
+def test_nothing_is_written_beside_a_file_system_that_was_unmounted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "STORING_LIMIT_S", 0.0)
+    with pytest.raises(RunDirectoryError, match=r"run/checkpoints is not there; was its file"):
+        checkpoint.write_statistics(f"{tmp_path}/run/checkpoints/step-1", STATISTICS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_that_must_be_there_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = save(tmp_path / "away", step=1)
+    back = threading.Timer(0.3, (tmp_path / "away").rename, [tmp_path / "run"])
+    back.start()
+    assert checkpoint.find_again(str(tmp_path / "run")).manifest == saved.manifest
+    back.join()
+    monkeypatch.setattr(checkpoint, "STORING_LIMIT_S", 0.0)
+    with pytest.raises(RunDirectoryError, match="away/checkpoints has no checkpoint that verifies"):
+        checkpoint.find_again(str(tmp_path / "away"))
 
 
 def test_pruning_keeps_the_newest_and_the_spared(tmp_path: Path) -> None:

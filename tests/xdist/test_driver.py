@@ -45,6 +45,7 @@ from xdist.errors import NotEnoughResources, RunDirectoryError, RunFailed
 from xdist.flat import FlatModel
 from xdist.servers_config import ServersConfig
 from xdist.strategies import UpdateStrategy
+from xdist.topologies import room
 from xdist.topologies.all_reduce import AllReduceTopology, all_reduce_strategy
 from xdist.topologies.push_pull import PushPullTopology, push_pull_strategy
 from xdist.update import Step, Update
@@ -210,14 +211,17 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
     assert second.step == first.step == 4
 
 
-def test_a_run_changes_from_servers_to_all_reduce(tmp_path: Path) -> None:
-    config = small_config(tmp_path, strategy="push_pull")
+def test_a_run_changes_from_servers_to_all_reduce_and_back(tmp_path: Path) -> None:
+    """By its strategy alone, whatever is said of what only one of them has."""
+    config = small_config(tmp_path, strategy="push_pull", num_servers=3)
+    config = replace(config, servers=ServersConfig(replicas=1), bn_group="lane", num_lanes=2)
     run(replace(config, max_steps=12), tmp_path / "run")
     assert final(tmp_path / "run").manifest.cut.step == 12
-    changed = replace(config, strategy="all_reduce", num_servers="auto")
-    summary = run(changed, tmp_path / "run")
+    run(replace(config, strategy="all_reduce", max_steps=30), tmp_path / "run")
+    assert final(tmp_path / "run").manifest.cut.step == 30
+    summary = run(config, tmp_path / "run")
     assert summary.num_samples == 2 * NUM_TRAIN
-    assert summary.step > 12
+    assert summary.step > 30
 
 
 @pytest.mark.faults
@@ -296,6 +300,21 @@ def test_room_that_others_hold_is_waited_for_and_then_named(
             run(config, tmp_path / "run")
     finally:
         ray.kill(holder)
+
+
+def test_a_resumed_run_begins_with_as_many_as_there_is_room_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that it had may come back later, or never."""
+    monkeypatch.setattr(room, "PLACING_LIMIT_S", 1.0)
+    half = ClusterConfig(cpus_per_worker=4, wait_s=1)
+    config = small_config(tmp_path, strategy="all_reduce", max_steps=4, cluster=half)
+    config = replace(config, batch_size=12, num_lanes=12)
+    run(config, tmp_path / "run")
+    run(replace(config, num_workers=3, max_steps=8), tmp_path / "run")
+    assert [group["num_workers"] for group in records(tmp_path / "run", "group")] == [2, 2]
+    with pytest.raises(NotEnoughResources, match="1 workers of 9 CPU do not fit"):
+        run(replace(config, cluster=replace(half, cpus_per_worker=9)), tmp_path / "run")
 
 
 class Holder:

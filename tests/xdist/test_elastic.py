@@ -62,6 +62,17 @@ def test_the_others_go_on_when_a_whole_node_is_killed(tmp_path: Path, own: Clust
     assert len(causes(tmp_path / "run")) == 1
 
 
+def test_a_run_begins_where_a_node_has_just_died(
+    tmp_path: Path, own: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The cluster still lists it."""
+    own.add_node(num_cpus=1).kill()
+    config = replace(config_of(tmp_path), num_epochs=2)
+    run(config, tmp_path / "run")
+    assert "is left out" in caplog.text
+    assert final(tmp_path / "run").manifest.cut.position == Position(epoch=2)
+
+
 def test_a_drained_node_is_left_at_the_end_of_a_step_and_then_leaves(
     tmp_path: Path, own: Cluster
 ) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError, RayTaskError
 
+from datapipe.errors import MissingShard
 from xdist.failures import fault_of
 from xdist.topologies import Task
 
@@ -33,3 +36,15 @@ def test_what_keeps_a_newcomer_from_starting_is_its_nodes_and_else_a_bug(error: 
     assert fault.kind == "unfit"
     assert "no CUDA" in fault.cause
     assert fault_of(Task("worker 1", "start", 1), error) is None
+
+
+def test_a_shard_that_only_one_node_lacks_is_no_error_of_the_user(tmp_path: Path) -> None:
+    """As where a file system is not mounted there any more."""
+    for is_there in (False, True):
+        urls = (str(tmp_path / "shard.tar"),)
+        error = RayTaskError("train", "Traceback", MissingShard(urls))
+        fault = fault_of(Task("worker 1", "train", 1), error)
+        assert (fault is not None and fault.kind == "lost") == is_there
+        (tmp_path / "shard.tar").touch()
+    remote = RayTaskError("train", "Traceback", MissingShard(("s3://bucket/shard.tar",)))
+    assert fault_of(Task("worker 1", "train", 1), remote) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +12,10 @@ import pytest
 from datapipe.position import Position
 from tests.small_runs import small_config
 from tests.xdist.test_checkpoint import save
+from xdist import checkpoint
 from xdist.checkpoint import Cut, Part
 from xdist.config import TrainConfig
-from xdist.errors import RunDirectoryError
+from xdist.errors import PartMissing
 from xdist.publication import Publications, Published
 
 
@@ -52,14 +54,30 @@ def test_one_is_there_when_its_last_part_is(tmp_path: Path) -> None:
     assert published.checkpoint.manifest.cut == cut
 
 
-def test_one_whose_part_is_not_there_is_none(tmp_path: Path) -> None:
-    """As where each node has a run directory of its own."""
+@pytest.mark.parametrize("is_final", [False, True])
+def test_one_whose_part_is_not_there_is_none_and_holds_up_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_final: bool
+) -> None:
+    """As where each node has a run directory of its own. The last one is tried again."""
+    monkeypatch.setattr(checkpoint, "STORING_LIMIT_S", 0.0)
     owners = Owners(tmp_path)
     cut, parts = owners.write(1)
-    (owners.directory(1) / parts[0].file).unlink()
-    with pytest.raises(RunDirectoryError, match="was written by one of the nodes and is not there"):
-        owners.tell(cut, parts)
+    part = owners.directory(1) / parts[0].file
+    part.rename(part.with_name("away"))
+    with pytest.raises(PartMissing, match="was written by one of the nodes and is not there"):
+        owners.tell(replace(cut, is_final=is_final), parts)
     assert not (owners.directory(1) / "manifest.json").exists()
+    assert owners.publications.is_busy == is_final
+    if is_final:
+        part.with_name("away").rename(part)
+        with suppress(PartMissing):  # The next try may have begun before.
+            owners.publications.take(waits=True)
+        owners.publications.take(waits=True)
+        assert (owners.directory(1) / "manifest.json").exists()
+    else:
+        published = owners.tell(*owners.write(2))
+        assert published is not None
+        assert published.checkpoint.manifest.cut.step == 2
     owners.publications.close()
 
 

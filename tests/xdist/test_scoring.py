@@ -76,6 +76,7 @@ def saved(config: TrainConfig, directory: Path, *, with_average: bool = True) ->
     if with_average:
         ranges[AVERAGE] = flat_model(replace(config, seed=1)).weights
         statistics[STATISTICS_AVERAGE] = flat.statistics + 1
+    checkpoint.make_directory(str(directory / "run"))
     url = checkpoint.checkpoint_url(str(directory / "run"), 7)
     parts = (
         checkpoint.write_range(url, ranges, start=0, stop=flat.layout.num_weights),

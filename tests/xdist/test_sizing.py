@@ -49,6 +49,13 @@ def test_too_many_workers_are_refused_with_what_is_missing() -> None:
         sized(replace(ASYNC, num_workers=5), [{"CPU": 2.0}])
 
 
+def test_fewer_workers_than_asked_for_may_be_enough() -> None:
+    config = replace(SYNC, num_workers=5)
+    assert sized(config, [{"CPU": 2.0}], fewest=2).num_workers == 5
+    with pytest.raises(NotEnoughResources, match="3 workers of 1 CPU do not fit"):
+        sized(config, [{"CPU": 2.0}], fewest=3)
+
+
 def test_a_cluster_without_room_for_one_worker_is_refused() -> None:
     with pytest.raises(NotEnoughResources, match="1 workers of 4 CPU"):
         sized(replace(ASYNC, cluster=ClusterConfig(cpus_per_worker=4)), [{"CPU": 2.0}])

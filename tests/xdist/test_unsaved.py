@@ -5,15 +5,19 @@ from __future__ import annotations
 import resource
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 
 from datapipe.position import Position
+from tests.clusters import wait_until
 from tests.recorded import (
     Announcing,
     Planned,
@@ -24,9 +28,11 @@ from tests.recorded import (
 )
 from tests.small_runs import NUM_TRAIN, causes, final, records, run, small_config, weights_of
 from tests.strategies import Wrapped
+from xdist import checkpoint, scorer
 from xdist.config import ClusterConfig
 from xdist.errors import RunFailed
 from xdist.flat import FlatModel
+from xdist.scorer import Scorer
 from xdist.strategies import Share
 from xdist.topologies import Outcome, RunPlan, Task
 from xdist.topologies.all_reduce import AllReduceTopology, all_reduce_strategy
@@ -210,3 +216,80 @@ def test_servers_save_again_what_they_could_not(tmp_path: Path) -> None:
     saved = [record["samples"] for record in records(tmp_path / "run", "checkpoint")]
     assert len(saved) == len(set(saved))  # One may be given up that two later ones have overtaken.
     assert max(saved) == 2 * NUM_TRAIN
+
+
+def lose_all_but_this_node(checkpoints: Path) -> None:
+    take_away(checkpoints)
+    kill_self()
+
+
+def test_when_all_are_lost_while_the_storage_is_away_it_is_waited_for(tmp_path: Path) -> None:
+    config = small_config(tmp_path, strategy="all_reduce", num_workers=1)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    planned = Planned("lose", 0, 5, partial(lose_all_but_this_node, checkpoints))
+    topologies = recorded_topology(tmp_path / "recording", [planned])
+    with ThreadPoolExecutor(1) as beside:
+        back = beside.submit(bring_back_after, checkpoints, seconds=2.0)
+        run(config, tmp_path / "run", topologies=topologies)
+        back.result()
+    assert final(tmp_path / "run").manifest.cut.position == Position(epoch=2)
+
+
+def bring_back_after(checkpoints: Path, *, seconds: float) -> None:
+    """It stays away for that time."""
+    wait_until(lambda: checkpoints.is_file() or None)
+    threading.Event().wait(seconds)
+    bring_back(checkpoints)
+
+
+def test_a_checkpoint_that_is_away_when_it_is_scored_is_scored_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_config(tmp_path, strategy="all_reduce", num_workers=1, is_scored=True)
+    monkeypatch.setattr(scorer, "PUT_OFF_S", 2.0)
+    monkeypatch.setattr(Scorer, "go_on", away_at_first)
+    run(config, tmp_path / "run")
+    assert [score["weights"] for score in records(tmp_path / "run", "evaluation")][-2:] == [
+        "average",
+        "raw",
+    ]
+    assert causes(tmp_path / "run") == []
+
+
+def away_at_first(self: Scorer, go_on: Callable[[Scorer], None] = Scorer.go_on) -> None:
+    """Begin to score; the first time the checkpoint is not there."""
+    go_on(self)
+    if self.task is not None and not self._num_put_off:
+        [url] = {*list(self.checkpoint_urls)[:1]}
+        manifest = Path(url) / "manifest.json"
+        if manifest.exists():
+            manifest.rename(manifest.with_name("away"))
+            ray.wait([self.task])
+            manifest.with_name("away").rename(manifest)
+
+
+def lose_file_system(run_dir: Path, own_disk: Path) -> None:
+    """What this process writes into the run directory lands on its own disk from now on."""
+    store = checkpoint._store
+    checkpoint._store = lambda url, payload: store(
+        url.replace(str(run_dir), str(own_disk)), payload
+    )
+
+
+@pytest.mark.by_hand
+def test_a_worker_whose_node_has_lost_the_file_system_leaves_saving_to_the_others(
+    tmp_path: Path,
+) -> None:
+    config = small_config(tmp_path, strategy="all_reduce", num_workers=3)
+    config = replace(config, batch_size=12, num_lanes=12, num_epochs=6)
+    lose = partial(lose_file_system, tmp_path / "run", tmp_path / "own")
+    planned = Planned("lose", 1, 7, lose, "save")
+    run(
+        config,
+        tmp_path / "run",
+        topologies=recorded_topology(tmp_path / "recording", [planned]),
+    )
+    Recording(tmp_path / "recording").check(num_samples=NUM_TRAIN, num_epochs=config.num_epochs)
+    assert causes(tmp_path / "run") == []
+    assert not (tmp_path / "own").exists()
+    assert records(tmp_path / "run", "checkpoint")[-1]["samples"] == 6 * NUM_TRAIN

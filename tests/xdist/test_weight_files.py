@@ -309,6 +309,7 @@ def test_options_that_cannot_be_read(tmp_path: Path, text: str, reason: str) -> 
 
 def save_checkpoint(run_dir: Path, *, step: int, with_average: bool = True) -> Checkpoint:
     """Of two networks: seed 0 is raw, seed 1 the average."""
+    checkpoint.make_directory(str(run_dir))
     url = checkpoint.checkpoint_url(str(run_dir), step)
     raw, average = FlatModel(network(seed=0)), FlatModel(network(seed=1))
     tensors, statistics = {"weights": raw.weights}, {"statistics": raw.statistics}

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 import ray
 from ray._private.state import state
 from ray.autoscaler.sdk import request_resources
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
@@ -25,6 +25,7 @@ from datapipe.storage import remove, write_bytes
 from xdist import native_update, sizing
 from xdist.config import TrainConfig
 from xdist.errors import UserError
+from xdist.failures import reason_of
 from xdist.run_directory import CONFIG
 from xdist.topologies import RunPlan
 from xdist.topologies.actors import worker_bundle
@@ -33,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
+ANSWERED_WITHIN_S = 60.0
+"""By a node, whose first process may have to start, and import torch."""
 PROBE_BYTES = 1 << 16
 """Of nothing, a disk that is full has room."""
 
@@ -81,16 +84,18 @@ def resources() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def resources_for(config: TrainConfig) -> list[dict[str, float]]:
-    """What each node has; where the run may grow, after the autoscaler had `cluster.wait_s` to make
-    room for the fewest workers.
+def resources_for(config: TrainConfig, *, fewest: int | None) -> list[dict[str, float]]:
+    """What each node has; where the run may grow, or `fewest` workers are enough to begin with,
+    after the cluster had `cluster.wait_s` to make room for the fewest.
     """
-    cluster, fewest = config.cluster, config.num_workers
-    if cluster.max_world_size is None:
+    cluster = config.cluster
+    if cluster.max_world_size is not None:
+        ask_for_workers(config, cluster.max_world_size)
+    elif fewest is None:
         return resources()
-    if not isinstance(fewest, int):
-        fewest = cluster.min_world_size
-    ask_for_workers(config, cluster.max_world_size)
+    if fewest is None:
+        wanted = config.num_workers
+        fewest = wanted if isinstance(wanted, int) else cluster.min_world_size
     retrying = Retrying(
         retry=retry_if_result(lambda found: not sizing.fits(config, found, fewest)),
         wait=wait_fixed(1.0),
@@ -115,24 +120,36 @@ def withdraw_request() -> None:
 
 def on_others(function: Callable[[], Result]) -> dict[str, Result]:
     """Call `function` on every other node at once: address -> result. Raises `UserError` for the
-    first one that could not do it.
+    first one that could not do it. Left out, with a warning, is a node that does not answer: it is
+    gone, though the cluster may not know yet.
     """
     task: Any = ray.remote(_call)
-    references = {
-        address: task.options(
+    addresses = {
+        task.options(
             num_cpus=0,
             max_retries=0,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
-        ).remote(function)
+        ).remote(function): address
         for node_id, address in others().items()
     }
+    if not addresses:  # Ray would not wait for nothing.
+        return {}
+    answered, silent = ray.wait(
+        list(addresses), num_returns=len(addresses), timeout=ANSWERED_WITHIN_S
+    )
     results = {}
-    for address, reference in references.items():
+    for reference in answered:
+        address = addresses[reference]
         try:
             results[address] = ray.get(reference)
+        except RayTaskError as error:
+            raise UserError(f"node {address}: {error.cause}; mend or remove that node") from error
         except RayError as error:
-            cause = getattr(error, "cause", error)
-            raise UserError(f"node {address}: {cause}; mend or remove that node") from error
+            logger.warning("node %s is left out: %s", address, reason_of(error))
+    for reference in silent:
+        ray.cancel(reference)
+        said = "node %s is left out: no answer within %g s"
+        logger.warning(said, addresses[reference], ANSWERED_WITHIN_S)
     return results
 
 
