@@ -183,6 +183,8 @@ class Driver:
             self._publish_if_complete(saved)
         if outcome.resize is not None:
             self._log.resized(outcome.resize)
+        if outcome.num_workers is not None:
+            self._log.staffed(outcome.num_workers)
         self._pending |= outcome.pending
         if outcome.is_lost:
             self._relaunch()

@@ -168,11 +168,16 @@ class Metrics:
             "staleness": {str(value): count for value, count in staleness},
         }
 
-    def resize(self, num_workers: int, *, pause_s: float) -> None:
-        """So many workers train from now on, after a pause."""
-        self._pause_seconds.observe(pause_s)
+    def staff(self, num_workers: int) -> None:
+        """So many workers train from now on."""
         self._num_workers = num_workers
         self._workers.set(num_workers)
+        self._window = deque(self._window, maxlen=2 * num_workers + 1)
+
+    def resize(self, num_workers: int, *, pause_s: float) -> None:
+        """The same, after a pause."""
+        self._pause_seconds.observe(pause_s)
+        self.staff(num_workers)
 
     def recovery(self, cause: str) -> None:
         self._recoveries.labels(cause).inc()

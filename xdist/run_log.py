@@ -68,6 +68,10 @@ class RunLog:
         )
         self._record("group", **asdict(resize))
 
+    def staffed(self, num_workers: int) -> None:
+        """So many train, each by itself."""
+        self._metrics.staff(num_workers)
+
     def reported(self, reports: Sequence[WorkerReport]) -> None:
         """Of a segment of one worker, or of all ranks together. Raises as `corrupt`."""
         self.corrupt([sample for report in reports for sample in report.corrupt])

@@ -45,7 +45,6 @@ from xdist.errors import NotEnoughResources, RunDirectoryError, RunFailed
 from xdist.flat import FlatModel
 from xdist.servers_config import ServersConfig
 from xdist.strategies import UpdateStrategy
-from xdist.topologies import room
 from xdist.topologies.all_reduce import AllReduceTopology, all_reduce_strategy
 from xdist.topologies.push_pull import PushPullTopology, push_pull_strategy
 from xdist.update import Step, Update
@@ -287,6 +286,23 @@ def test_more_workers_than_there_is_room_for_are_refused(tmp_path: Path) -> None
         run(config, tmp_path / "run")
 
 
+@pytest.mark.long
+def test_an_asynchronous_run_grows_where_there_is_room(tmp_path: Path) -> None:
+    config = small_config(
+        tmp_path,
+        strategy="push_pull",
+        num_workers=1,
+        num_epochs=20,
+        servers=ServersConfig(start_over_steps=40),
+        cluster=ClusterConfig(max_world_size=3),
+    )
+    run(config, tmp_path / "run")
+    numbers = [record["num_workers"] for record in records(tmp_path / "run", "train")]
+    assert numbers[-1] == 3
+    assert numbers == sorted(numbers)
+    assert final(tmp_path / "run").manifest.cut.position == Position(epoch=20)
+
+
 def test_room_that_others_hold_is_waited_for_and_then_named(
     tmp_path: Path, cluster: LocalHead
 ) -> None:
@@ -300,21 +316,6 @@ def test_room_that_others_hold_is_waited_for_and_then_named(
             run(config, tmp_path / "run")
     finally:
         ray.kill(holder)
-
-
-def test_a_resumed_run_begins_with_as_many_as_there_is_room_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A node that it had may come back later, or never."""
-    monkeypatch.setattr(room, "PLACING_LIMIT_S", 1.0)
-    half = ClusterConfig(cpus_per_worker=4, wait_s=1)
-    config = small_config(tmp_path, strategy="all_reduce", max_steps=4, cluster=half)
-    config = replace(config, batch_size=12, num_lanes=12)
-    run(config, tmp_path / "run")
-    run(replace(config, num_workers=3, max_steps=8), tmp_path / "run")
-    assert [group["num_workers"] for group in records(tmp_path / "run", "group")] == [2, 2]
-    with pytest.raises(NotEnoughResources, match="1 workers of 9 CPU do not fit"):
-        run(replace(config, cluster=replace(half, cpus_per_worker=9)), tmp_path / "run")
 
 
 class Holder:

@@ -73,6 +73,20 @@ def test_a_run_begins_where_a_node_has_just_died(
     assert final(tmp_path / "run").manifest.cut.position == Position(epoch=2)
 
 
+@pytest.mark.by_hand
+def test_a_run_that_is_given_again_begins_without_a_node_that_is_gone(tmp_path: Path) -> None:
+    config = config_of(tmp_path, cluster=ClusterConfig(wait_s=20))
+    with own_cluster(num_cpus=1, variables=QUICK_HEALTH_CHECKS) as cluster:
+        node = cluster.add_node(num_cpus=1)
+        with cluster.connected():
+            run(replace(config, max_steps=4), tmp_path / "run")
+            node.kill()
+            wait_until(lambda: None if node.node_id in nodes.others() else "gone")
+            run(config, tmp_path / "run")
+    assert [group["num_workers"] for group in records(tmp_path / "run", "group")] == [2, 1]
+    assert final(tmp_path / "run").manifest.cut.position == Position(epoch=config.num_epochs)
+
+
 def test_a_drained_node_is_left_at_the_end_of_a_step_and_then_leaves(
     tmp_path: Path, own: Cluster
 ) -> None:

@@ -60,6 +60,14 @@ def test_records_do_not_fall_behind_when_reports_overtake_each_other() -> None:
     assert (late["step"], late["samples"]) == (4, 32)
 
 
+def test_records_tell_how_many_workers_train() -> None:
+    metrics = make_metrics()
+    metrics.staff(4)
+    record = metrics.reports([make_report(3, step=4, loss=1.0, num_samples=16)])
+    assert record["num_workers"] == 4
+    assert metrics.registry.get_sample_value("xdist_workers") == 4
+
+
 def test_records_fall_back_with_the_run() -> None:
     metrics = make_metrics()
     metrics.reports([make_report(0, step=4, loss=1.0, num_samples=16)])

@@ -143,6 +143,8 @@ class Outcome:
     corrupt: tuple[CorruptSample, ...] = ()
     """Samples that could not be decoded; also of those who cannot report any more."""
     resize: Resize | None = None
+    num_workers: int | None = None
+    """That train by themselves, where that has changed."""
     is_lost: bool = False
     """Nobody has any state any more: only a new launch helps."""
 

@@ -52,6 +52,7 @@ class PushPullTopology:
         self._plan = plan
         self._make_strategy = make_strategy or push_pull_strategy
         self._has_room = False
+        self._num_told = plan.num_workers
         self._server_lives = itertools.count(1)
         self._launches = itertools.count()
         self._starts = Restarts()
@@ -310,7 +311,13 @@ class PushPullTopology:
         pending |= self._servers.reunite()
         pending |= self._servers.settle()
         pending |= self._servers.begin_without(wait_s=self._plan.config.cluster.wait_s)
-        return Outcome(pending=pending | self._start_due() | self._join_ready())
+        pending |= self._start_due() | self._join_ready()
+        return Outcome(pending=pending, num_workers=self._num_at_work())
+
+    def _num_at_work(self) -> int | None:
+        """Workers that train, if these are others than the last time."""
+        before, self._num_told = self._num_told, sum(hand.has_trained for hand in self._workers)
+        return self._num_told if self._num_told not in (0, before) else None
 
     def _check_room(self) -> None:
         """Somebody must be at work, or start, or have a place to start at."""
