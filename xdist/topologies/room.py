@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Collection, Mapping
 from contextlib import suppress
@@ -167,7 +168,7 @@ class Room:
 
     def _state_of(self, number: int) -> str | None:
         group = self._workers.get(number)
-        return None if group is None else placement_group_table(group)["state"]
+        return None if group is None else _state_of(group)
 
     def node_of(self, number: int) -> str | None:
         """The id of the node where the place of this worker is; None while it has none."""
@@ -182,7 +183,11 @@ class Room:
         return _within(self._workers[number])
 
     def close(self) -> None:
-        for group in (*self._workers.values(), *self._servers.values()):
+        """Give back all places. Those that wait for one leave first: one that was just about to get
+        what another leaves would never give it back (Ray's issue 64693).
+        """
+        groups = [*self._workers.values(), *self._servers.values()]
+        for group in sorted(groups, key=lambda group: _state_of(group) == "CREATED"):
             remove_placement_group(group)
 
 
@@ -224,11 +229,17 @@ def _one_at(node: str, bundle: dict[str, float], *, deadline: float) -> Placemen
     """
     while True:
         group = _one(bundle, near=node)
-        group.wait(max(0.0, deadline - time.monotonic()))
-        if time.monotonic() > deadline or _node_of(group) == node:
+        # In whole seconds, of which Ray waits none for less than one.
+        is_placed = group.wait(max(1, math.ceil(deadline - time.monotonic())))
+        if not is_placed or time.monotonic() > deadline or _node_of(group) == node:
             return group
         remove_placement_group(group)
         time.sleep(PLACING_PAUSE_S)
+
+
+def _state_of(group: PlacementGroup) -> str:
+    found: str = placement_group_table(group)["state"]
+    return found
 
 
 def _node_of(group: PlacementGroup) -> str | None:
