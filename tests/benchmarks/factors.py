@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import ray
@@ -121,8 +122,8 @@ def measure(arguments: Arguments, console: Console) -> dict[str, Any]:
         rows, columns = (max(1, round(side * arguments.scale)) for side in LAYERS[name])
         gradient = Gradient.of(rows, columns, max(1, round(num_samples * arguments.scale)))
         ways: dict[str, Callable[[], object]] = {
-            "whole": lambda sent=gradient: sent.send(server, dtype),  # type: ignore[misc]
-            "factors": lambda sent=gradient: sent.send_factors(server, dtype),  # type: ignore[misc]
+            "whole": partial(gradient.send, server, dtype),
+            "factors": partial(gradient.send_factors, server, dtype),
         }
         found = medians(ways, arguments.rounds)
         ratio = found["whole"] / found["factors"]

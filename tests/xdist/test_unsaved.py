@@ -260,7 +260,7 @@ def away_at_first(self: Scorer, go_on: Callable[[Scorer], None] = Scorer.go_on) 
     """Begin to score; the first time the checkpoint is not there."""
     go_on(self)
     if self.task is not None and not self._num_put_off:
-        [url] = {*list(self.checkpoint_urls)[:1]}
+        [url] = self.checkpoint_urls
         manifest = Path(url) / "manifest.json"
         if manifest.exists():
             manifest.rename(manifest.with_name("away"))
