@@ -6,9 +6,11 @@ import logging
 import time
 from collections import deque
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import ray
+from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from datapipe.errors import CorruptSample, MissingShard, UnreadableUrl
@@ -19,6 +21,7 @@ from xdist.errors import CheckpointDamaged
 from xdist.scoring import ScoringPlan
 from xdist.state import WeightsName, averages
 from xdist.topologies import nodes
+from xdist.topologies.actors import CONTROL, NO_RETRIES, end
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +30,10 @@ MAY_PASS = (UnreadableUrl, MissingShard, CheckpointDamaged, OSError)
 PUT_OFF_S = 10.0
 MOST_TRIES = 3
 """For a checkpoint that is not the run's last."""
+PULSE_S = 5.0
+"""Between two calls that ask whether what scores runs."""
+SILENCE_LIMIT_S = 120.0
+"""Without an answer, before it counts as lost: it may have to start, and to import torch."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +84,29 @@ class ScoringQueue:
         self._requests.popleft()
 
 
+class ScoringProcess:
+    """An actor that scores one checkpoint, and answers meanwhile as long as it runs."""
+
+    def score(
+        self, plan: ScoringPlan, checkpoint_url: str, weights: WeightsName
+    ) -> tuple[dict[str, float], tuple[CorruptSample, ...]]:
+        """As `scoring.score` does."""
+        return scoring.score(plan, checkpoint_url, weights)
+
+    def pulse(self) -> None:
+        """On a thread of its own: it runs."""
+
+
+@cache
+def _process_class() -> Any:
+    """Made once, or Ray would store each as another class."""
+    remote: Any = ray.remote  # Its types do not know concurrency_groups.
+    return remote(concurrency_groups={CONTROL: 1})(ScoringProcess)
+
+
 class Scorer:
-    """A task that is lost is started again; one that could not read what it needs, after a
-    while.
+    """A process that is lost, or does not answer, is started again; one that could not read what it
+    needs, after a while.
     """
 
     def __init__(
@@ -91,6 +118,9 @@ class Scorer:
         self._queue = ScoringQueue(config, save_every_samples=save_every_samples)
         self.task: ray.ObjectRef[Any] | None = None
         """To wait for; None while nothing is scored."""
+        self._process: ActorHandle[Any] | None = None
+        self._pulse: ray.ObjectRef[Any] | None = None
+        self._pulse_sent = 0.0
         self._not_before = 0.0
         self._num_put_off = 0
 
@@ -116,7 +146,7 @@ class Scorer:
         task, wanted = self.task, self._queue.first
         assert task is not None
         assert wanted is not None
-        self.task = None
+        self.task = self._process = self._pulse = None
         scores, corrupt = ray.get(task)
         self._remove_first()
         return wanted, scores, corrupt
@@ -147,10 +177,29 @@ class Scorer:
     def go_on(self) -> None:
         """Begin with the next one, if there is one, and none is being scored."""
         wanted = self._queue.first
-        if self.task is not None or wanted is None or time.monotonic() < self._not_before:
+        if self.task is not None:
+            self._check_pulse()
+        elif wanted is not None and time.monotonic() >= self._not_before:
+            here = NodeAffinitySchedulingStrategy(nodes.here(), soft=True)
+            options = {**NO_RETRIES, "num_cpus": 0, "scheduling_strategy": here}
+            options |= fork_servers.options(self._cluster)
+            self._process = process = _process_class().options(**options).remote()
+            self.task = process.score.remote(self._plan, wanted.checkpoint.url, wanted.weights)
+            self._feel(process)
+
+    def _feel(self, process: ActorHandle[Any]) -> None:
+        pulse: Any = process.pulse.options(concurrency_group=CONTROL)
+        self._pulse, self._pulse_sent = pulse.remote(), time.monotonic()
+
+    def _check_pulse(self) -> None:
+        """End a process that does not answer: its task fails then."""
+        process, pulse = self._process, self._pulse
+        silence_s = time.monotonic() - self._pulse_sent
+        if process is None or pulse is None or silence_s < PULSE_S:
             return
-        here = NodeAffinitySchedulingStrategy(nodes.here(), soft=True)
-        options = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": here}
-        options |= fork_servers.options(self._cluster)
-        task: Any = ray.remote(scoring.score).options(**options)
-        self.task = task.remote(self._plan, wanted.checkpoint.url, wanted.weights)
+        if ray.wait([pulse], timeout=0)[0]:
+            self._feel(process)
+        elif silence_s > SILENCE_LIMIT_S:
+            logger.warning("what scores gave no answer for %g s", SILENCE_LIMIT_S)
+            self._pulse = None  # It is told once.
+            end([process])

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import signal
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
+from functools import partial, partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ from xdist.flat import FlatModel
 from xdist.scorer import Scorer
 from xdist.strategies import Share
 from xdist.topologies import Outcome, RunPlan, Task
+from xdist.topologies.actors import CONTROL
 from xdist.topologies.all_reduce import AllReduceTopology, all_reduce_strategy
 from xdist.topologies.push_pull import PushPullTopology
 
@@ -266,6 +269,33 @@ def away_at_first(self: Scorer, go_on: Callable[[Scorer], None] = Scorer.go_on) 
             manifest.rename(manifest.with_name("away"))
             ray.wait([self.task])
             manifest.with_name("away").rename(manifest)
+
+
+def test_a_process_that_hangs_while_it_scores_is_ended_and_the_checkpoint_scored_by_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = small_config(tmp_path, strategy="all_reduce", num_workers=1, is_scored=True)
+    monkeypatch.setattr(scorer, "SILENCE_LIMIT_S", 6.0)
+    monkeypatch.setattr(Scorer, "go_on", partialmethod(stopped_at_first, tmp_path / "stopped"))
+    run(config, tmp_path / "run")
+    assert [score["weights"] for score in records(tmp_path / "run", "evaluation")][-2:] == [
+        "average",
+        "raw",
+    ]
+    assert "what scores gave no answer for 6 s" in caplog.text
+    assert "scoring lost recoveries=1" in caplog.text
+
+
+def stopped_at_first(
+    self: Scorer, marker: Path, go_on: Callable[[Scorer], None] = Scorer.go_on
+) -> None:
+    """Begin to score; the first process that does is stopped."""
+    go_on(self)
+    if self._process is not None and not marker.exists():
+        call: Any = self._process.__ray_call__.options(concurrency_group=CONTROL)
+        process_id = ray.get(call.remote(lambda _process: os.getpid()))
+        os.kill(process_id, signal.SIGSTOP)
+        marker.touch()
 
 
 def lose_file_system(run_dir: Path, own_disk: Path) -> None:
