@@ -362,8 +362,7 @@ def _train(
     topologies: Mapping[str, MakeTopology],
 ) -> Summary:
     config = without_ignored(config)
-    fewest = config.cluster.min_world_size if run.was_begun else None
-    preparation = prepare(config, run, nodes.resources_for(config, fewest=fewest), fewest=fewest)
+    preparation = prepare(config, run, nodes.resources_for(config, resumes=run.was_begun))
     plan = nodes.placed(preparation.plan)
     run.store(CONFIG, preparation.config.to_json())
     logger.info("configuration %s", json.dumps(plan.config.to_json()))

@@ -48,23 +48,16 @@ class Preparation:
 
 
 def prepare(
-    config: TrainConfig,
-    run: RunDirectory,
-    resources: Sequence[Mapping[str, float]],
-    *,
-    fewest: int | None,
+    config: TrainConfig, run: RunDirectory, resources: Sequence[Mapping[str, float]]
 ) -> Preparation:
-    """Size the run for nodes with these resources, find and check the data. fewest: workers that it
-    may begin with; None: all that are asked for.
+    """Size the run for nodes with these resources, find and check the data.
 
     Nothing is written but the index of shards that have none: what is wrong can be mended, and the
     same run directory used. Raises `NotEnoughResources`, `DataError`, `UserError`.
     """
-    asked_for, num_asked_for = config.cluster, config.num_workers
-    config = sizing.sized(config, resources, fewest=fewest)
-    if fewest is None:
-        # What there is in all, `auto` may have counted; what others hold of it is not there yet.
-        fewest = num_asked_for if isinstance(num_asked_for, int) else config.cluster.min_world_size
+    asked_for = config.cluster
+    fewest = sizing.fewest_to_begin(config, resumes=run.was_begun)
+    config = sizing.sized(config, resources, resumes=run.was_begun)
     _warn_of_no_gpus(asked_for, config.cluster)
     sources = Sources(config, run_dir=run.url)
     data = sources.check()

@@ -20,11 +20,10 @@ Nodes = Sequence[Mapping[str, float]]
 """The resources of each node."""
 
 
-def sized(config: TrainConfig, resources: Nodes, *, fewest: int | None = None) -> TrainConfig:
+def sized(config: TrainConfig, resources: Nodes, *, resumes: bool = False) -> TrainConfig:
     """`config` with every `auto` resolved against the `resources` (CPU, GPU) of the nodes.
 
-    fewest: workers that there must be room for; None: for all. Raises `NotEnoughResources` that
-    says what is missing.
+    resumes: of `fewest_to_begin`. Raises `NotEnoughResources` that says what is missing.
     """
     gpus = _gpus_per_worker(config, resources)
     cluster = replace(config.cluster, gpus_per_worker=gpus)
@@ -34,7 +33,7 @@ def sized(config: TrainConfig, resources: Nodes, *, fewest: int | None = None) -
     else:
         num_workers = max(_as_many_as_fit(config, resources), cluster.min_world_size)
     servers = _num_servers(config, num_workers)
-    needed = num_workers if fewest is None else fewest
+    needed = fewest_to_begin(config, resumes=resumes)
     if not fits(config, resources, needed):
         raise NotEnoughResources(_missing(config, resources, needed, servers))
     num_servers = servers if config.strategy == "push_pull" else config.num_servers
@@ -49,6 +48,15 @@ def _with(config: TrainConfig, **changes: Any) -> TrainConfig:
         return replace(config, **changes)
     except ValueError as error:
         raise UserError(f"on this cluster, {error}") from error
+
+
+def fewest_to_begin(config: TrainConfig, *, resumes: bool) -> int:
+    """Workers that there must be room for before a run begins: what `auto` finds in all, others may
+    hold in part. resumes: whether it was begun before, which as few may go on with as may be left.
+    """
+    if isinstance(config.num_workers, int) and not resumes:
+        return config.num_workers
+    return config.cluster.min_world_size
 
 
 def most_workers(config: TrainConfig) -> int:

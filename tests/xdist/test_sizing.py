@@ -50,10 +50,13 @@ def test_too_many_workers_are_refused_with_what_is_missing() -> None:
 
 
 def test_fewer_workers_than_asked_for_may_be_enough() -> None:
-    config = replace(SYNC, num_workers=5)
-    assert sized(config, [{"CPU": 2.0}], fewest=2).num_workers == 5
+    two = replace(SYNC, num_workers=5, cluster=ClusterConfig(min_world_size=2))
+    assert sized(two, [{"CPU": 2.0}], resumes=True).num_workers == 5
+    with pytest.raises(NotEnoughResources, match="5 workers of 1 CPU do not fit"):
+        sized(two, [{"CPU": 2.0}])
+    three = replace(two, cluster=ClusterConfig(min_world_size=3))
     with pytest.raises(NotEnoughResources, match="3 workers of 1 CPU do not fit"):
-        sized(config, [{"CPU": 2.0}], fewest=3)
+        sized(three, [{"CPU": 2.0}], resumes=True)
 
 
 def test_a_cluster_without_room_for_one_worker_is_refused() -> None:

@@ -84,18 +84,16 @@ def resources() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def resources_for(config: TrainConfig, *, fewest: int | None) -> list[dict[str, float]]:
-    """What each node has; where the run may grow, or `fewest` workers are enough to begin with,
-    after the cluster had `cluster.wait_s` to make room for the fewest.
+def resources_for(config: TrainConfig, *, resumes: bool) -> list[dict[str, float]]:
+    """What each node has; where the run may grow, or was begun before, after the cluster had
+    `cluster.wait_s` to make room for the fewest workers that it may begin with.
     """
     cluster = config.cluster
     if cluster.max_world_size is not None:
         ask_for_workers(config, cluster.max_world_size)
-    elif fewest is None:
+    elif not resumes:
         return resources()
-    if fewest is None:
-        wanted = config.num_workers
-        fewest = wanted if isinstance(wanted, int) else cluster.min_world_size
+    fewest = sizing.fewest_to_begin(config, resumes=resumes)
     retrying = Retrying(
         retry=retry_if_result(lambda found: not sizing.fits(config, found, fewest)),
         wait=wait_fixed(1.0),
