@@ -254,11 +254,12 @@ class Driver:
             is_gone = fault.kind in ("lost", "never_ran", "unfit")
             if is_gone and not self._topology.is_current(fault.task):
                 continue
+            host = self._topology.host_of(fault.task)
             if fault.kind == "unfit":
                 said = "%s could not start, and will try again: %s"
                 logger.warning(said, fault.task.actor, fault.cause)
             if is_new := fault.kind not in ("never_ran", "unfit"):
-                self._count_fault(fault.task.actor, fault.cause)
+                self._count_fault(fault.task.actor, fault.cause, host=host)
             is_there = fault.kind in ("link", "unsaved")
             replaced = Outcome() if is_there else self._topology.replace(fault.task)
             if replaced is None:
@@ -267,7 +268,9 @@ class Driver:
                 self._handle(self._apply(replaced))
             if is_new:
                 what = "did not save" if fault.kind == "unsaved" else "lost"
-                self._log.recovered(cause=f"{fault.task.actor} {what}", reason=fault.cause)
+                self._log.recovered(
+                    cause=f"{fault.task.actor} {what}", reason=fault.cause, host=host
+                )
             if replaced is None:
                 break
 
@@ -295,9 +298,9 @@ class Driver:
             faults.extend(self._receive(ready[0]))
         return sorted(faults, key=lambda fault: fault.kind != "lost")
 
-    def _count_fault(self, actor: str, cause: str) -> None:
+    def _count_fault(self, actor: str, cause: str, *, host: str | None = None) -> None:
         self._log.lost(actor.split()[0])
-        self._faults.add(actor, cause)
+        self._faults.add(actor if host is None else f"{actor} on {host}", cause)
 
     def _relaunch(self) -> None:
         """All actors anew, from the last checkpoint. Nothing that they still say is heard."""

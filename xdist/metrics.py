@@ -200,9 +200,10 @@ class Metrics:
         if self._straggler_log.is_due(straggler, num_steps=num_steps):
             assert straggler is not None
             logger.warning(
-                "worker %d is slow step_s=%.3f others_s=%.3f data_wait_s=%.3f; "
+                "worker %d on %s is slow step_s=%.3f others_s=%.3f data_wait_s=%.3f; "
                 "each step takes %.3f s longer",
                 straggler.worker,
+                straggler.host,
                 straggler.own_s,
                 straggler.usual_s,
                 straggler.data_wait_s,

@@ -131,8 +131,8 @@ class RunLog:
         """An actor of this role is gone, or a link or a storage fails."""
         self._metrics.recovery(role)
 
-    def recovered(self, *, cause: str, reason: str) -> None:
-        self._record("recovery", cause=cause, reason=reason)
+    def recovered(self, *, cause: str, reason: str, host: str | None = None) -> None:
+        self._record("recovery", cause=cause, reason=reason, host=host)
 
     def set_back(self, cut: Cut, *, newest: int) -> None:
         """The run goes on from its last checkpoint. newest: the step that it had come to."""

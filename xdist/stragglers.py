@@ -23,6 +23,8 @@ class Straggler:
     """A worker that all others wait for."""
 
     worker: int
+    host: str
+    """The name of its machine."""
     own_s: float
     """Seconds of a step that it needs for its own part: data, forward, backward, update."""
     usual_s: float
@@ -53,7 +55,8 @@ def find_straggler(reports: Sequence[WorkerReport]) -> Straggler | None:
     own_s = own_seconds(slowest)
     if own_s < SLOW * usual_s or own_s - usual_s < NOTICEABLE_S:
         return None
-    return Straggler(slowest.worker, own_s, usual_s, slowest.data_wait_s / slowest.num_steps)
+    data_wait_s = slowest.data_wait_s / slowest.num_steps
+    return Straggler(slowest.worker, slowest.host, own_s, usual_s, data_wait_s)
 
 
 def _seconds_per_image(report: WorkerReport) -> float:

@@ -10,6 +10,7 @@ worker's own state is derived from (config, seed, batch).
 from __future__ import annotations
 
 import math
+import platform
 import threading
 import time
 from collections import deque
@@ -79,6 +80,8 @@ class WorkerReport:
     """What one call of `train` did."""
 
     worker: int
+    host: str
+    """The name of its machine."""
     progress: Progress
     """Where the run stands, as far as this worker knows, after its last update."""
     num_steps: int
@@ -266,6 +269,7 @@ class Worker:
         num_samples = segment.num_samples.item()
         return WorkerReport(
             worker=self._number,
+            host=platform.node(),
             progress=strategy.progress,
             num_steps=segment.num_steps,
             num_samples=round(num_samples),

@@ -131,6 +131,6 @@ def test_who_has_just_started_is_not_judged_by_what_its_start_took() -> None:
     crew = Crew(lambda _number, _has_state: NO_ACTOR, patience_s=None, warm_up_images=[1])
     crew.longest_step_s = 0.2
     crew._hands = {0: old, 1: new}
-    crew.started(new, Process("node", 1))
+    crew.started(new, Process("node", 1, "host"))
     new.begin()
     assert crew.stuck([old, new], is_broken=False) == []

@@ -15,7 +15,7 @@ GOING = frozenset({"going"})
 
 
 def hand(number: int, node: str | None, *, step: int | None = 7) -> Hand:
-    process = None if node is None else Process(node, number)
+    process = None if node is None else Process(node, number, "host")
     return Hand(number, number + 1, NO_ACTOR, "busy", step, process=process)
 
 

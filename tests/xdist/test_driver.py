@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import math
+import platform
 import threading
 from collections.abc import Iterable
 from dataclasses import asdict, replace
@@ -232,6 +233,7 @@ def test_a_killed_asynchronous_worker_is_replaced_and_nothing_is_lost(tmp_path: 
     assert Path(fault.marker).exists()
     assert final(tmp_path / "run").manifest.cut.position == Position(epoch=2)
     assert causes(tmp_path / "run") == ["worker 1 lost"]
+    assert records(tmp_path / "run", "recovery")[0]["host"] == platform.node()
 
 
 @pytest.mark.faults

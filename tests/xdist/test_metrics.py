@@ -17,6 +17,7 @@ from xdist.worker import WorkerReport
 def make_report(worker: int, *, step: int, loss: float, num_samples: int) -> WorkerReport:
     return WorkerReport(
         worker=worker,
+        host="host",
         progress=Progress(step, step, 8 * step, 0.5),
         num_steps=2,
         num_samples=num_samples,

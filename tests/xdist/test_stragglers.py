@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import platform
 import threading
 import urllib.request
 from dataclasses import replace
@@ -30,6 +31,7 @@ def report_of(worker: int, *, own_s: float, data_wait_s: float = 0.0) -> WorkerR
     """Ten steps of half a second, of which the worker itself needs `own_s` each."""
     return WorkerReport(
         worker=worker,
+        host="host",
         progress=Progress(10, 10, 80, 0.5),
         num_steps=10,
         num_samples=80,
@@ -74,15 +76,15 @@ def test_who_has_more_images_than_others_may_take_longer() -> None:
 
 def test_it_is_said_after_seconds_of_waiting_and_then_when_these_have_doubled() -> None:
     log = StragglerLog()
-    slow = Straggler(3, own_s=0.3, usual_s=0.1, data_wait_s=0.0)
+    slow = Straggler(3, "host", own_s=0.3, usual_s=0.1, data_wait_s=0.0)
     said = [log.is_due(slow, num_steps=10) for _ in range(12)]  # Two seconds each.
     assert [number for number, is_due in enumerate(said, 1) if is_due] == [3, 6, 12]
 
 
 def test_another_straggler_or_none_begins_anew() -> None:
     log = StragglerLog()
-    slow = Straggler(3, own_s=0.3, usual_s=0.1, data_wait_s=0.0)
-    other = Straggler(2, own_s=0.3, usual_s=0.1, data_wait_s=0.0)
+    slow = Straggler(3, "host", own_s=0.3, usual_s=0.1, data_wait_s=0.0)
+    other = Straggler(2, "host", own_s=0.3, usual_s=0.1, data_wait_s=0.0)
     said = [log.is_due(found, num_steps=20) for found in (slow, other, slow, None, slow, slow)]
     assert said == [False, False, False, False, False, True]
 
@@ -121,7 +123,7 @@ def test_a_slow_worker_of_a_run_is_named_in_its_log_metrics_and_records(
     make = partial(AllReduceTopology, make_strategy=partial(one_is_slow, tmp_path / "run"))
     with caplog.at_level(logging.WARNING, logger="xdist.metrics"):
         run(config, tmp_path / "run", topologies={"all_reduce": make})
-    assert "worker 1 is slow" in caplog.text
+    assert f"worker 1 on {platform.node()} is slow" in caplog.text
     train = records(tmp_path / "run", "train")
     assert {record["straggler"] for record in train[1:]} == {1}
     assert all(record["straggler_cost_s"] > 0.9 * SLOWER_S for record in train[1:])

@@ -166,6 +166,11 @@ class Topology(Protocol):
     def is_current(self, task: Task, /) -> bool:
         """Whether the actor of the task is still the one that is counted on."""
 
+    def host_of(self, task: Task, /) -> str | None:
+        """The name of the machine on which the actor of the task runs; None before it has started,
+        or when it is gone.
+        """
+
     def replace(self, lost: Task, /) -> Outcome | None:
         """Replace a lost actor while the others go on; None where only a new launch helps."""
 

@@ -143,6 +143,10 @@ class AllReduceTopology:
     def is_current(self, task: Task, /) -> bool:
         return self._crew.find(task) is not None
 
+    def host_of(self, task: Task, /) -> str | None:
+        hand = self._crew.find(task)
+        return None if hand is None or hand.process is None else hand.process.host
+
     def replace(self, lost: Task, /) -> Outcome | None:
         """None when nobody is left who has any state."""
         hand = self._crew.find(lost)

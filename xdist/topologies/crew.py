@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -314,4 +313,4 @@ def _start(
     worker.start()
     if warm_up_images:
         worker.warm_up(warm_up_images)
-    return Process(nodes.here(), os.getpid())
+    return nodes.this_process()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import secrets
 import signal
 from collections.abc import Callable, Mapping
@@ -197,6 +198,13 @@ class Process:
 
     node_id: str
     process_id: int
+    host: str
+    """The name of its machine, for people."""
+
+
+def this_process() -> Process:
+    """This one."""
+    return Process(here(), os.getpid(), platform.node())
 
 
 def kill(process: Process) -> None:

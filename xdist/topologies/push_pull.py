@@ -287,10 +287,16 @@ class PushPullTopology:
             pending |= self._workers.start(number, step=None)
         return pending
 
+    def _find(self, task: Task) -> Hand | ServerHand | None:
+        is_of_server = task.role == "server"
+        return self._servers.find(task.life) if is_of_server else self._workers.find(task)
+
     def is_current(self, task: Task, /) -> bool:
-        if task.role == "server":
-            return self._servers.find(task.life) is not None
-        return self._workers.find(task) is not None
+        return self._find(task) is not None
+
+    def host_of(self, task: Task, /) -> str | None:
+        hand = self._find(task)
+        return None if hand is None or hand.process is None else hand.process.host
 
     def watch(self) -> Outcome:
         """Who does not answer, or is stuck, loses what it had leased; those that parted from the

@@ -8,7 +8,6 @@ comes back once a second, and does not where the process hangs.
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -271,4 +270,4 @@ class ServerCrew:
 
 def _locate(_server: ParameterServer) -> Process:
     """In the server's process: where that is."""
-    return Process(nodes.here(), os.getpid())
+    return nodes.this_process()
