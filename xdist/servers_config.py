@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from xdist.checks import check, check_least
+from xdist.checks import check, check_least, check_positive
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,12 @@ class ServersConfig:
     """
     factors: bool = False
     """The gradient of a linear layer goes to servers elsewhere as the factors that it is the
-    product of, inputs and output gradients of a batch, where these are less than half as large.
+    product of, inputs and output gradients of a batch, where the server multiplies these sooner
+    than the bytes would come that are not sent: in small batches, of large layers.
+    """
+    link_gbits: float = 10.0
+    """Gigabits a second that come to a server from other machines, for `factors` to be chosen
+    by.
     """
     overlap: int = 0
     """Pushes that a worker need not see through before it computes the next gradient, on weights
@@ -62,6 +67,7 @@ class ServersConfig:
         prefix = "servers."
         check_least(self, prefix, overlap=0, start_over_steps=0, lease_timeout_s=1)
         check_least(self, prefix, max_clock_lead=1, commit_first=1)
+        check_positive(self, prefix, "link_gbits")
         allowed = "False with servers.wire float32, which rounds nothing"
         is_rounded = self.wire == "bfloat16"
         feeds_back = self.error_feedback

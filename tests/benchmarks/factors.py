@@ -5,10 +5,11 @@ PYTHONPATH=jobs python -m tests.benchmarks.factors
 The three large layers of the paper's JFT network (PAPER.md: two of 4,096 units and 17,000 outputs),
 at a batch of 32, and one layer at more and more samples, where the factors grow and the product
 does not. Timed: from the gradient to its values on a server in another process, through Ray's
-object store, one after the other, in turns. (Between two machines the bytes cost more than here.)
-The last line is one JSON object: how many times as long the whole gradient of each layer takes, and
-the largest share of its bytes at which factors were not slower, for which
-`xdist.strategies.factors.LARGEST_SHARE` stands.
+object store, one after the other, in turns. Between two machines the bytes cost more than here, so
+also timed is what a thread of the server multiplies: `xdist.strategies.factors.PRODUCT_FLOPS`
+stands for that, and a table says up to which batch factors pay on which link.
+The last line is one JSON object: how many times as long the whole gradient of each layer takes, the
+same by the batch of one layer, and the operations a second of a thread.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ LAYERS = {"fc1": (4096, 2048), "fc2": (4096, 4096), "outputs": (17_000, 4096)}
 SWEPT = "fc2"
 BATCHES = (32, 128, 512, 1024, 2048)
 """Of the swept layer: up to as many bytes as the gradient has."""
+LINKS_GBITS = (1, 10, 25, 100)
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,14 @@ class Server:
         """Factors: the gradient is computed."""
         return len(product.values())
 
+    def product_flops(self, product: Product, rounds: int) -> float:
+        """Floating-point operations a second of one thread."""
+        torch.set_num_threads(1)
+        found = medians({"product": product.values}, rounds)
+        num_samples, num_rows = product.output_gradients.shape
+        flop: float = 2.0 * num_samples * num_rows * product.inputs.shape[1]
+        return flop / found["product"]
+
 
 @dataclass(frozen=True)
 class Gradient:
@@ -83,18 +93,20 @@ class Gradient:
         return cls(output_gradients.t() @ inputs, output_gradients, inputs)
 
     @property
-    def share(self) -> float:
-        """Of the gradient's bytes, those of its factors."""
-        return (self.output_gradients.numel() + self.inputs.numel()) / self.gradient.numel()
+    def num_factors(self) -> int:
+        """Floats in the factors."""
+        return self.output_gradients.numel() + self.inputs.numel()
+
+    def product(self, dtype: torch.dtype) -> Product:
+        rows, columns = (as_vector(each.to(dtype)) for each in (self.output_gradients, self.inputs))
+        return Product(rows, columns, 0, self.gradient.numel())
 
     def send(self, server: Any, dtype: torch.dtype) -> int:
         values = as_vector(self.gradient.view(-1).to(dtype))
         return int(ray.get(server.take.remote(ray.put(values))))
 
     def send_factors(self, server: Any, dtype: torch.dtype) -> int:
-        rows, columns = (as_vector(each.to(dtype)) for each in (self.output_gradients, self.inputs))
-        product = Product(rows, columns, 0, self.gradient.numel())
-        return int(ray.get(server.take_product.remote(ray.put(product))))
+        return int(ray.get(server.take_product.remote(ray.put(self.product(dtype)))))
 
 
 def medians(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
@@ -116,7 +128,8 @@ def measure(arguments: Arguments, console: Console) -> dict[str, Any]:
     title = f"{arguments.wire} on the wire, {os.cpu_count()} cores"
     table = Table("layer", "batch", "MB whole", "MB factors", "ms whole", "ms factors", title=title)
     ratios: dict[str, float] = {}
-    shares: dict[float, float] = {}
+    by_batch: dict[int, float] = {}
+    flops: dict[int, float] = {}
     cases = [(name, JFT_BATCH) for name in LAYERS] + [(SWEPT, batch) for batch in BATCHES[1:]]
     for name, num_samples in cases:
         rows, columns = (max(1, round(side * arguments.scale)) for side in LAYERS[name])
@@ -132,24 +145,39 @@ def measure(arguments: Arguments, console: Console) -> dict[str, Any]:
             f"{name} {rows} x {columns}",
             str(len(gradient.inputs)),
             f"{num_mb:.1f}",
-            f"{num_mb * gradient.share:.1f}",
+            f"{num_mb * gradient.num_factors / gradient.gradient.numel():.1f}",
             f"{found['whole'] * 1e3:.0f}",
             f"{found['factors'] * 1e3:.0f}",
         )
         if num_samples == JFT_BATCH:
             ratios[name] = ratio
         if name == SWEPT:
-            shares[gradient.share] = ratio
+            by_batch[num_samples] = ratio
+            measured = server.product_flops.remote(gradient.product(dtype), arguments.rounds)
+            flops[num_samples] = ray.get(measured)
     console.print(table)
+    console.print(_table_of_links(flops, dtype))
     ray.shutdown()
     return {
         **{f"{name}_ratio": ratio for name, ratio in ratios.items()},
-        "ratio_by_share": {f"{share:.3f}": ratio for share, ratio in shares.items()},
-        "largest_share_not_slower": max(
-            (share for share, ratio in shares.items() if ratio >= 1), default=0.0
-        ),
+        "ratio_by_batch": by_batch,
+        "product_flops": flops[JFT_BATCH],
         "wire": arguments.wire,
     }
+
+
+def _table_of_links(flops: dict[int, float], dtype: torch.dtype) -> Table:
+    """For which batches a thread multiplies sooner than the bytes come that are spared."""
+    table = Table("Gb/s", *map(str, flops), title="factors of fc2 pay, by the batch, with a thread")
+    rows, columns = LAYERS[SWEPT]
+    for gbits in LINKS_GBITS:
+        cells = []
+        for num_samples, rate in flops.items():
+            num_spared = rows * columns - num_samples * (rows + columns)
+            spared_s = dtype.itemsize * num_spared / (gbits * 1e9 / 8)
+            cells.append("yes" if 2 * num_samples * rows * columns / rate <= spared_s else "no")
+        table.add_row(f"{gbits:g}", *cells)
+    return table
 
 
 def main(arguments: Arguments) -> int:

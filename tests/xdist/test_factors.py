@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +56,27 @@ def assembled(factors: Factors, start: int, stop: int, gradients: Tensor) -> tup
     return out, num_in_products
 
 
-@pytest.mark.parametrize(("num_parts", "expected"), [(1, 20 * 31), (2, 20 * 31), (3, 0)])
-def test_products_are_the_gradient_where_they_are_small(num_parts: int, expected: int) -> None:
+FIRST, SECOND = 6 * 20, 20 * 31
+"""Weights of the layers; their factors have 26 and 51 floats a sample."""
+
+
+@pytest.mark.parametrize(
+    ("num_parts", "flop_per_byte", "expected"),
+    [
+        (1, 18.0, FIRST + SECOND),
+        (1, 4.0, SECOND),  # 720 operations for 168 bytes; 3,720 for 1,868.
+        (1, 1.0, 0),
+        (2, 18.0, SECOND),
+        (4, 18.0, 0),
+        (4, math.inf, SECOND),
+        (5, math.inf, 0),
+    ],
+)
+def test_products_are_the_gradient_and_are_sent_where_they_are_sooner_there(
+    num_parts: int, flop_per_byte: float, expected: int
+) -> None:
     flat = network()
-    factors = Factors(flat, torch.float32)
+    factors = Factors(flat, torch.float32, flop_per_byte=flop_per_byte)
     factors.is_wanted = True
     for _ in range(2):
         gradients = backward(flat, num_parts=num_parts)
@@ -71,7 +89,7 @@ def test_products_are_the_gradient_where_they_are_small(num_parts: int, expected
 @given(st.data())
 def test_any_range_is_the_part_of_the_gradient(data: st.DataObject) -> None:
     flat = network()
-    factors = Factors(flat, torch.float32)
+    factors = Factors(flat, torch.float32, flop_per_byte=18.0)
     factors.is_wanted = True
     gradients = backward(flat)
     start = data.draw(st.integers(0, len(gradients) - 1))
@@ -82,7 +100,7 @@ def test_any_range_is_the_part_of_the_gradient(data: st.DataObject) -> None:
 
 def test_nothing_is_kept_that_nobody_wants() -> None:
     flat = network()
-    factors = Factors(flat, torch.float32)
+    factors = Factors(flat, torch.float32, flop_per_byte=18.0)
     gradients = backward(flat)
     assert not any(layer.factors for layer in factors.layers)
     assert assembled(factors, 0, len(gradients), gradients)[1] == 0
@@ -90,7 +108,7 @@ def test_nothing_is_kept_that_nobody_wants() -> None:
 
 def test_factors_are_rounded_as_all_that_is_sent() -> None:
     flat = network()
-    factors = Factors(flat, torch.bfloat16)
+    factors = Factors(flat, torch.bfloat16, flop_per_byte=8.0)
     factors.is_wanted = True
     gradients = backward(flat)
     [product] = [p for _, _, p in factors.split(0, len(gradients)) if p is not None]
@@ -104,7 +122,7 @@ def test_a_layer_may_be_used_twice_and_one_that_shares_its_weight_is_sent_as_it_
     other = nn.Linear(30, 30, bias=False)
     other.weight = shared.weight
     flat = FlatModel(nn.Sequential(layer, layer, shared, other))
-    factors = Factors(flat, torch.float32)
+    factors = Factors(flat, torch.float32, flop_per_byte=18.0)
     factors.is_wanted = True
     flat.model(torch.randn(NUM_SAMPLES, 30)).square().sum().backward()
     collect_gradients(flat)

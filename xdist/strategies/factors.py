@@ -12,13 +12,22 @@ import torch
 from torch import Tensor, nn
 
 from xdist import wire
+from xdist.config import TrainConfig
 from xdist.flat import FlatModel
 from xdist.product import Product
 
-LARGEST_SHARE = 0.5
-"""Of the bytes of a gradient that its factors may have. A server pays for the rest with a matrix
-product.
+PRODUCT_FLOPS = 22e9
+"""Floating-point operations a second of a server's thread, when it multiplies factors (measured by
+`tests.benchmarks.factors` on an Intel Xeon with AVX-512; with AVX2 it is about half).
 """
+
+
+def flop_per_byte(config: TrainConfig) -> float:
+    """What a server multiplies in the time in which a byte comes to it: factors are worth no more.
+    One that reserves no CPUs is taken to have one.
+    """
+    num_threads = max(1, int(config.cluster.cpus_per_server))
+    return num_threads * PRODUCT_FLOPS / (config.servers.link_gbits * 1e9 / 8)
 
 
 @dataclass
@@ -42,9 +51,10 @@ class Factors:
     their last gradients.
     """
 
-    def __init__(self, flat: FlatModel, dtype: torch.dtype) -> None:
-        """dtype: what is sent."""
+    def __init__(self, flat: FlatModel, dtype: torch.dtype, *, flop_per_byte: float) -> None:
+        """dtype: what is sent. flop_per_byte: that a byte is worth which is not sent."""
         self._dtype = dtype
+        self._flop_per_byte = flop_per_byte
         self.is_wanted = False
         """Whether they are kept, from the next forward on."""
         places = {entry.name: entry.offset for entry in flat.layout.parameters}
@@ -73,8 +83,8 @@ class Factors:
             layer.factors = []
 
     def split(self, start: int, stop: int) -> Iterator[tuple[int, int, Product | None]]:
-        """Weights [start, stop) in parts (start, stop, product): with a product where that is much
-        smaller than the gradient itself.
+        """Weights [start, stop) in parts (start, stop, product): with a product where that comes to
+        the gradient sooner than its bytes would.
         """
         for layer in self.layers:
             first, last = max(start, layer.start), min(stop, layer.stop)
@@ -96,8 +106,10 @@ class Factors:
         first_row, start = divmod(first - layer.start, width)
         last_row = -(-(last - layer.start) // width)
         num_samples = sum(len(inputs) for _, inputs in layer.factors)
-        num_sent = num_samples * (last_row - first_row + width)
-        if num_sent > LARGEST_SHARE * (last - first):
+        num_rows = last_row - first_row
+        num_spared = last - first - num_samples * (num_rows + width)
+        flop = 2 * num_samples * num_rows * width
+        if flop > self._flop_per_byte * self._dtype.itemsize * num_spared:
             return None
         rows = self._sent([gradients[:, first_row:last_row] for gradients, _ in layer.factors])
         columns = self._sent([inputs for _, inputs in layer.factors])

@@ -31,7 +31,7 @@ from xdist.sequencer import Push, PushId
 from xdist.server_messages import Reply
 from xdist.step_phases import Nobody, StepObserver
 from xdist.strategies import Progress, Share
-from xdist.strategies.factors import Factors
+from xdist.strategies.factors import Factors, flop_per_byte
 from xdist.strategies.outbox import Outbox, Outgoing
 from xdist.strategies.server_link import ServerLink
 from xdist.weights_board import BoardAddress
@@ -58,9 +58,10 @@ class PushPull:
         self._host_weights = flat.weights.to("cpu")  # On a CPU it is the same memory.
         is_summed = config.compute.accumulation_steps > 1 or config.bn_group == "lane"
         self._outbox = Outbox(config.servers, flat, is_summed=is_summed)
-        self._factors = (
-            Factors(flat, wire.dtype_of(config.servers)) if config.servers.factors else None
-        )
+        self._factors: Factors | None = None
+        if config.servers.factors:
+            dtype = wire.dtype_of(config.servers)
+            self._factors = Factors(flat, dtype, flop_per_byte=flop_per_byte(config))
         self._links: tuple[ServerLink, ...] = ()
         self._staged: list[ray.ObjectRef[Any]] = []
         """Of the push that is being computed."""
