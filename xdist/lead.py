@@ -100,6 +100,8 @@ class Lead:
         """Staged on all servers, before one that its worker pushed earlier."""
         self._waiting: set[int] = set()
         """Workers that have no samples for now."""
+        self._expected = frozenset(range(most_workers))
+        """Workers that are there or will be soon, as far as the driver has told."""
         self._to_send: deque[Decision | _Forget] = deque()
         self._sending: asyncio.Task[None] | None = None
         self._is_over = False
@@ -121,8 +123,16 @@ class Lead:
         turn = self._start_over_steps * num_begun // self._most_workers
         return self.sequencer.version >= turn
 
+    def expect(self, workers: frozenset[int]) -> None:
+        """These are there, or will be soon: an update that is made of several pushes waits for
+        theirs.
+        """
+        self._expected = workers
+        self._go_on()
+
     def release(self, worker: int) -> None:
         """A worker is lost: what it had leased goes to whoever asks first."""
+        self._expected -= {worker}
         self._forget(worker, self.sequencer.release(worker))
         self._go_on()
 
@@ -198,8 +208,7 @@ class Lead:
 
     def _go_on(self) -> None:
         """Something has changed: commit what can be committed, and wake who waits for it."""
-        num_active = len(self.sequencer.workers - self._waiting)
-        while (decision := self.sequencer.decide(num_active=num_active)) is not None:
+        while (decision := self.sequencer.decide(num_active=self._num_active)) is not None:
             self._to_send.append(
                 replace(decision, commit=replace(decision.commit, term=self._term))
             )
@@ -209,6 +218,13 @@ class Lead:
                 self._drop(push.id)
         self._send_soon()
         self._changes.tell()
+
+    @property
+    def _num_active(self) -> int:
+        """Workers that have, or are about to have, samples to compute."""
+        is_starting = self.sequencer.version < self._start_over_steps
+        coming = frozenset() if is_starting else self._expected  # Else they come by updates.
+        return len((self.sequencer.workers | coming) - self._waiting)
 
     def _send_soon(self) -> None:
         if self._to_send and (self._sending is None or self._sending.done()):

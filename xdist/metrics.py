@@ -54,6 +54,9 @@ class Metrics:
         self._window: deque[tuple[float, int]] = deque(maxlen=2 * num_workers + 1)
         self._samples = Counter("xdist_samples", "Samples trained on", registry=registry)
         self._steps = Counter("xdist_steps", "Updates that workers made", registry=registry)
+        self._dropped = Counter(
+            "xdist_dropped_pushes", "Gradients that came too late", registry=registry
+        )
         self._corrupt = Counter("xdist_corrupt_samples", "Samples not decoded", registry=registry)
         self._recoveries = Counter("xdist_recoveries", "Lost actors", ["cause"], registry=registry)
         self._step_seconds = Histogram(
@@ -214,7 +217,8 @@ class Metrics:
     def _count(self, reports: Sequence[WorkerReport], num_samples: int) -> None:
         self._samples.inc(num_samples)
         for report in reports:
-            self._steps.inc(report.num_steps)
+            self._steps.inc(report.num_steps - report.num_dropped)
+            self._dropped.inc(report.num_dropped)
             self._corrupt.inc(len(report.corrupt))
             self._data_wait.inc(report.data_wait_s)
             for counter, value in self._read:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -40,6 +39,7 @@ from xdist.server_plan import ServerPlan
 from xdist.server_range import ServerRange
 from xdist.staging import Staging
 from xdist.turns import Turn, Turns
+from xdist.updates import Updates
 from xdist.weights_board import BoardAddress
 
 TOKENS_OF_TERM = 1 << 32
@@ -54,7 +54,6 @@ class ParameterServer:
         """share: stores weights; returns what any number of workers gets them from."""
         torch.set_num_threads(plan.num_threads)
         self._plan = plan
-        self._share = share
         self._memory = NodeMemory(plan.config.servers, start=plan.start, stop=plan.stop)
         self._range = ServerRange(plan, self._memory)
         self._sequencer: Sequencer | None = None
@@ -75,6 +74,15 @@ class ParameterServer:
         self._broken: BaseException | None = None
         self._changes = Changes()
         self._background = Background(self._break)
+        self._updates = Updates(
+            self._range,
+            queue=self._queue,
+            staging=self._staging,
+            answers=self._answers,
+            cuts=self._cuts,
+            share=share,
+            background=self._background,
+        )
 
     def _load(self, source: Checkpoint) -> None:
         plan = self._plan
@@ -196,47 +204,12 @@ class ParameterServer:
             self._queue.keep(commit.version)
         self._mirror.apply(commit)
         try:
-            async with self._range.at_rest:
-                while due := self._queue.due(self._range.version):
-                    await self._apply(due)
+            await self._updates.make_due()
         except BaseException as error:
             self._broken = error
             raise
         finally:
             self._changes.tell()
-
-    async def _apply(self, due: Sequence[Commit]) -> None:
-        version = due[-1].version
-        wanting = self._answers.want_weights([name for commit in due for name in commit.pushes])
-        weights = await self._range.update(
-            lambda: [self._staging.step(commit) for commit in due], version, is_wanted=bool(wanting)
-        )
-        for commit in due:
-            self._queue.remove(commit)
-            for name in commit.pushes:
-                self._staging.free(name)
-        self._answer(due, Reply(version, None), but=wanting)
-        if weights is not None:
-            self._background.run(self._answer_with(weights, due, version))
-        await self._snapshot_if_due()
-
-    async def _snapshot_if_due(self) -> None:
-        """Keep a copy of the state, if it is that of a cut. To be called at rest."""
-        if self._queue.take_kept(version := self._range.version):
-            self._cuts.keep(version, await self._range.copy())
-
-    def _answer(self, commits: Sequence[Commit], reply: Reply, *, but: Sequence[PushId]) -> None:
-        for commit in commits:
-            for name in commit.pushes:
-                if name not in but:
-                    self._answers.give(name, replace(reply, commit=commit))
-
-    async def _answer_with(
-        self, weights: wire.WireVector, commits: Sequence[Commit], version: int
-    ) -> None:
-        """Answer those who wait for weights, which are stored beside the next pass."""
-        stored = await asyncio.to_thread(self._share, weights)
-        self._answer(commits, Reply(version, stored), but=())
 
     async def drop(self, name: PushId, version: int) -> None:
         """A push will not be applied; its worker gets weights of that version or a later one."""
@@ -269,8 +242,7 @@ class ParameterServer:
     async def keep(self, cut: Cut) -> None:
         """Keep the state of a cut, which is no commit's, until it is saved."""
         self._queue.keep(cut.step)
-        async with self._range.at_rest:
-            await self._snapshot_if_due()
+        await self._updates.keep_if_due()
 
     # What a new term asks.
 
@@ -399,6 +371,11 @@ class ParameterServer:
         """Server 0: a worker is lost; what it had leased goes to whoever asks first."""
         if self._lead is not None:  # A new term knows of no worker.
             self._lead.release(worker)
+
+    async def expect(self, workers: frozenset[int]) -> None:
+        """Server 0: these workers are there, or will be soon."""
+        if self._lead is not None:
+            self._lead.expect(workers)
 
     async def pulse(self, wait_s: float) -> int:
         """Returns after `wait_s`, while this process runs, with the version that it is at."""

@@ -85,7 +85,9 @@ class WorkerReport:
     progress: Progress
     """Where the run stands, as far as this worker knows, after its last update."""
     num_steps: int
-    """Updates that this worker took part in."""
+    """Gradients that this worker has computed and sent."""
+    num_dropped: int
+    """Of these, those that came too late for an update; their samples are dealt again."""
     num_samples: int
     """Samples that counted in them; with all_reduce, those of all ranks."""
     num_images: int
@@ -149,6 +151,7 @@ class _Segment:
 
     device: torch.device
     num_steps: int = 0
+    num_dropped: int = 0
     num_images: int = 0
     step_s: float = 0.0
     data_wait_s: float = 0.0
@@ -163,11 +166,13 @@ class _Segment:
         """counts: whether it is in the weights now."""
         self.num_steps += 1
         self.num_images += len(batch.images)
-        self.corrupt.extend(batch.corrupt)
         self.read += batch.read
-        if counts:
-            self.num_samples += sums.num_samples
-            self.loss += sums.loss
+        if not counts:
+            self.num_dropped += 1
+            return
+        self.corrupt.extend(batch.corrupt)
+        self.num_samples += sums.num_samples
+        self.loss += sums.loss
 
 
 class Worker:
@@ -272,6 +277,7 @@ class Worker:
             host=platform.node(),
             progress=strategy.progress,
             num_steps=segment.num_steps,
+            num_dropped=segment.num_dropped,
             num_samples=round(num_samples),
             num_images=segment.num_images,
             loss=segment.loss.item() / num_samples if num_samples else math.nan,

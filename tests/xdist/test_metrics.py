@@ -20,6 +20,7 @@ def make_report(worker: int, *, step: int, loss: float, num_samples: int) -> Wor
         host="host",
         progress=Progress(step, step, 8 * step, 0.5),
         num_steps=2,
+        num_dropped=1,
         num_samples=num_samples,
         num_images=8,
         loss=loss,
@@ -98,7 +99,8 @@ def test_prometheus_finds_and_reads_it(tmp_path: Path) -> None:
     assert not (tmp_path / TARGETS).exists()
     assert {
         "xdist_samples_total 30.0",
-        "xdist_steps_total 2.0",
+        "xdist_steps_total 1.0",
+        "xdist_dropped_pushes_total 1.0",
         "xdist_workers 2.0",
         "xdist_loss 1.0",
         "xdist_read_bytes_total 500.0",

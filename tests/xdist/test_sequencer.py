@@ -145,12 +145,31 @@ def test_a_late_push_of_a_worker_that_is_alone_is_not_waited_with(tmp_path: Path
     async def scenario() -> None:
         servers = servers_of(tmp_path, num_servers=1, config=with_servers(commit_first=2))
         await servers.begin()
+        await servers.lead.expect(frozenset({0, 1}))
         here, lost = [await Worker.registered(servers, number) for number in range(2)]
         push = servers.pushing(await here.described(), gradients_of(servers, 1)[0])
         await settled()
         assert not push.done()
         await lost.described()
         await servers.lead.release(1)
+        assert (await push)[0].version == 1
+
+    check(scenario)
+
+
+def test_an_update_of_several_pushes_waits_for_workers_that_are_on_their_way(
+    tmp_path: Path,
+) -> None:
+    async def scenario() -> None:
+        servers = servers_of(tmp_path, num_servers=1, config=with_servers(commit_first=2))
+        await servers.begin()
+        first = await Worker.registered(servers, 0)
+        push = servers.pushing(await first.described(), gradients_of(servers, 1)[0])
+        for expected in ({0, 1, 2}, {0, 2}):
+            await settled()
+            assert not push.done()  # Before anybody is told of, all that there may be are.
+            await servers.lead.expect(frozenset(expected))
+        await servers.lead.expect(frozenset({0}))
         assert (await push)[0].version == 1
 
     check(scenario)

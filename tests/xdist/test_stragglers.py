@@ -34,6 +34,7 @@ def report_of(worker: int, *, own_s: float, data_wait_s: float = 0.0) -> WorkerR
         host="host",
         progress=Progress(10, 10, 80, 0.5),
         num_steps=10,
+        num_dropped=0,
         num_samples=80,
         num_images=40,
         loss=1.0,

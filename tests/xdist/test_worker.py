@@ -155,10 +155,11 @@ def test_it_says_when_no_batch_is_left() -> None:
 def test_samples_of_an_update_that_was_dropped_do_not_count() -> None:
     worker, [strategy] = make_worker([make_batch(0), make_batch(1)])
     strategy.is_dropped = True
-    assert worker.train(1).num_samples == 0
+    late = worker.train(1)
+    assert (late.num_steps, late.num_dropped, late.num_samples, late.corrupt) == (1, 1, 0, ())
     strategy.is_dropped = False
     report = worker.train(2)
-    assert (report.num_steps, report.num_samples) == (1, 4)
+    assert (report.num_steps, report.num_dropped, report.num_samples) == (1, 0, 4)
     assert math.isfinite(report.loss)
 
 

@@ -69,6 +69,7 @@ class PushPullTopology:
         self._draining: frozenset[str] = frozenset()
         self._starts.clear()
         self._since_somebody = time.monotonic()
+        self._told_to_expect: frozenset[int] | None = None
         num_in_room = 0 if plan.servers_node else plan.num_servers
         is_again = next(self._launches) > 0
         self._room = Room(
@@ -195,7 +196,24 @@ class PushPullTopology:
         self._servers.is_led = True
         # A lost server may have had a part of a later one.
         self._saved_step = self._servers.saved_step
-        return Outcome(pending=self._next_cut() | self._join_ready())
+        self._told_to_expect = None  # It knows of nobody.
+        return Outcome(pending=self._tell_whom_to_expect() | self._next_cut() | self._join_ready())
+
+    def _tell_whom_to_expect(self) -> Pending:
+        """Where an update is made of several pushes: whose it waits for."""
+        hopeless, lead = self._starts.hopeless, self._servers.lead
+        expected = frozenset(
+            hand.number
+            for hand in self._workers
+            if hand.state != "starting"
+            or (self._room.has_place(hand.number) and hand.number not in hopeless)
+        )
+        is_of_several = self._plan.config.servers.commit_first is not None
+        if not is_of_several or not self._servers.is_led or expected == self._told_to_expect:
+            return {}
+        self._told_to_expect = expected
+        told: ray.ObjectRef[Any] = lead.actor.expect.remote(expected)
+        return {told: lead.task("tell")}
 
     def _join_ready(self) -> Pending:
         pending: Pending = {}
@@ -317,7 +335,7 @@ class PushPullTopology:
         pending |= self._servers.reunite()
         pending |= self._servers.settle()
         pending |= self._servers.begin_without(wait_s=self._plan.config.cluster.wait_s)
-        pending |= self._start_due() | self._join_ready()
+        pending |= self._start_due() | self._join_ready() | self._tell_whom_to_expect()
         return Outcome(pending=pending, num_workers=self._num_at_work())
 
     def _num_at_work(self) -> int | None:
