@@ -22,20 +22,12 @@ import platform
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors
 import safetensors.torch
 import torch
-from tenacity import (
-    Retrying,
-    before_sleep_log,
-    retry_if_exception,
-    stop_after_delay,
-    wait_random_exponential,
-)
 from torch import Tensor
 
 from datapipe.errors import UnreadableUrl
@@ -44,27 +36,16 @@ from datapipe.storage import (
     directory_of,
     exists,
     open_filesystem,
-    read_bytes,
-    size_of,
-    write_bytes,
 )
-from xdist.errors import (
-    CheckpointDamaged,
-    PartMissing,
-    RunDirectoryError,
-    UnknownFormat,
-    UserError,
-)
+from xdist import patient_storage
+from xdist.errors import CheckpointDamaged, RunDirectoryError, UnknownFormat, UserError
 from xdist.flat import Layout
+from xdist.patient_storage import fetch, patient, require
 
 FORMAT = "xdist-checkpoint"
 VERSION = 1
 MANIFEST = "manifest.json"
 STATISTICS_PART = "statistics.safetensors"
-STORING_LIMIT_S = 10.0
-"""What the storage refuses is tried again so long: more than `fault_history.EVENT_S`, so that each
-time is a fault of its own.
-"""
 
 logger = logging.getLogger(__name__)
 
@@ -228,65 +209,14 @@ def publish(url: str, manifest: Manifest) -> Checkpoint:
     """Make the parts in `url` a checkpoint. Raises `PartMissing`, `RunDirectoryError`."""
     assert manifest.is_complete
     for part in manifest.parts:
-        _require(f"{url}/{part.file}", part.num_bytes)
+        require(f"{url}/{part.file}", part.num_bytes)
     _store(f"{url}/{MANIFEST}", json.dumps(manifest.to_json(), indent=1).encode())
     return Checkpoint(url, manifest)
 
 
 def _store(url: str, payload: bytes) -> None:
     """Raises `RunDirectoryError`."""
-    checkpoints = directory_of(directory_of(url))
-
-    def write() -> None:
-        if "://" not in url and not Path(checkpoints).is_dir():
-            raise FileNotFoundError(f"{checkpoints} is not there; was its file system unmounted?")
-        write_bytes(url, payload)
-
-    try:
-        _again_and_again()(write)
-    except OSError as error:
-        host = platform.node()
-        raise RunDirectoryError(f"{url} cannot be written from {host}: {error}") from error
-
-
-def _fetch(url: str) -> bytes:
-    """Raises `FileNotFoundError` at once, and `UnreadableUrl`."""
-    return _again_and_again(but=FileNotFoundError)(read_bytes, url)
-
-
-def _require(url: str, num_bytes: int) -> None:
-    """Raise `PartMissing` where no file of this size is there, nor comes: what another node wrote
-    may be seen here only after a while. (A listing might know of it later still.)
-    """
-
-    def look() -> None:
-        if (found := size_of(url)) != num_bytes:
-            raise FileNotFoundError(f"{url} has {found} bytes, not {num_bytes}")
-
-    try:
-        _again_and_again()(look)
-    except FileNotFoundError as error:
-        raise PartMissing(
-            f"{url} was written by one of the nodes and is not there; "
-            "give --run-dir a directory that all nodes share, or a URL (s3://, gs://)"
-        ) from error
-    except (OSError, UnreadableUrl) as error:
-        raise RunDirectoryError(f"{url} cannot be found again: {error}") from error
-
-
-def _again_and_again(*, but: type[OSError] | tuple[()] = ()) -> Retrying:
-    """Tries for a while what a storage refuses: what it lacks may pass. but: what may not."""
-
-    def may_pass(error: BaseException) -> bool:
-        return isinstance(error, OSError | UnreadableUrl) and not isinstance(error, but)
-
-    return Retrying(
-        retry=retry_if_exception(may_pass),
-        stop=stop_after_delay(STORING_LIMIT_S),
-        wait=wait_random_exponential(multiplier=0.5, max=2.0),
-        before_sleep=before_sleep_log(logger, logging.WARNING),
-        reraise=True,
-    )
+    patient_storage.store(url, payload, beneath=directory_of(directory_of(url)))
 
 
 @dataclass(frozen=True)
@@ -304,7 +234,7 @@ class Checkpoint:
         or no valid one, `UnknownFormat` when another version of this program wrote it.
         """
         try:
-            value = json.loads(_fetch(f"{url}/{MANIFEST}"))
+            value = json.loads(fetch(f"{url}/{MANIFEST}"))
             return cls(url, Manifest.from_json(value))
         except FileNotFoundError as error:
             raise CheckpointDamaged(f"{url}: no {MANIFEST}; not a checkpoint") from error
@@ -344,7 +274,7 @@ class Checkpoint:
 
     def _read_bytes(self, part: Part) -> bytes:
         try:
-            payload = _fetch(f"{self.url}/{part.file}")
+            payload = fetch(f"{self.url}/{part.file}")
         except FileNotFoundError as error:
             raise CheckpointDamaged(f"{self.url}/{part.file}: missing") from error
         if len(payload) != part.num_bytes or hashlib.sha256(payload).hexdigest() != part.sha256:
@@ -359,7 +289,7 @@ def latest(run_dir: str) -> Checkpoint | None:
     """The newest checkpoint of a run that verifies; a damaged one is named in the log and the one
     before it taken.
     """
-    for url in reversed(_again_and_again()(_directories, run_dir)):
+    for url in reversed(patient()(_directories, run_dir)):
         try:
             checkpoint = Checkpoint.open(url)
             checkpoint.verify()
@@ -381,7 +311,7 @@ def find_again(run_dir: str) -> Checkpoint:
         return found
 
     try:
-        return _again_and_again()(look)
+        return patient()(look)
     except (OSError, UnreadableUrl) as error:
         raise RunDirectoryError(f"no checkpoint to go on from: {error}") from error
 

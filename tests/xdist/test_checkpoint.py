@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from datapipe.position import Position
-from xdist import checkpoint
+from xdist import checkpoint, patient_storage
 from xdist.checkpoint import Checkpoint, Cut, Manifest
 from xdist.errors import CheckpointDamaged, RunDirectoryError, UnknownFormat
 from xdist.flat import FlatModel, Layout, even_ranges
@@ -155,7 +155,7 @@ def test_parts_must_cover_the_vector(tmp_path: Path) -> None:
 def test_a_part_that_cannot_be_written_names_file_and_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint, "STORING_LIMIT_S", 0.0)
+    monkeypatch.setattr(patient_storage, "STORING_LIMIT_S", 0.0)
     (tmp_path / "file").touch()
     with pytest.raises(RunDirectoryError, match=r"statistics.safetensors cannot be written from"):
         checkpoint.write_statistics(f"{tmp_path}/file/step-1", STATISTICS)
@@ -176,7 +176,7 @@ def test_a_part_is_written_when_the_storage_is_back(
 def test_nothing_is_written_beside_a_file_system_that_was_unmounted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint, "STORING_LIMIT_S", 0.0)
+    monkeypatch.setattr(patient_storage, "STORING_LIMIT_S", 0.0)
     with pytest.raises(RunDirectoryError, match=r"run/checkpoints is not there; was its file"):
         checkpoint.write_statistics(f"{tmp_path}/run/checkpoints/step-1", STATISTICS)
     assert list(tmp_path.iterdir()) == []
@@ -190,7 +190,7 @@ def test_a_checkpoint_that_must_be_there_is_waited_for(
     back.start()
     assert checkpoint.find_again(str(tmp_path / "run")).manifest == saved.manifest
     back.join()
-    monkeypatch.setattr(checkpoint, "STORING_LIMIT_S", 0.0)
+    monkeypatch.setattr(patient_storage, "STORING_LIMIT_S", 0.0)
     with pytest.raises(RunDirectoryError, match="away/checkpoints has no checkpoint that verifies"):
         checkpoint.find_again(str(tmp_path / "away"))
 

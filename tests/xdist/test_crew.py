@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from xdist.checkpoint import STORING_LIMIT_S
+from xdist.patient_storage import STORING_LIMIT_S
 from xdist.topologies.crew import HANG_S, LEAST_PATIENCE_S, PATIENCE_BEFORE_STEPS_S, Crew, Hand
 from xdist.topologies.nodes import Process
 from xdist.worker import Phase, Pulse

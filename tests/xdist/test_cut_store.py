@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from tests.local_servers import Worker, check, gradients_of, servers_of, settled
-from xdist import checkpoint
+from xdist import patient_storage
 from xdist.checkpoint import STATISTICS_PART
 
 
 def test_a_cut_that_could_not_be_written_is_saved_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint, "STORING_LIMIT_S", 0.0)
+    monkeypatch.setattr(patient_storage, "STORING_LIMIT_S", 0.0)
 
     async def scenario() -> None:
         servers = servers_of(tmp_path, num_servers=1, save_every=1)

@@ -12,7 +12,7 @@ import pytest
 from datapipe.position import Position
 from tests.small_runs import small_config
 from tests.xdist.test_checkpoint import save
-from xdist import checkpoint
+from xdist import patient_storage
 from xdist.checkpoint import Cut, Part
 from xdist.config import TrainConfig
 from xdist.errors import PartMissing
@@ -59,7 +59,7 @@ def test_one_whose_part_is_not_there_is_none_and_holds_up_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_final: bool
 ) -> None:
     """As where each node has a run directory of its own. The last one is tried again."""
-    monkeypatch.setattr(checkpoint, "STORING_LIMIT_S", 0.0)
+    monkeypatch.setattr(patient_storage, "STORING_LIMIT_S", 0.0)
     owners = Owners(tmp_path)
     cut, parts = owners.write(1)
     part = owners.directory(1) / parts[0].file

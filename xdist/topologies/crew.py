@@ -18,7 +18,7 @@ from typing import Any, Literal
 import ray
 from ray.actor import ActorHandle
 
-from xdist.checkpoint import STORING_LIMIT_S
+from xdist.patient_storage import STORING_LIMIT_S
 from xdist.topologies import Fault, Pending, Task, nodes
 from xdist.topologies.actors import CONTROL, end
 from xdist.topologies.nodes import Process
