@@ -70,9 +70,16 @@ def recorded(path: Path, config: TrainConfig, flat: FlatModel, *, number: int) -
     return Recorded(push_pull_strategy(config, flat, number=number), flat, path)
 
 
-@pytest.mark.parametrize(("num_servers", "shared_memory"), [(1, True), (2, False), (5, True)])
+CLIP_NORM = 12.0
+"""Some gradients are longer, and some are not."""
+
+
+@pytest.mark.parametrize(
+    ("num_servers", "shared_memory", "clip_norm"),
+    [(1, True, None), (2, False, CLIP_NORM), (5, True, CLIP_NORM)],
+)
 def test_one_worker_equals_plain_training_after_every_step_to_the_bit(
-    tmp_path: Path, num_servers: int, shared_memory: bool
+    tmp_path: Path, num_servers: int, shared_memory: bool, clip_norm: float | None
 ) -> None:
     config = small_config(
         tmp_path,
@@ -81,7 +88,7 @@ def test_one_worker_equals_plain_training_after_every_step_to_the_bit(
         num_servers=num_servers,
         num_epochs=3,
         max_steps=NUM_STEPS,
-        optimizer=OPTIMIZER,
+        optimizer=replace(OPTIMIZER, clip_norm=clip_norm),
         servers=ServersConfig(shared_memory=shared_memory),
     )
     config = replace(config, model=replace(config.model, dropout=0.3))
@@ -96,11 +103,17 @@ def test_one_worker_equals_plain_training_after_every_step_to_the_bit(
         Span(2, 0, BATCH * NUM_STEPS - 2 * NUM_TRAIN),
     ]
     batches = batches_of(config, leased_batches(places, batch_size=BATCH))
+    num_clipped = 0
     for step, (batch, weights) in enumerate(zip(batches, found.view(NUM_STEPS, -1), strict=True)):
         gradient, statistics = plain.gradient(plain.weights, batch, worker=0, step=step)
+        norm = torch.linalg.vector_norm(gradient).item()
+        if clip_norm is not None and norm > clip_norm:
+            gradient *= clip_norm / norm
+            num_clipped += 1
         plain.apply(gradient, statistics)
         assert same_bits(weights, plain.weights), f"step {step + 1}"
     plain.check_equals(final(tmp_path / "run"))
+    assert clip_norm is None or 0 < num_clipped < NUM_STEPS
     assert {record["staleness_max"] for record in records(tmp_path / "run", "train")} == {0}
 
 
