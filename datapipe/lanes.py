@@ -24,9 +24,11 @@ def even_part(total: int, *, num_parts: int, part: int) -> tuple[int, int]:
 
 
 def assign_lanes(num_lanes: int, world_size: int) -> tuple[tuple[int, ...], ...]:
-    """The lanes of every rank: contiguous, as even as they can be."""
-    if not 1 <= world_size <= num_lanes:
-        raise ValueError(f"world_size is {world_size}; allowed: 1 to num_lanes ({num_lanes})")
+    """The lanes of every rank: contiguous, as even as they can be. Ranks beyond `num_lanes` have
+    none.
+    """
+    if world_size < 1:
+        raise ValueError(f"world_size is {world_size}; allowed: at least 1")
     return tuple(
         tuple(range(*even_part(num_lanes, num_parts=world_size, part=rank)))
         for rank in range(world_size)
@@ -38,8 +40,8 @@ def move_lanes(lanes: Sequence[tuple[int, ...]], num_lanes: int) -> tuple[tuple[
     least; then whoever has most gives to whoever has least, until they differ by one at most. No
     other lane moves.
     """
-    if not 1 <= len(lanes) <= num_lanes:
-        raise ValueError(f"world_size is {len(lanes)}; allowed: 1 to num_lanes ({num_lanes})")
+    if not lanes:
+        raise ValueError("world_size is 0; allowed: at least 1")
     owned = [list(own) for own in lanes]
     for lane in sorted(set(range(num_lanes)).difference(*owned)):
         min(owned, key=len).append(lane)

@@ -47,6 +47,8 @@ class SampleStream:
         """batch_size: samples of a step, over all workers. num_lanes: a divisor of it, at least
         `world_size`; several times as many let workers come and go. Raises `ValueError`.
         """
+        if not 1 <= world_size <= num_lanes:
+            raise ValueError(f"world_size is {world_size}; allowed: 1 to num_lanes ({num_lanes})")
         lanes = assign_lanes(num_lanes, world_size)
         if not 0 <= rank < world_size:
             raise ValueError(f"rank is {rank}; allowed: 0 to {world_size - 1}")

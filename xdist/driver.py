@@ -101,6 +101,7 @@ class Driver:
         cluster = self._plan.config.cluster
         self._faults = FaultHistory(cluster.max_recoveries, window_s=cluster.recovery_window_s)
         self._watched = time.monotonic()
+        self._is_leaving = False
 
     def drive(self) -> Summary:
         """Train, save and score to the end. Raises what a worker raised, and `RunFailed` after too
@@ -158,7 +159,16 @@ class Driver:
         is_at_work = self._pending or not self._is_trained()
         if is_at_work and time.monotonic() - self._watched > WATCH_EVERY_S:
             self._handle(self._apply(self._topology.watch()))
+            self._warn_if_leaving()
             self._watched = time.monotonic()
+
+    def _warn_if_leaving(self) -> None:
+        if not self._is_leaving and nodes.here() in nodes.draining():
+            self._is_leaving = True
+            logger.warning(
+                "the node of the driver is being drained: the run ends when it goes, and the same "
+                "command resumes from the last checkpoint elsewhere"
+            )
 
     def _handle(self, faults: Iterable[Fault]) -> None:
         for fault in faults:

@@ -102,10 +102,10 @@ class Dealer:
     """Whether a worker's samples of a step stay, not those of all."""
 
     def dealing(self, num_workers: int) -> Dealing:
-        """How steps are dealt to so many workers."""
+        """How steps are dealt to so many workers; to more than there may be, as to these."""
         num_lanes = self.num_lanes
         if self.keeps_worker_batch:
-            num_lanes = num_lanes // self.most_workers * num_workers
+            num_lanes = num_lanes // self.most_workers * min(num_workers, self.most_workers)
         return Dealing(self.num_samples, num_lanes, self.samples_per_lane)
 
 

@@ -100,17 +100,41 @@ def test_a_drained_node_is_left_at_the_end_of_a_step_and_then_leaves(
     wait_until(lambda: None if node.node_id in nodes.others() else "gone")
 
 
+def test_nobody_leaves_the_node_of_the_driver_when_it_is_drained(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It would end before its time, and the driver with it."""
+    config = config_of(tmp_path, num_workers=2, cluster=ClusterConfig(placement="SPREAD"))
+    with own_cluster(num_cpus=1, variables=QUICK_HEALTH_CHECKS) as cluster:
+        cluster.add_node(num_cpus=1)
+        with cluster.connected():
+            head = AddedNode(nodes.here(), 0, cluster.head.address)
+            drain = partial(head.drain, deadline_s=120)
+            planned = Planned("drain", None, 10, drain, node_id=head.node_id)
+            topologies = recorded_topology(tmp_path / "recording", [planned])
+            run(config, tmp_path / "run", topologies=topologies)
+            assert nodes.draining() == {head.node_id}
+    assert check(config, tmp_path).sizes() == [2]
+    assert causes(tmp_path / "run") == []
+    assert "the node of the driver is being drained" in caplog.text
+
+
 @pytest.mark.parametrize(
-    ("num_workers", "sizes"),
-    [(1, [1, 2, 1]), pytest.param(3, [3, 3], marks=pytest.mark.by_hand)],
+    ("num_workers", "sizes", "changes"),
+    [
+        (1, [1, 1], {"num_lanes": 1, "on_resize": "keep_worker_batch"}),
+        pytest.param(1, [1, 1], {}, marks=pytest.mark.by_hand),
+        pytest.param(3, [3, 3], {}, marks=pytest.mark.by_hand),
+    ],
 )
 def test_who_is_needed_leaves_a_drained_node_when_another_is_there(
-    tmp_path: Path, num_workers: int, sizes: list[int]
+    tmp_path: Path, num_workers: int, sizes: list[int], changes: dict[str, Any]
 ) -> None:
     """There is room for another only on a node that joins when the drain has begun."""
     recording = tmp_path / "recording"
     cluster_config = ClusterConfig(min_world_size=num_workers)
     config = config_of(tmp_path, num_workers=num_workers, cluster=cluster_config)
+    config = replace(config, **changes)
     with own_cluster(num_cpus=num_workers - 1, variables=QUICK_HEALTH_CHECKS) as cluster:
         node = cluster.add_node(num_cpus=1)
         begins = partial(node.drain, deadline_s=120)
@@ -130,6 +154,8 @@ def test_who_is_needed_leaves_a_drained_node_when_another_is_there(
             added.result()
     assert check(config, tmp_path).sizes() == sizes
     assert causes(tmp_path / "run") == []
+    train = records(tmp_path / "run", "train")
+    assert max(record["num_workers"] for record in train) == num_workers
 
 
 @pytest.mark.long

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -25,13 +25,14 @@ from xdist.segments import Course, Dealer, SegmentRules
 from xdist.strategies import UpdateStrategy
 from xdist.strategies.all_reduce import AllReduce, Membership
 from xdist.strategies.group import NoteBoard, Rendezvous, cancel, forget, open_store
-from xdist.topologies import Fault, Outcome, Pending, Resize, RunPlan, Saved, Task
+from xdist.topologies import Outcome, Pending, Resize, RunPlan, Saved, Task
 from xdist.topologies.crew import Hand
 from xdist.topologies.draining import leaving
 from xdist.topologies.generation import Generation
 from xdist.topologies.headcount import Headcount
 from xdist.topologies.seats import reseat, senders, with_lanes
 from xdist.topologies.staff import MakeStrategy, Staff
+from xdist.topologies.writers import shares_of, unsaved
 from xdist.worker import WorkerReport
 
 logger = logging.getLogger(__name__)
@@ -115,25 +116,6 @@ class AllReduceTopology:
                 return self._advance()
         return Outcome()
 
-    def _unsaved(self, reports: Sequence[WorkerReport]) -> tuple[Fault, ...]:
-        """Who could not write its share of a checkpoint, where others could, leaves that to them
-        from now on. Where nobody could, it is the storage's fault. All try again.
-        """
-        failed = {report.worker: report.unsaved for report in reports if report.unsaved is not None}
-        if not failed:
-            return ()
-        seated = self._seated
-        if not any(report.parts for report in reports):
-            for hand in seated:
-                hand.can_save = True
-            return (Fault(Task("storage", "train", 0), next(iter(failed.values())), "unsaved"),)
-        for hand in seated:
-            if hand.number in failed:
-                hand.can_save = False
-                said = "worker %d leaves saving to the others: %s"
-                logger.warning(said, hand.number, failed[hand.number])
-        return ()
-
     def _of_segment(self, step: int | None) -> int | None:
         """A state's step, if training can go on from it: not that of a checkpoint long past."""
         segment = self._course.segment
@@ -209,6 +191,13 @@ class AllReduceTopology:
         return self._plan.most_workers + (not self._is_first and is_last)
 
     @property
+    def _hands_over(self) -> bool:
+        """Whether the group has come together only for one to get the state of those who leave:
+        it may have more ranks than lanes.
+        """
+        return len(self._group.seats) > self._plan.most_workers and bool(self._leaving)
+
+    @property
     def _joining(self) -> list[Hand]:
         """Those who could join a group, in the order of their numbers: the first one is of those
         who start together, unless there is no room for them any more.
@@ -235,10 +224,10 @@ class AllReduceTopology:
         if any(hand.state == "busy" for hand in self._seated):
             return Outcome(pending=pending | self._interfere())
         group = self._group
-        if group.round == "join" and not group.is_broken:
+        if group.round == "join" and not group.is_broken and not self._hands_over:
             return self._begin_training(pending)
         outcome = self._end_training() if group.round == "train" else Outcome()
-        faults = (*self._unsaved(outcome.reports), *group.unexplained(self._seated))
+        faults = (*unsaved(outcome.reports, self._seated), *group.unexplained(self._seated))
         outcome = replace(outcome, faults=faults)
         for fault in faults:
             if (hand := self._crew.find(fault.task)) is not None:
@@ -368,12 +357,11 @@ class AllReduceTopology:
         self._group.round = "train"
         pending: Pending = {}
         seated = self._seated
-        writers = [hand for hand in seated if hand.can_save] or seated
+        shares = shares_of(seated) if segment.cut is not None else {}
         for hand in seated:
             hand.begin()
             self._staff.does_well(hand)
-            saves = segment.cut is not None and hand in writers
-            share = (writers.index(hand), len(writers)) if saves else None
+            share = shares.get(hand.life)
             train: Any = hand.actor.train
             pending[train.remote(segment.until_step, share=share)] = hand.task("train")
         return pending

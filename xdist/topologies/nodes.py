@@ -70,6 +70,13 @@ def draining() -> frozenset[str]:
     return frozenset(state.get_draining_nodes())
 
 
+def to_leave() -> frozenset[str]:
+    """The same, but for this process's node, which it cannot leave: were nobody else there, Ray
+    would end it before its time, and with it all that this process has started anywhere.
+    """
+    return draining() - {here()}
+
+
 def with_room(bundle: Mapping[str, float]) -> set[str]:
     """The ids of the nodes on which so much is free now, and that stay."""
     found: dict[str, dict[str, float]] = state.available_resources_per_node()
@@ -146,7 +153,6 @@ def on_others(function: Callable[[], Result]) -> dict[str, Result]:
         except RayError as error:
             logger.warning("node %s is left out: %s", address, reason_of(error))
     for reference in silent:
-        ray.cancel(reference)
         said = "node %s is left out: no answer within %g s"
         logger.warning(said, addresses[reference], ANSWERED_WITHIN_S)
     return results

@@ -325,7 +325,7 @@ class PushPullTopology:
         faults += self._workers.unheard(self._room.has_place)
         if faults:
             return Outcome(faults=tuple(faults))
-        self._draining = nodes.draining()
+        self._draining = nodes.to_leave()
         fork_servers.leave(self._draining)
         self._check_room()
         pending: Pending = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Collection, Mapping
 from contextlib import suppress
@@ -202,7 +201,7 @@ def _places_for(
     bundles = [*workers, *servers]
     group = placement_group(bundles, strategy=config.cluster.placement)
     try:
-        if not group.wait(wait_s):
+        if not _is_placed(group, deadline=time.monotonic() + wait_s):
             free = ray.available_resources()
             raise NotEnoughResources(
                 f"no room for {len(workers)} workers and {len(servers)} servers "
@@ -229,12 +228,21 @@ def _one_at(node: str, bundle: dict[str, float], *, deadline: float) -> Placemen
     """
     while True:
         group = _one(bundle, near=node)
-        # In whole seconds, of which Ray waits none for less than one.
-        is_placed = group.wait(max(1, math.ceil(deadline - time.monotonic())))
+        is_placed = _is_placed(group, deadline=deadline)
         if not is_placed or time.monotonic() > deadline or _node_of(group) == node:
             return group
         remove_placement_group(group)
         time.sleep(PLACING_PAUSE_S)
+
+
+def _is_placed(group: PlacementGroup, *, deadline: float) -> bool:
+    """Whether it has its place by then, or within a second: Ray counts whole ones. In between, this
+    process hears that it is to end.
+    """
+    while not group.wait(1):
+        if time.monotonic() >= deadline:
+            return False
+    return True
 
 
 def _state_of(group: PlacementGroup) -> str:

@@ -222,7 +222,7 @@ class ServerCrew:
         """
         if not self.is_led or len(self._attached) < len(self._primaries):
             return {}
-        draining, staying = nodes.draining(), nodes.staying()
+        draining, staying = nodes.to_leave(), nodes.staying()
         for number, replica in self._replicas.items():
             primary = self._primaries[number]
             assert replica.process is not None, "it is attached"

@@ -153,7 +153,7 @@ class Staff:
         """Ask which nodes are about to go; who is in no group yet, and would be there, starts anew
         elsewhere. step: of `Crew.start`.
         """
-        self.draining = nodes.draining()
+        self.draining = nodes.to_leave()
         fork_servers.leave(self.draining)
         pending: Pending = {}
         for hand in list(self.crew) if self.draining else []:
