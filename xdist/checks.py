@@ -21,14 +21,18 @@ def check_least(part: object, prefix: str, **lowest: float) -> None:
     for name, low in lowest.items():
         value = getattr(part, name)
         holds = value is None or value == AUTO or low <= value < math.inf
-        check(holds, f"{prefix}{name}", value, f"at least {low}")
+        check(holds, f"{prefix}{name}", value, f"at least {low}{_finite(value)}")
 
 
 def check_positive(part: object, prefix: str, *names: str) -> None:
     """Each named field is finite and above 0."""
     for name in names:
         value = getattr(part, name)
-        check(0 < value < math.inf, f"{prefix}{name}", value, "above 0")
+        check(0 < value < math.inf, f"{prefix}{name}", value, f"above 0{_finite(value)}")
+
+
+def _finite(value: object) -> str:
+    return ", and finite" if value == math.inf else ""
 
 
 def check_share(part: object, prefix: str, *names: str) -> None:

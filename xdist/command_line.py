@@ -70,6 +70,7 @@ def main(
     terminated = threading.Event()
     with _logging(_console_handler(console)), ExitStack() as stack:
         try:
+            stack.enter_context(_termination(terminated))
             completed = complete(config)
             was_completed = completed != config
             config = _anchored(completed)
@@ -77,10 +78,11 @@ def main(
             run = stack.enter_context(RunDirectory(where, config))
             stack.enter_context(_logging(logging.FileHandler(run.log)))
             logger.info("run directory %s", run.url)
-            connect(config.cluster)
+            with _exit_of_ray(terminated):
+                connect(config.cluster)
+            stack.enter_context(_termination(terminated))  # In the place of Ray's.
             from xdist import driver  # With torch, which the fork servers import meanwhile.
 
-            stack.enter_context(_termination(terminated))  # After Ray has installed its own.
             prepare_node = on_other_nodes if was_completed else _nothing
             summary = driver.train(config, run, console=console, on_other_nodes=prepare_node)
             _finish(run, summary, console)
@@ -187,6 +189,18 @@ def _termination(terminated: threading.Event) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _exit_of_ray(terminated: threading.Event) -> Iterator[None]:
+    """Inside the block, SIGTERM does the same, of which Ray makes an exit while it connects."""
+    try:
+        yield
+    except SystemExit as error:
+        if error.code != signal.SIGTERM:
+            raise
+        terminated.set()
+        raise KeyboardInterrupt from error
 
 
 def _anchored(config: TrainConfig) -> TrainConfig:

@@ -219,8 +219,7 @@ class Driver:
         try:
             published = self._publications.take(waits=waits)
         except RunDirectoryError as error:
-            self._count_fault("storage", str(error))
-            self._log.recovered(cause="storage did not save", reason=str(error))
+            self._count_and_record("storage", str(error))
             return
         if published is None:
             return
@@ -243,10 +242,10 @@ class Driver:
             if not isinstance(error.cause, MAY_PASS):
                 self._raise_cause(error)
             if self._scorer.wants_last:
-                self._count_fault("scoring", str(error.cause))
+                self._count_and_record("scoring", str(error.cause))
             self._scorer.put_off(str(error.cause))
         except LOST as error:
-            self._count_fault("scoring", reason_of(error))
+            self._count_and_record("scoring", reason_of(error))
         else:
             self._log.corrupt(corrupt)
             if wanted.checkpoint == self._latest:
@@ -312,6 +311,11 @@ class Driver:
         self._log.lost(actor.split()[0])
         self._faults.add(actor if host is None else f"{actor} on {host}", cause)
 
+    def _count_and_record(self, what: str, cause: str) -> None:
+        """A fault of what is no actor of the topology, and is tried again."""
+        self._count_fault(what, cause)
+        self._log.recovered(cause=f"{what} failed", reason=cause)
+
     def _relaunch(self) -> None:
         """All actors anew, from the last checkpoint. Nothing that they still say is heard."""
         newest = max(self._log.step, self._topology.newest_step)
@@ -333,7 +337,7 @@ class Driver:
             try:
                 return checkpoint.find_again(self._plan.run_dir)
             except RunDirectoryError as error:
-                self._count_fault("storage", str(error))
+                self._count_and_record("storage", str(error))
 
 
 def _first_ready(

@@ -175,6 +175,7 @@ class Metrics:
         """So many workers train from now on."""
         self._num_workers = num_workers
         self._workers.set(num_workers)
+        self._own_seconds.clear()  # Those who are there report soon.
         self._window = deque(self._window, maxlen=2 * num_workers + 1)
 
     def resize(self, num_workers: int, *, pause_s: float) -> None:

@@ -68,7 +68,9 @@ class Profiler:
         self._range = None
 
     def take(self) -> Profile | None:
-        """What was recorded, once all of it is; None before, and after it was taken."""
+        """What was recorded, once all of it is; None before, and after it was taken. Raises
+        `OSError` where there is no room for it on the way.
+        """
         if self._is_taken or self._num_steps < PROFILED_STEPS:
             return None
         self._is_taken = True

@@ -140,17 +140,19 @@ def _as_many_as_fit(config: TrainConfig, resources: Nodes) -> int:
         largest = min(config.batch_size, *(most or math.inf for most in most_that_may_be))
     while most < largest and fits(config, resources, most + 1 + num_spares):
         most += 1
+    if config.on_resize == "keep_worker_batch" and config.cluster.max_world_size is None:
+        while (config.num_lanes or config.batch_size) % most:  # All have as many samples.
+            most -= 1
     return most
 
 
 def _missing(config: TrainConfig, resources: Nodes, num_workers: int, num_servers: int) -> str:
     cluster = config.cluster
     gpus = _gpus_per_worker(config, resources)
-    lower = "num_workers" if isinstance(config.num_workers, int) else "cluster.min_world_size"
-    if config.strategy == "all_reduce":
-        lower += " or cluster.cpus_per_worker"
-    else:
-        lower += ", cluster.cpus_per_worker or cluster.cpus_per_server"
+    fields = ["num_workers" if isinstance(config.num_workers, int) else "cluster.min_world_size"]
+    fields += ["cluster.cpus_per_worker"] + ["cluster.gpus_per_worker"] * bool(gpus)
+    fields += ["cluster.cpus_per_server"] * (config.strategy == "push_pull")
+    lower = f"{', '.join(fields[:-1])} or {fields[-1]}"
     each = _amounts(cluster.cpus_per_worker, gpus)
     of_server = _amounts(cluster.cpus_per_server, cluster.gpus_per_server)
     replicas = ", with replicas," if config.servers.replicas else ""

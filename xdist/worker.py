@@ -9,6 +9,7 @@ worker's own state is derived from (config, seed, batch).
 
 from __future__ import annotations
 
+import logging
 import math
 import platform
 import threading
@@ -59,6 +60,8 @@ class Batches(Protocol):
 
 MakeStrategy = Callable[[FlatModel], UpdateStrategy]
 MakeBatches = Callable[[], Batches]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -298,7 +301,11 @@ class Worker:
         if self._profiler is None:
             return None
         self._enter("save")
-        return self._profiler.take()
+        try:
+            return self._profiler.take()
+        except OSError as error:
+            logger.warning("no profile: %s", error)
+            return None
 
     def _step(self, segment: _Segment) -> bool:
         """Make one update; False when there is no batch for it."""

@@ -34,6 +34,7 @@ from tests.small_runs import records
 from xdist import command_line
 from xdist.config import TrainConfig
 from xdist.model_config import MODEL_NAMES
+from xdist.run_directory import LOG
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 
@@ -81,6 +82,27 @@ def test_a_signal_ends_the_actors_and_the_run_resumes(
         assert alive == []
     starts = [record["step"] for record in records(tmp_path / "run", "start")]
     assert starts[0] == 0 < starts[1]
+
+
+@pytest.mark.long
+def test_a_signal_before_the_cluster_is_there_is_told_as_any_other(
+    tmp_path: Path, cluster: LocalHead
+) -> None:
+    options = [*SMALL, *SMALL_DATA, "--preset", "cifar", *data_options(tmp_path)]
+    options += ["--run-dir", str(tmp_path / "run")]
+    log = tmp_path / "run" / LOG
+    with (tmp_path / "log").open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "jobs/imagenet_sync.py", *options],
+            cwd=ROOT,
+            env=cluster.environment,
+            stdout=output,
+            stderr=output,
+        )
+    wait_until(lambda: (log.exists() and "run directory" in log.read_text()) or None)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 143
+    assert "the same command resumes" in (tmp_path / "log").read_text()
 
 
 def has_saved(run_dir: Path, *, life: int) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -39,6 +40,7 @@ CONFIG = TrainConfig(
         (OptimizerConfig, {"l2": float("nan")}, "optimizer.l2 is nan; allowed: at least 0"),
         (OptimizerConfig, {"decay_factor": 1.1}, "decay_factor is 1.1; allowed: above 0, at most"),
         (OptimizerConfig, {"decay_every": 0}, "decay_every is 0; allowed: above 0"),
+        (ClusterConfig, {"wait_s": math.inf}, "wait_s is inf; allowed: at least 0, and finite"),
         (
             OptimizerConfig,
             {"average_decay": 0.9, "average_half_life_samples": 5},

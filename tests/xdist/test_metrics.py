@@ -116,3 +116,12 @@ def test_prometheus_finds_and_reads_it(tmp_path: Path) -> None:
         'xdist_score{measure="map100",weights="average"} 0.5',
         "xdist_checkpoint_seconds_count 1.0",
     } <= lines
+
+
+def test_who_is_gone_has_no_step_time_any_more() -> None:
+    metrics = make_metrics()
+    metrics.reports([make_report(number, step=4, loss=1.0, num_samples=30) for number in (0, 1)])
+    labels = {"worker": "1"}
+    assert metrics.registry.get_sample_value("xdist_worker_step_seconds", labels) is not None
+    metrics.staff(1)
+    assert metrics.registry.get_sample_value("xdist_worker_step_seconds", labels) is None

@@ -146,3 +146,16 @@ def test_auto_is_not_less_than_the_smallest_group() -> None:
 def test_what_this_cluster_cannot_do_is_one_message(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=f"on this cluster, {message}"):
         sized(replace(SYNC, **changes), [{"CPU": 4.0}])
+
+
+@pytest.mark.parametrize(
+    ("cpus", "batch_size", "lanes", "expected"),
+    [(3.0, 64, None, 2), (3.0, 48, 48, 3), (7.0, 64, None, 4), (7.0, 30, 10, 5)],
+)
+def test_auto_takes_workers_that_can_all_have_the_same_batch(
+    cpus: float, batch_size: int, lanes: int | None, expected: int
+) -> None:
+    config = replace(SYNC, on_resize="keep_worker_batch", batch_size=batch_size, num_lanes=lanes)
+    config = sized(config, [{"CPU": cpus}])
+    assert config.num_workers == expected
+    assert num_lanes(config, num_workers=expected) % expected == 0
