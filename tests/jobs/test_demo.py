@@ -122,6 +122,7 @@ def head_directory(processes: dict[int, str]) -> Path:
     return Path(next(word for word in words if word.startswith("--temp-dir=")).partition("=")[2])
 
 
+@pytest.mark.long
 def test_the_demo_scores_in_surroundings_of_all_kinds(
     clone: Path, home: Path, tmp_path: Path
 ) -> None:

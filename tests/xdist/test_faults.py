@@ -316,6 +316,7 @@ def test_the_others_finish_when_a_lost_node_leaves_no_room(
     assert final(tmp_path / "run").manifest.cut.position == DONE
 
 
+@pytest.mark.by_hand
 def test_a_run_that_is_set_back_goes_on_with_as_many_workers_as_there_is_room_for(
     tmp_path: Path, second_node: AddedNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -327,6 +328,7 @@ def test_a_run_that_is_set_back_goes_on_with_as_many_workers_as_there_is_room_fo
     assert final(tmp_path / "run").manifest.cut.position == DONE
 
 
+@pytest.mark.by_hand
 def test_when_nobody_is_left_and_there_is_no_room_the_run_says_so(
     tmp_path: Path, second_node: AddedNode
 ) -> None:
