@@ -159,7 +159,7 @@ def test_who_is_needed_leaves_a_drained_node_when_another_is_there(
     assert max(record["num_workers"] for record in train) == num_workers
 
 
-@pytest.mark.long
+@pytest.mark.by_hand
 def test_who_dies_on_a_drained_node_is_replaced_elsewhere(tmp_path: Path) -> None:
     """It has a place there, at which Ray starts nobody any more."""
     cluster_config = ClusterConfig(min_world_size=2, placement="SPREAD", wait_s=60)
