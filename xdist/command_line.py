@@ -193,7 +193,9 @@ def _termination(terminated: threading.Event) -> Iterator[None]:
 
 @contextmanager
 def _exit_of_ray(terminated: threading.Event) -> Iterator[None]:
-    """Inside the block, SIGTERM does the same, of which Ray makes an exit while it connects."""
+    """Inside the block Ray connects, and makes an exit of SIGTERM: it unwinds the program all the
+    same.
+    """
     try:
         yield
     except SystemExit as error:

@@ -100,7 +100,7 @@ def test_a_drained_node_is_left_at_the_end_of_a_step_and_then_leaves(
     wait_until(lambda: None if node.node_id in nodes.others() else "gone")
 
 
-@pytest.mark.by_hand
+@pytest.mark.long
 def test_nobody_leaves_the_node_of_the_driver_when_it_is_drained(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -56,6 +56,20 @@ def test_without_room_for_all_there_is_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("wait_s", [0.0, 0.9])
+def test_who_is_not_waited_for_has_a_place_where_there_is_room(
+    tmp_path: Path, wait_s: float
+) -> None:
+    """Ray takes a wait of less than a second for none."""
+    cluster = ClusterConfig(gpus_per_worker=0, wait_s=wait_s)
+    config = small_config(tmp_path, strategy="all_reduce", cluster=cluster)
+    room = Room(config, num_workers=2, fewest_workers=2)
+    assert room.has_place(0)
+    assert room.has_place(1)
+    room.close()
+
+
+@pytest.mark.usefixtures("cluster")
 def test_after_a_loss_the_fewest_that_may_train_are_enough(tmp_path: Path) -> None:
     room = Room(large_workers(tmp_path), num_workers=2, fewest_workers=1)
     wait_until(lambda: room.has_place(0) or None)

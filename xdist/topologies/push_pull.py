@@ -201,19 +201,21 @@ class PushPullTopology:
 
     def _tell_whom_to_expect(self) -> Pending:
         """Where an update is made of several pushes: whose it waits for."""
-        hopeless, lead = self._starts.hopeless, self._servers.lead
-        expected = frozenset(
-            hand.number
-            for hand in self._workers
-            if hand.state != "starting"
-            or (self._room.has_place(hand.number) and hand.number not in hopeless)
-        )
-        is_of_several = self._plan.config.servers.commit_first is not None
-        if not is_of_several or not self._servers.is_led or expected == self._told_to_expect:
+        if self._plan.config.servers.commit_first is None or not self._servers.is_led:
             return {}
-        self._told_to_expect = expected
+        expected = frozenset(hand.number for hand in self._workers if self._is_expected(hand))
+        if expected == self._told_to_expect:
+            return {}
+        self._told_to_expect, lead = expected, self._servers.lead
         told: ray.ObjectRef[Any] = lead.actor.expect.remote(expected)
         return {told: lead.task("tell")}
+
+    def _is_expected(self, hand: Hand) -> bool:
+        """Whether a worker will push: not one that has come to the end of the run."""
+        if hand.state == "starting":
+            is_hopeless = hand.number in self._starts.hopeless
+            return self._room.has_place(hand.number) and not is_hopeless
+        return hand.state != "idle"
 
     def _join_ready(self) -> Pending:
         pending: Pending = {}
