@@ -23,7 +23,7 @@ from datapipe.plan import BatchPlan
 from datapipe.writer import RawImage, write_shards
 from tests.datapipe.small_sets import encode, labels_of, picture
 from tests.strategies import ActsBefore
-from xdist import checkpoint, driver
+from xdist import checkpoint, training
 from xdist.checkpoint import Checkpoint
 from xdist.config import CheckpointConfig, OptimizerConfig, TrainConfig
 from xdist.driver import Summary
@@ -90,7 +90,7 @@ def run(config: TrainConfig, run_dir: Path, **arguments: Any) -> Summary:
     """Drive a run to its end from this process."""
     console = Console(stderr=True, force_terminal=False)
     with RunDirectory(str(run_dir), config) as directory:
-        return driver.train(config, directory, console=console, **arguments)
+        return training.train(config, directory, console=console, **arguments)
 
 
 def batches_of(config: TrainConfig, plans: Iterable[BatchPlan]) -> list[Batch]:

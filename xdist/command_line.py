@@ -13,12 +13,10 @@ import json
 import logging
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 import tyro
@@ -31,6 +29,7 @@ from datapipe.storage import absolute
 from xdist.config import TrainConfig
 from xdist.connection import connect
 from xdist.errors import RunFailed, UserError
+from xdist.interruption import Interruption
 from xdist.model_config import MODEL_NAMES
 from xdist.run_directory import RunDirectory, identity
 
@@ -67,10 +66,10 @@ def main(
     """
     config = parse(presets, default=default, description=description, arguments=arguments)
     console = Console(stderr=True)
-    terminated = threading.Event()
+    interruption = Interruption()
     with _logging(_console_handler(console)), ExitStack() as stack:
         try:
-            stack.enter_context(_termination(terminated))
+            stack.enter_context(interruption.heard())
             completed = complete(config)
             was_completed = completed != config
             config = _anchored(completed)
@@ -78,13 +77,19 @@ def main(
             run = stack.enter_context(RunDirectory(where, config))
             stack.enter_context(_logging(logging.FileHandler(run.log)))
             logger.info("run directory %s", run.url)
-            with _exit_of_ray(terminated):
+            with _exit_of_ray(interruption):
                 connect(config.cluster)
-            stack.enter_context(_termination(terminated))  # In the place of Ray's.
-            from xdist import driver  # With torch, which the fork servers import meanwhile.
+            stack.enter_context(interruption.heard())  # In the place of Ray's.
+            from xdist import training  # With torch, which the fork servers import meanwhile.
 
             prepare_node = on_other_nodes if was_completed else _nothing
-            summary = driver.train(config, run, console=console, on_other_nodes=prepare_node)
+            summary = training.train(
+                config,
+                run,
+                console=console,
+                on_other_nodes=prepare_node,
+                interruption=interruption,
+            )
             _finish(run, summary, console)
         except (DataError, UserError) as error:
             logger.error("%s", error)
@@ -94,7 +99,7 @@ def main(
             return 1
         except KeyboardInterrupt:
             logger.warning("interrupted; the same command resumes from the last checkpoint")
-            return 143 if terminated.is_set() else 130
+            return 143 if interruption.is_termination else 130
         except Exception:
             logger.exception("the run ended with an error that is a bug, or a fault nobody foresaw")
             return 1
@@ -174,25 +179,7 @@ def _logging(handler: logging.Handler) -> Iterator[None]:
 
 
 @contextmanager
-def _termination(terminated: threading.Event) -> Iterator[None]:
-    """Inside the block SIGTERM unwinds the program as Ctrl-C does, so that the actors are ended.
-
-    `terminated` tells the two apart: on its way through Ray the exception's own type is lost.
-    """
-
-    def terminate(_number: int, _frame: FrameType | None) -> None:
-        terminated.set()
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _exit_of_ray(terminated: threading.Event) -> Iterator[None]:
+def _exit_of_ray(interruption: Interruption) -> Iterator[None]:
     """Inside the block Ray connects, and makes an exit of SIGTERM: it unwinds the program all the
     same.
     """
@@ -201,7 +188,7 @@ def _exit_of_ray(terminated: threading.Event) -> Iterator[None]:
     except SystemExit as error:
         if error.code != signal.SIGTERM:
             raise
-        terminated.set()
+        interruption.is_termination = True
         raise KeyboardInterrupt from error
 
 

@@ -101,9 +101,14 @@ class CheckpointConfig:
     """Every n-th checkpoint is scored on the evaluation shards; the last one always is. 0 scores
     the last only.
     """
+    final_save_s: float = 30.0
+    """How long a run that is told to end (Ctrl-C, SIGTERM) may take to save what it has trained; a
+    second signal ends it at once. 0 always does, with the last checkpoint.
+    """
 
     def __post_init__(self) -> None:
         check_least(self, "checkpoint.", every_samples=1, keep=1, evaluate_every=0)
+        check_least(self, "checkpoint.", final_save_s=0)
 
 
 MeasureName = Literal["top_k", "map", "map_image_wise"]

@@ -6,12 +6,11 @@ dealt with first.
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, NoReturn
 
@@ -22,16 +21,15 @@ from rich.console import Console
 from datapipe.errors import DataError, TooManyBadSamples
 from xdist import checkpoint
 from xdist.checkpoint import Checkpoint
-from xdist.config import TrainConfig
 from xdist.errors import RunDirectoryError, UserError
 from xdist.failures import LOST, fault_of, reason_of
 from xdist.fault_history import FaultHistory
-from xdist.preparation import Preparation, prepare, starting_checkpoint
+from xdist.interruption import Interruption
+from xdist.preparation import Preparation
 from xdist.publication import Publications
-from xdist.run_directory import CONFIG, RunDirectory
+from xdist.run_directory import RunDirectory
 from xdist.run_log import RunLog
 from xdist.scorer import MAY_PASS, Scorer
-from xdist.strategy_fields import without_ignored
 from xdist.topologies import (
     Fault,
     Outcome,
@@ -84,7 +82,13 @@ class Driver:
         *,
         start: Checkpoint,
         console: Console,
+        interruption: Interruption,
     ) -> None:
+        self._interruption = interruption
+        self._ends_by: float | None = None
+        """When the run ends at last, once it is asked to save and to end."""
+        self._ends_at: int | None = None
+        """The step of its last checkpoint then."""
         self._plan: RunPlan = preparation.plan
         self._run = run
         self._latest = start
@@ -128,8 +132,25 @@ class Driver:
             self._scorer.add(self._latest, is_last=True)
         else:
             self._pending = self._topology.launch(self._latest)
-        while not self._is_over():
-            self._handle_next()
+        with self._interruption.waits():
+            while not self._is_over():
+                self._end_if_asked()
+                self._handle_next()
+
+    def _end_if_asked(self) -> None:
+        """Raise `KeyboardInterrupt` once what was trained is saved, if the run is to end."""
+        if not self._interruption.is_asked:
+            return
+        now, may_take_s = time.monotonic(), self._plan.config.checkpoint.final_save_s
+        if self._ends_by is None:
+            self._ends_by = now + may_take_s
+            if may_take_s and not self._is_trained():
+                said = "told to end, saves first, for at most %g s; told again, it ends at once"
+                logger.warning(said, may_take_s)
+                self._handle(self._apply(self._topology.end_soon()))
+        is_saved = self._ends_at is not None and self._latest.manifest.cut.step >= self._ends_at
+        if is_saved or self._is_trained() or now > self._ends_by:
+            raise KeyboardInterrupt
 
     def _is_over(self) -> bool:
         is_at_work = self._scorer.has_work or self._publications.is_busy
@@ -195,6 +216,8 @@ class Driver:
             self._log.resized(outcome.resize)
         if outcome.num_workers is not None:
             self._log.staffed(outcome.num_workers)
+        if outcome.ends_at is not None:
+            self._ends_at = outcome.ends_at
         self._pending |= outcome.pending
         if outcome.is_lost:
             self._relaunch()
@@ -327,7 +350,10 @@ class Driver:
             return
         self._latest = found = self._found_again()
         self._log.set_back(found.manifest.cut, newest=newest)
-        self._pending = self._topology.launch(found)
+        if self._interruption.is_asked:
+            raise KeyboardInterrupt  # All that is left is saved.
+        with self._interruption.waits(can_wait=False):
+            self._pending = self._topology.launch(found)
 
     def _found_again(self) -> Checkpoint:
         """The last checkpoint. There is one, as the run began with one: where none is found, the
@@ -349,41 +375,3 @@ def _first_ready(
         return []
     ready, _ = ray.wait(waiting, num_returns=1, timeout=timeout_s)
     return ready
-
-
-def train(
-    config: TrainConfig,
-    run: RunDirectory,
-    *,
-    console: Console,
-    topologies: Mapping[str, MakeTopology] = TOPOLOGIES,
-    on_other_nodes: Callable[[], object] = lambda: None,
-) -> Summary:
-    """Run to the end on the cluster that this process is connected to (`connection.connect`).
-
-    `on_other_nodes` is called once on each of them before anything else.
-    """
-    nodes.on_others(on_other_nodes)
-    try:
-        return _train(config, run, console=console, topologies=topologies)
-    finally:
-        if config.cluster.max_world_size is not None:
-            nodes.withdraw_request()
-
-
-def _train(
-    config: TrainConfig,
-    run: RunDirectory,
-    *,
-    console: Console,
-    topologies: Mapping[str, MakeTopology],
-) -> Summary:
-    config = without_ignored(config)
-    preparation = prepare(config, run, nodes.resources_for(config, resumes=run.was_begun))
-    plan = nodes.placed(preparation.plan)
-    run.store(CONFIG, preparation.config.to_json())
-    logger.info("configuration %s", json.dumps(plan.config.to_json()))
-    start = starting_checkpoint(plan)
-    topology = topologies[config.strategy](plan)
-    preparation = replace(preparation, plan=plan)
-    return Driver(preparation, run, topology, start=start, console=console).drive()

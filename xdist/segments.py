@@ -132,6 +132,20 @@ class Course:
         assert self.segment.start.step <= step <= self.segment.until_step
         return cut_at(step, self.segment)
 
+    def step_to_go_on_from(self, step: int | None) -> int | None:
+        """A state's step, if training can go on from it: not that of a checkpoint long past."""
+        is_past = step is not None and self.segment is not None and step < self.segment.start.step
+        return None if is_past else step
+
+    def cut_short(self, step: int) -> None:
+        """The segment ends at this step, and is saved there."""
+        cut = self.cut_at(step)
+        assert self.segment is not None
+        if step == self.segment.until_step and self.segment.cut is not None:
+            return
+        self.segment = Segment(self.segment.start, self.dealing, step, cut)
+        self._rest = segments(cut, self.dealing, self._rules)
+
     def regrouped(self, step: int, *, num_workers: int) -> Course:
         """The way on, if so many workers go it after this step of the segment. This one stays as it
         is: they may not come together.

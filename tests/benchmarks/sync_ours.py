@@ -53,12 +53,12 @@ def main(request: Request) -> None:
     connect(config.cluster)
     # As in a job, what needs torch comes after.
     from tests.benchmarks.sync_ours_strategy import logged_strategy
-    from xdist import driver
+    from xdist import training
     from xdist.topologies.all_reduce import AllReduceTopology
 
     topology = partial(AllReduceTopology, make_strategy=partial(logged_strategy, request))
     with RunDirectory(request.directory, config) as run:
-        driver.train(
+        training.train(
             config,
             run,
             console=Console(stderr=True, force_terminal=False),

@@ -63,7 +63,7 @@ def test_a_signal_ends_the_actors_and_the_run_resumes(
     endless = ["--num-epochs", "100000", "--report-every-steps", "1", "--cluster.wait-s", "20"]
     options = [*data_options(tmp_path), *endless, "--run-dir", str(tmp_path / "run")]
     options = [*SMALL, *SMALL_DATA, "--preset", "cifar", *options]
-    options += ["--checkpoint.every-samples", "40"]
+    options += ["--checkpoint.every-samples", "400"]
     for life in (1, 2):
         with (tmp_path / "log").open("wb") as log:
             process = subprocess.Popen(
@@ -77,7 +77,14 @@ def test_a_signal_ends_the_actors_and_the_run_resumes(
         wait_until(partial(has_saved, tmp_path / "run", life=life))
         process.send_signal(number)
         assert process.wait(30) == code
-        assert "the same command resumes" in (tmp_path / "log").read_text()
+        log_text = (tmp_path / "log").read_text()
+        assert "told to end, saves first" in log_text
+        assert "the same command resumes" in log_text
+        trained, saved = (
+            max(record["step"] for record in records(tmp_path / "run", kind))
+            for kind in ("train", "checkpoint")
+        )
+        assert saved >= trained
         alive = list_actors(address=cluster.address, filters=[("state", "=", "ALIVE")])
         assert alive == []
     starts = [record["step"] for record in records(tmp_path / "run", "start")]

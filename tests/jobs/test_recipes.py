@@ -109,6 +109,7 @@ NOT_OF_THE_PAPER = {  # field: (values of ImageNet and JFT, why)
     "servers.wire": (("float32", "float32"), "not mentioned"),
     "servers.error_feedback": ((False, False), "not mentioned"),
     "servers.factors": ((False, False), "not mentioned"),
+    "checkpoint.final_save_s": (None, LIFE),
     "servers.link_gbits": ((10.0, 10.0), "not mentioned"),
     "servers.overlap": ((0, 0), "not mentioned"),
     "servers.max_clock_lead": ((None, None), "not mentioned"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -133,3 +134,20 @@ def test_a_group_that_does_not_come_together_leaves_the_course_as_it_was() -> No
     again = course.regrouped(2, num_workers=1)
     assert again.segment is not None
     assert again.segment.start == course.cut_at(2)
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_a_course_that_is_cut_short_saves_there_and_can_go_on(step: int) -> None:
+    course = make_course(keeps_worker_batch=False)
+    cut = course.cut_at(step)
+    last_step = walk()[-1].until_step
+    course.cut_short(step)
+    assert course.segment is not None
+    assert (course.segment.until_step, course.segment.cut) == (step, cut)
+    course.complete_segment()
+    assert course.segment is not None
+    assert course.segment.start == cut
+    while course.segment is not None:
+        end = course.segment.until_step
+        course.complete_segment()
+    assert end == last_step

@@ -70,7 +70,7 @@ class Task:
 
     actor: str
     action: Literal[
-        "start", "attach", "term", "join", "train", "pulse", "tell", "watch", "cut", "save"
+        "start", "attach", "term", "join", "train", "pulse", "tell", "watch", "cut", "save", "end"
     ]
     number: int
     """Of the worker, or of the server."""
@@ -145,6 +145,8 @@ class Outcome:
     resize: Resize | None = None
     num_workers: int | None = None
     """That train by themselves, where that has changed."""
+    ends_at: int | None = None
+    """The step of the last checkpoint, where the run was to end soon."""
     is_lost: bool = False
     """Nobody has any state any more: only a new launch helps."""
 
@@ -161,6 +163,11 @@ class Topology(Protocol):
     def watch(self) -> Outcome:
         """What has become of the actors and their nodes meanwhile; called once a second. Raises
         `NotEnoughResources`.
+        """
+
+    def end_soon(self) -> Outcome:
+        """Save the state that there is, as soon as that can be, and train no further: an outcome
+        tells its step.
         """
 
     def is_current(self, task: Task, /) -> bool:

@@ -32,7 +32,7 @@ from xdist.topologies.generation import Generation
 from xdist.topologies.headcount import Headcount
 from xdist.topologies.seats import reseat, senders, with_lanes
 from xdist.topologies.staff import MakeStrategy, Staff
-from xdist.topologies.writers import shares_of, unsaved
+from xdist.topologies.writers import is_complete, shares_of, unsaved
 from xdist.worker import WorkerReport
 
 logger = logging.getLogger(__name__)
@@ -80,6 +80,9 @@ class AllReduceTopology:
         self._group = Generation(self._rendezvous, self._course)
         self._reports: list[WorkerReport] = []
         self._standing_since = time.monotonic()
+        self._is_ending = False
+        self._ends_at: int | None = None
+        """The step that was saved when it was to end: no other one is made."""
         self._headcount = Headcount(self._plan.config.cluster, self._staff)
         return self._staff.open(start, is_first=self._rendezvous.generation == 0)
 
@@ -108,19 +111,13 @@ class AllReduceTopology:
                     self._reports.append(result)
                     hand.end(result.progress.step)
                 else:
-                    hand.end(self._of_segment(result.step))
+                    hand.end(self._course.step_to_go_on_from(result.step))
                 if result.interrupted is not None:
                     logger.info("%s left its group cause=%s", task.actor, result.interrupted.cause)
                     self._group.complain(hand, result.interrupted)
                     self._break()
                 return self._advance()
         return Outcome()
-
-    def _of_segment(self, step: int | None) -> int | None:
-        """A state's step, if training can go on from it: not that of a checkpoint long past."""
-        segment = self._course.segment
-        is_past = step is not None and segment is not None and step < segment.start.step
-        return None if is_past else step
 
     def is_current(self, task: Task, /) -> bool:
         return self._crew.find(task) is not None
@@ -158,6 +155,17 @@ class AllReduceTopology:
         if not self._is_first:
             pending |= self._staff.start_successors(seated=self._seated, leaving=self._leaving)
         return self._advance(pending)
+
+    def end_soon(self) -> Outcome:
+        self._is_ending = True
+        return self._advance()
+
+    @property
+    def _can_save(self) -> bool:
+        """Whether the group is to save and to end, and all of it has the same state."""
+        steps = {hand.step for hand in self._seated}
+        is_together = not self._group.is_broken and len(steps) == 1 and None not in steps
+        return self._is_ending and is_together
 
     def _break(self) -> None:
         """The group is to part: somebody is lost, or says so."""
@@ -240,9 +248,10 @@ class AllReduceTopology:
         if is_lost:
             self._headcount.check()
             return replace(outcome, pending=pending, is_lost=True)
-        if self._course.segment is not None:
+        if self._course.segment is not None and self._ends_at is None:
             is_over = group.is_broken or group.is_stopping or not group.seats
-            follows = self._form_group() if is_over or self._wants_change else self._train()
+            forms = (is_over or self._wants_change) and not self._can_save
+            follows = self._form_group() if forms else self._train()
             pending = pending | follows
         return replace(outcome, pending=pending)
 
@@ -258,7 +267,8 @@ class AllReduceTopology:
                 pending |= self._crew.tell(hand, "abort")
             group.is_aborted = True
             return pending
-        if group.is_stopping or group.round != "train" or not self._wants_change:
+        wants_stop = self._wants_change or self._is_ending
+        if group.is_stopping or group.round != "train" or not wants_stop:
             return {}
         group.is_stopping = True
         return self._crew.tell(self._seated[0], "request_stop")
@@ -272,19 +282,14 @@ class AllReduceTopology:
         if not self._group.is_broken:
             self._standing_since = time.monotonic()
         saved: tuple[Saved, ...] = ()
-        is_complete = len(reports) == len(self._group.seats) and all(
-            report.progress.step == segment.until_step
-            and report.interrupted is None
-            and report.unsaved is None
-            for report in reports
-        )
-        if is_complete:
+        if is_complete(reports, segment, num_ranks=len(self._group.seats)):
             if segment.cut is not None:
                 parts = tuple(part for report in reports for part in report.parts)
                 saved = (Saved(segment.cut, parts),)
+                self._ends_at = segment.cut.step if self._is_ending else None
             self._course.complete_segment()
         corrupt = tuple(CorruptSample(*json.loads(note)) for note in self._notes.read())
-        return Outcome(reports=reports, saved=saved, corrupt=corrupt)
+        return Outcome(reports=reports, saved=saved, corrupt=corrupt, ends_at=self._ends_at)
 
     @staticmethod
     def _may_have_state(hands: Iterable[Hand]) -> bool:
@@ -352,6 +357,9 @@ class AllReduceTopology:
         return Outcome(pending=pending | self._train(), resize=resize)
 
     def _train(self) -> Pending:
+        step = self._seated[0].step
+        if self._can_save and step is not None:
+            self._course.cut_short(step)
         segment = self._course.segment
         assert segment is not None
         self._group.round = "train"

@@ -70,6 +70,7 @@ class PushPullTopology:
         self._starts.clear()
         self._since_somebody = time.monotonic()
         self._told_to_expect: frozenset[int] | None = None
+        self._is_ending = False
         num_in_room = 0 if plan.servers_node else plan.num_servers
         is_again = next(self._launches) > 0
         self._room = Room(
@@ -172,6 +173,8 @@ class PushPullTopology:
                 return Outcome(pending=self._save(result, task.term))
             case "save":
                 return self._receive_save(hand, task, result)
+            case "end":
+                return Outcome(ends_at=result)
         return Outcome()
 
     def _receive_save(self, hand: ServerHand, task: Task, save: ServerSave) -> Outcome:
@@ -197,7 +200,8 @@ class PushPullTopology:
         # A lost server may have had a part of a later one.
         self._saved_step = self._servers.saved_step
         self._told_to_expect = None  # It knows of nobody.
-        return Outcome(pending=self._tell_whom_to_expect() | self._next_cut() | self._join_ready())
+        told = self._tell_whom_to_expect() | self._tell_to_end()
+        return Outcome(pending=told | self._next_cut() | self._join_ready())
 
     def _tell_whom_to_expect(self) -> Pending:
         """Where an update is made of several pushes: whose it waits for."""
@@ -317,6 +321,17 @@ class PushPullTopology:
     def host_of(self, task: Task, /) -> str | None:
         hand = self._find(task)
         return None if hand is None or hand.process is None else hand.process.host
+
+    def end_soon(self) -> Outcome:
+        self._is_ending = True
+        return Outcome(pending=self._tell_to_end())
+
+    def _tell_to_end(self) -> Pending:
+        if not self._is_ending or not self._servers.is_led:
+            return {}
+        lead = self._servers.lead
+        told: ray.ObjectRef[Any] = lead.actor.end_soon.remote()
+        return {told: lead.task("end")}
 
     def watch(self) -> Outcome:
         """Who does not answer, or is stuck, loses what it had leased; those that parted from the

@@ -1,10 +1,13 @@
-"""Writers: who of a group of ranks writes which share of a checkpoint."""
+"""Writers: who of a group of ranks writes which share of a checkpoint, and whether all of it is
+there.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
 
+from xdist.segments import Segment
 from xdist.strategies import Share
 from xdist.topologies import Fault, Task
 from xdist.topologies.crew import Hand
@@ -17,6 +20,16 @@ def shares_of(seated: Sequence[Hand]) -> dict[int, Share]:
     """By the lives of those who write; who cannot leaves it to the others, if there are any."""
     writers = [hand for hand in seated if hand.can_save] or seated
     return {hand.life: (index, len(writers)) for index, hand in enumerate(writers)}
+
+
+def is_complete(reports: Sequence[WorkerReport], segment: Segment, *, num_ranks: int) -> bool:
+    """Whether all ranks have made the segment's steps, and saved what they were to."""
+    return len(reports) == num_ranks and all(
+        report.progress.step == segment.until_step
+        and report.interrupted is None
+        and report.unsaved is None
+        for report in reports
+    )
 
 
 def unsaved(reports: Sequence[WorkerReport], seated: Sequence[Hand]) -> tuple[Fault, ...]:
