@@ -53,7 +53,9 @@ class Metrics:
         self._num_workers = num_workers
         self._window: deque[tuple[float, int]] = deque(maxlen=2 * num_workers + 1)
         self._samples = Counter("xdist_samples", "Samples trained on", registry=registry)
-        self._steps = Counter("xdist_steps", "Updates that workers made", registry=registry)
+        self._steps = Counter(
+            "xdist_steps", "Updates that workers have reported", registry=registry
+        )
         self._dropped = Counter(
             "xdist_dropped_pushes", "Gradients that came too late", registry=registry
         )
@@ -178,9 +180,10 @@ class Metrics:
         self._own_seconds.clear()  # Those who are there report soon.
         self._window = deque(self._window, maxlen=2 * num_workers + 1)
 
-    def resize(self, num_workers: int, *, pause_s: float) -> None:
-        """The same, after a pause."""
-        self._pause_seconds.observe(pause_s)
+    def resize(self, num_workers: int, *, pause_s: float | None) -> None:
+        """The same, after a pause if others had trained."""
+        if pause_s is not None:
+            self._pause_seconds.observe(pause_s)
         self.staff(num_workers)
 
     def recovery(self, cause: str) -> None:

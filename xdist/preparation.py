@@ -142,14 +142,21 @@ def _check_shapes(config: TrainConfig, num_classes: int) -> None:
 
 
 def _smallest_part(config: TrainConfig) -> int:
-    """The fewest images that batch norm ever sees together."""
-    num_images = config.batch_size
+    """The fewest images that batch norm ever sees together. Raises `UserError` where a batch has
+    not as many images as it is to have parts.
+    """
+    num_images, num_parts = config.batch_size, config.compute.accumulation_steps
     if config.strategy == "all_reduce":
         most = sizing.most_workers(config)
         lanes = sizing.num_lanes(config, num_workers=most)
         of_one = 1 if config.bn_group == "lane" else lanes // most
         num_images = of_one * (config.batch_size // lanes)
-    return max(1, num_images // config.compute.accumulation_steps)
+    if num_parts > num_images:
+        raise UserError(
+            f"compute.accumulation_steps is {num_parts}; allowed: at most {num_images}, the images "
+            "of a worker's step; lower it, or raise batch_size"
+        )
+    return num_images // num_parts
 
 
 def _scoring(

@@ -61,10 +61,10 @@ class RunLog:
     def resized(self, resize: Resize) -> None:
         self._metrics.resize(resize.num_workers, pause_s=resize.pause_s)
         logger.info(
-            "group formed workers=%d generation=%d pause_s=%.2f",
+            "group formed workers=%d generation=%d%s",
             resize.num_workers,
             resize.generation,
-            resize.pause_s,
+            "" if resize.pause_s is None else f" pause_s={resize.pause_s:.2f}",
         )
         self._record("group", **asdict(resize))
 

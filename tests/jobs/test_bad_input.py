@@ -88,6 +88,12 @@ def test_too_few_samples_for_batch_norm(tmp_path: Path, capsys: pytest.CaptureFi
     assert "1 images of 16 px, the fewest that are computed together, do not go through" in text
 
 
+def test_more_parts_than_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ["--num-workers", "2", "--batch-size", "4", "--compute.accumulation-steps", "3"]
+    text = refused([*data_options(tmp_path), *sizes], tmp_path, capsys)
+    assert "compute.accumulation_steps is 3; allowed: at most 2, the images of a worker" in text
+
+
 def test_images_too_small_for_the_network(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -128,8 +128,8 @@ class Resize:
 
     num_workers: int
     generation: int
-    pause_s: float
-    """Since the last update of the group before."""
+    pause_s: float | None
+    """Since the last updates of the group before were reported; None for the first one."""
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,8 @@ class AllReduceTopology:
         `all_reduce_strategy`.
         """
         self._plan = plan
+        self._standing_since: float | None = None
+        """When training last stood still, or was seen to go on; None before the first step."""
         config = plan.config
         num_lanes = sizing.num_lanes(config, num_workers=plan.most_workers)
         efficiency = num_lanes / (plan.num_workers * -(-num_lanes // plan.num_workers))
@@ -79,7 +81,6 @@ class AllReduceTopology:
         )
         self._group = Generation(self._rendezvous, self._course)
         self._reports: list[WorkerReport] = []
-        self._standing_since = time.monotonic()
         self._is_ending = False
         self._ends_at: int | None = None
         """The step that was saved when it was to end: no other one is made."""
@@ -172,8 +173,9 @@ class AllReduceTopology:
         group = self._group
         if not group.is_broken and group.round is not None:
             group.is_broken = True
-            self._standing_since = time.monotonic()
-            if group.round == "join":
+            if group.round == "train":
+                self._standing_since = time.monotonic()
+            else:
                 cancel(self._store, group.rendezvous, world_size=len(group.seats))
 
     @property
@@ -352,7 +354,8 @@ class AllReduceTopology:
 
     def _begin_training(self, pending: Pending) -> Outcome:
         self._course = self._group.course
-        pause_s = time.monotonic() - self._standing_since
+        since = self._standing_since
+        pause_s = None if since is None else time.monotonic() - since
         resize = Resize(len(self._group.seats), self._group.number, pause_s)
         return Outcome(pending=pending | self._train(), resize=resize)
 
