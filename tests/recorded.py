@@ -294,6 +294,13 @@ class Recording:
         """Step -> the generation that made it, and its size."""
         return {line["step"]: (line["generation"], line["world_size"]) for line in self.applied}
 
+    def generations(self) -> dict[int, set[int]]:
+        """Step -> the generations that made it."""
+        made_by = defaultdict(set)
+        for line in self.applied:
+            made_by[line["step"]].add(line["generation"])
+        return made_by
+
     def sizes(self) -> list[int]:
         """Sizes of the groups that made steps, in order."""
         made_by = self.steps()
@@ -304,10 +311,9 @@ class Recording:
         """Every step was made once, by one generation, with the same weights on all ranks; the
         samples of every epoch came once. num_epochs: of a run that has ended.
         """
-        generations = defaultdict(set)
+        generations = self.generations()
         weights = defaultdict(set)
         for line in self.applied:
-            generations[line["step"]].add(line["generation"])
             weights[line["step"]].add(line["weights"])
         assert sorted(generations) == list(range(1, max(generations) + 1))
         assert all(len(found) == 1 for found in generations.values())

@@ -21,7 +21,7 @@ from rich.console import Console
 from datapipe.errors import DataError, TooManyBadSamples
 from xdist import checkpoint
 from xdist.checkpoint import Checkpoint
-from xdist.errors import RunDirectoryError, UserError
+from xdist.errors import NotEnoughResources, RunDirectoryError, UserError
 from xdist.failures import LOST, fault_of, reason_of
 from xdist.fault_history import FaultHistory
 from xdist.interruption import Interruption
@@ -106,6 +106,8 @@ class Driver:
         self._faults = FaultHistory(cluster.max_recoveries, window_s=cluster.recovery_window_s)
         self._watched = time.monotonic()
         self._is_leaving = False
+        self._unfit: RayError | None = None
+        """Why somebody could not start, since the last group formed."""
 
     def drive(self) -> Summary:
         """Train, save and score to the end. Raises what a worker raised, and `RunFailed` after too
@@ -118,6 +120,12 @@ class Driver:
             with self._log.display:
                 self._train()
             self._log.trained()
+        except NotEnoughResources as error:
+            if self._unfit is None:
+                raise
+            raise NotEnoughResources(
+                f"{error}; the last one that could not start: {self._unfit}"
+            ) from self._unfit
         finally:
             self._topology.close()
             self._publications.close()
@@ -204,6 +212,7 @@ class Driver:
             fault = fault_of(task, error)
             if fault is None:
                 self._raise_cause(error)
+            self._unfit = error if fault.kind == "unfit" else self._unfit
             return (fault,)
         return self._apply(self._topology.receive(task, result))
 
@@ -214,6 +223,7 @@ class Driver:
             self._publish_if_complete(saved)
         if outcome.resize is not None:
             self._log.resized(outcome.resize)
+            self._unfit = None
         if outcome.num_workers is not None:
             self._log.staffed(outcome.num_workers)
         if outcome.ends_at is not None:

@@ -42,10 +42,10 @@ def fault_of(task: Task, error: RayError) -> Fault | None:
         if isinstance(error.cause, (PeerLost, LeaseLost)):
             return Fault(task, str(error.cause), "complaint")
         if task.is_alone:
-            return Fault(task, str(error), "unfit")
+            return Fault(task, _last_line(error), "unfit")
         return Fault(task, str(error.cause), "lost") if _is_of_its_node(error, task) else None
     if isinstance(error, RayActorError) and error.actor_init_failed:
-        return Fault(task, str(error), "unfit") if task.is_alone else None
+        return Fault(task, _last_line(error), "unfit") if task.is_alone else None
     if not isinstance(error, LOST):
         return None
     never_ran = all(words in str(error) for words in NEVER_RAN)
@@ -63,6 +63,11 @@ def _is_of_its_node(error: RayTaskError, task: Task) -> bool:
 def _is_seen(url: str) -> bool:
     """Whether a local file is seen here: then a node that lacks it has lost a file system."""
     return "://" not in url and os.path.exists(url)
+
+
+def _last_line(error: RayError) -> str:
+    """Of a traceback: the exception itself."""
+    return str(error).strip().splitlines()[-1]
 
 
 def reason_of(error: BaseException) -> str:

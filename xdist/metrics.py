@@ -53,14 +53,14 @@ class Metrics:
         self._num_workers = num_workers
         self._window: deque[tuple[float, int]] = deque(maxlen=2 * num_workers + 1)
         self._samples = Counter("xdist_samples", "Samples trained on", registry=registry)
-        self._steps = Counter(
-            "xdist_steps", "Updates that workers have reported", registry=registry
-        )
+        self._steps = Counter("xdist_steps", "Updates of the weights", registry=registry)
         self._dropped = Counter(
             "xdist_dropped_pushes", "Gradients that came too late", registry=registry
         )
         self._corrupt = Counter("xdist_corrupt_samples", "Samples not decoded", registry=registry)
-        self._recoveries = Counter("xdist_recoveries", "Lost actors", ["cause"], registry=registry)
+        self._recoveries = Counter(
+            "xdist_recoveries", "Faults, by what failed", ["cause"], registry=registry
+        )
         self._step_seconds = Histogram(
             "xdist_step_seconds", "Time of a step", buckets=SECONDS_BUCKETS, registry=registry
         )
@@ -148,7 +148,7 @@ class Metrics:
         for report in reports:
             stale.update(report.staleness)
         staleness = sorted(stale.items())
-        self._count(reports, num_samples)
+        self._count(reports, fullest)
         straggler = self._compare(reports)
         rate = self._samples_per_s()
         self._rate.set(rate)
@@ -218,17 +218,17 @@ class Metrics:
             )
         return straggler
 
-    def _count(self, reports: Sequence[WorkerReport], num_samples: int) -> None:
-        self._samples.inc(num_samples)
+    def _count(self, reports: Sequence[WorkerReport], fullest: WorkerReport) -> None:
+        self._samples.inc(fullest.num_samples)
+        self._steps.inc(fullest.num_steps - fullest.num_dropped)
+        for _ in range(fullest.num_steps):
+            self._step_seconds.observe(fullest.step_s / fullest.num_steps)
         for report in reports:
-            self._steps.inc(report.num_steps - report.num_dropped)
             self._dropped.inc(report.num_dropped)
             self._corrupt.inc(len(report.corrupt))
             self._data_wait.inc(report.data_wait_s)
             for counter, value in self._read:
                 counter.inc(value(report.read))
-            for _ in range(report.num_steps):
-                self._step_seconds.observe(report.step_s / report.num_steps)
             for staleness, count in report.staleness.items():
                 for _ in range(count):
                     self._staleness.observe(staleness)

@@ -103,6 +103,8 @@ class WorkerReport:
     """Seconds of these that the worker waited for batches."""
     peer_wait_s: float
     """Seconds of these that the worker waited for others, when it had done its own part."""
+    standing_s: float | None
+    """Seconds since its last update, of this call or one before; None if it has made none."""
     read: ReadCounters
     """What was read of shards meanwhile."""
     staleness: dict[int, int]
@@ -146,6 +148,8 @@ class Pulse:
     """Of the last hundred; 0 before the first."""
     step: int = 0
     """Of the run, as far as it knows."""
+    standing_s: float | None = None
+    """Of `WorkerReport`."""
 
 
 @dataclass
@@ -200,6 +204,8 @@ class Worker:
         self._strategy: UpdateStrategy | None = None
         self._profiler: Profiler | None = None
         self._step_seconds: deque[float] = deque(maxlen=STEPS_REMEMBERED)
+        self._updated: float | None = None
+        """When it made its last update."""
         self._never = threading.Event()
         self._enter("idle")
 
@@ -287,6 +293,7 @@ class Worker:
             step_s=segment.step_s,
             data_wait_s=segment.data_wait_s,
             peer_wait_s=strategy.peer_wait_s - peer_wait_s,
+            standing_s=self._standing_s,
             read=segment.read,
             staleness=strategy.take_staleness(),
             corrupt=tuple(segment.corrupt),
@@ -330,7 +337,8 @@ class Worker:
         self._batches.applied()
         segment.add(batch, sums, counts=not strategy.is_dropped)
         observer.end_step()
-        seconds = time.perf_counter() - started
+        self._updated = time.perf_counter()
+        seconds = self._updated - started
         segment.step_s += seconds
         self._step_seconds.append(seconds)
         return True
@@ -352,7 +360,7 @@ class Worker:
             if phase == "update" and strategy.is_sending:
                 phase = "compute"
         longest = max(tuple(self._step_seconds), default=0.0)
-        return Pulse(phase, time.perf_counter() - since, longest, step)
+        return Pulse(phase, time.perf_counter() - since, longest, step, self._standing_s)
 
     def request_stop(self) -> None:
         """Have all ranks stop soon, after the same update; called beside all other methods."""
@@ -361,6 +369,10 @@ class Worker:
     def abort(self) -> None:
         """Wait no longer for others, one of whom is lost; called beside all other methods."""
         self._joined_strategy.abort()
+
+    @property
+    def _standing_s(self) -> float | None:
+        return None if self._updated is None else time.perf_counter() - self._updated
 
     @property
     def _joined_strategy(self) -> UpdateStrategy:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
@@ -77,7 +78,7 @@ def membership_of(rank: int, port: int, **changes: Any) -> Membership:
     return replace(whole, **changes)
 
 
-def update_once(rank: int, directory: str, url: str, port: int) -> None:
+def update_once(rank: int, directory: str, url: str, port: int, changes: dict[str, Any]) -> None:
     """One rank, in a process of its own: one update, and a part of the checkpoint. The last rank
     gets its state from another.
     """
@@ -85,7 +86,7 @@ def update_once(rank: int, directory: str, url: str, port: int) -> None:
     is_last = rank == len(NUM_SAMPLES) - 1
     if is_last:
         flat.weights.zero_()
-    strategy = make_strategy(flat, directory, None if is_last else url)
+    strategy = make_strategy(flat, directory, None if is_last else url, **changes)
     strategy.join(membership_of(rank, port, senders={2: 1}))
     batch, sums = make_batch(NUM_SAMPLES[rank]), BatchSums(flat)
     sums.num_samples += NUM_SAMPLES[rank]
@@ -123,17 +124,30 @@ def start_checkpoint(run_dir: Path, flat: FlatModel) -> checkpoint.Checkpoint:
     return checkpoint.publish(url, Manifest(cut, flat.layout, parts, {}, {}, {}))
 
 
-def test_an_update_weighs_the_ranks_by_samples_and_all_end_equal(tmp_path: Path) -> None:
+CLIP_NORM = 0.5
+CLIPS = replace(CONFIG.optimizer, clip_norm=CLIP_NORM)
+
+
+@pytest.mark.parametrize("changes", [{}, {"compress_gradients": "bfloat16"}, {"optimizer": CLIPS}])
+def test_an_update_weighs_the_ranks_by_samples_and_all_end_equal(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
     flat = make_flat()
     start = start_checkpoint(tmp_path, flat)
     store = open_store("127.0.0.1")
-    arguments = (str(tmp_path), start.url, store.port)
+    arguments = (str(tmp_path), start.url, store.port, changes)
     spawn(update_once, arguments, nprocs=len(NUM_SAMPLES))  # type: ignore[no-untyped-call]
     results = [torch.load(tmp_path / f"rank-{rank}.pt", weights_only=False) for rank in range(3)]
     assert all(torch.equal(weights, results[0][1]) for _, weights in results)
     weighted = [n * gradient_of(r, len(flat.weights)) for r, n in enumerate(NUM_SAMPLES)]
     gradient = torch.stack(weighted).sum(0) / sum(NUM_SAMPLES)
-    torch.testing.assert_close(results[0][1], flat.weights - 0.5 * gradient)
+    assert gradient.norm() > CLIP_NORM
+    if "optimizer" in changes:
+        gradient *= CLIP_NORM / gradient.norm()
+    expected = flat.weights - 0.5 * gradient
+    is_rounded = "compress_gradients" in changes
+    torch.testing.assert_close(results[0][1], expected, rtol=0, atol=2**-7 if is_rounded else 1e-6)
+    assert is_rounded != torch.allclose(results[0][1], expected, rtol=0, atol=1e-6)
     parts = tuple(part for saved, _ in results for part in saved)
     cut = Cut(1, 9, Position(0, ((0, 9),)), is_final=False)
     url = checkpoint.checkpoint_url(str(tmp_path), 1)

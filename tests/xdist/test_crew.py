@@ -49,6 +49,25 @@ def test_what_nobody_waited_for_does_not_count() -> None:
     assert stuck(busy(0, "save", HANG_S - 1), idle(1, since_s=2.0)) == []
 
 
+def test_who_reads_is_ended_one_after_the_other_and_each_has_longer() -> None:
+    """The storage pauses for most of them: whoever came in their place would read no sooner."""
+    crew = Crew(lambda _number, _has_state: NO_ACTOR, patience_s=None, warm_up_images=[1])
+    crew.longest_step_s = 0.2
+    for longest_s, expected in [
+        (LEAST_PATIENCE_S + 2, [1]),
+        (2 * LEAST_PATIENCE_S - 1, []),
+        (2 * LEAST_PATIENCE_S + 2, [1]),
+        (4 * LEAST_PATIENCE_S - 1, []),
+        (4 * LEAST_PATIENCE_S + 2, [1]),
+        (HANG_S + 1, [1]),
+    ]:
+        reads = busy(0, "data", longest_s - 1), busy(1, "data", longest_s)
+        hands = *reads, busy(2, "update", longest_s)
+        crew._hands = {hand.number: hand for hand in hands}
+        found = [fault.task.number for fault in crew.stuck(hands, is_broken=False)]
+        assert found == expected
+
+
 def stuck_alone(phase: Phase, phase_s: float, *, longest_step_s: float) -> bool:
     crew = Crew(lambda _number, _has_state: NO_ACTOR, patience_s=None, warm_up_images=[])
     crew.longest_step_s = 0.2
@@ -79,7 +98,7 @@ def test_who_has_a_place_and_never_answers_is_at_fault_in_the_end() -> None:
 
 
 def test_all_who_hang_are_at_fault_in_the_end() -> None:
-    assert stuck(busy(0, "data", HANG_S + 1), busy(1, "compute", HANG_S + 1)) == [0, 1]
+    assert stuck(busy(0, "save", HANG_S + 1), busy(1, "compute", HANG_S + 1)) == [0, 1]
     assert stuck(busy(0, "data", HANG_S + 1), busy(1, "update", 2.0)) == [0]
     assert stuck(busy(0, "compute", HANG_S + 1)) == [0]
     assert stuck(busy(0, "compute", 21.0), patience_s=2.0) == [0]

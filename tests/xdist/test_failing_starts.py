@@ -67,8 +67,11 @@ def test_survivors_do_not_wait_for_ever_for_who_cannot_start(
     monkeypatch.setattr(restarts, "LONGEST_WAIT_S", 1.0)
     config = config_of(tmp_path, cluster=ClusterConfig(min_world_size=2, wait_s=4))
     topologies = recorded(never_again, tmp_path / "recording", kills(1, 5))
-    with pytest.raises(NotEnoughResources, match="there is room for 1 workers that can start"):
+    with pytest.raises(NotEnoughResources, match="room for 1 workers that can start") as caught:
         run(config, tmp_path / "run", topologies=topologies)
+    assert "the last one that could not start: " in str(caught.value)
+    assert "in never_again" in str(caught.value)
+    assert str(caught.value).endswith("OSError: this node lacks something")
 
 
 def sends_slowly(*arguments: Any, **named: Any) -> Any:

@@ -27,6 +27,7 @@ def make_report(worker: int, *, step: int, loss: float, num_samples: int) -> Wor
         step_s=0.5,
         data_wait_s=0.1,
         peer_wait_s=0.0,
+        standing_s=0.0,
         read=ReadCounters(bytes_read=500, num_reads=2, num_retries=1, num_cache_hits=3),
         staleness={0: 1, 3: 1},
         corrupt=(),
@@ -60,6 +61,14 @@ def test_records_do_not_fall_behind_when_reports_overtake_each_other() -> None:
     metrics.reports([make_report(0, step=4, loss=1.0, num_samples=16)])
     late = metrics.reports([make_report(1, step=3, loss=1.0, num_samples=16)])
     assert (late["step"], late["samples"]) == (4, 32)
+
+
+def test_an_update_of_a_group_counts_once() -> None:
+    metrics = make_metrics()
+    metrics.reports([make_report(number, step=4, loss=1.0, num_samples=16) for number in (0, 1)])
+    value = metrics.registry.get_sample_value
+    assert value("xdist_samples_total") == 16
+    assert (value("xdist_steps_total"), value("xdist_step_seconds_count")) == (1, 2)
 
 
 def test_records_tell_how_many_workers_train() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import signal
 import threading
 from dataclasses import replace
@@ -168,18 +169,36 @@ def test_a_worker_killed_while_the_group_recovers_is_replaced_too(tmp_path: Path
     assert sorted(causes(tmp_path / "run")) == ["worker 1 lost", "worker 2 lost"]
 
 
-def test_when_all_are_killed_the_last_checkpoint_counts(tmp_path: Path) -> None:
+def test_when_all_are_killed_the_last_checkpoint_counts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     config = config_of(tmp_path)
     run(config, tmp_path / "undisturbed")
     planned = [kills(worker, 20) for worker in range(3)]
     topologies = recorded_topology(tmp_path / "recording", planned)
     run(config, tmp_path / "run", topologies=topologies)
+    assert_set_back(tmp_path, [event.name for event in planned], caplog)
     disturbed, undisturbed = final(tmp_path / "run"), final(tmp_path / "undisturbed")
     assert disturbed.manifest.cut == undisturbed.manifest.cut
     assert torch.equal(weights_of(disturbed), weights_of(undisturbed))
 
 
-def test_when_all_hang_they_are_ended_and_the_last_checkpoint_counts(tmp_path: Path) -> None:
+def assert_set_back(directory: Path, names: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    """All of this happened, and the run went on from a checkpoint that is not its first one."""
+    assert all((directory / "recording" / name).exists() for name in names)
+    [step] = re.findall(r"run set back to its last checkpoint step=(\d+)", caplog.text)
+    saved = {record["step"] for record in records(directory / "run", "checkpoint")}
+    assert 0 < int(step) < 20
+    assert int(step) in saved
+    made_by = Recording(directory / "recording").generations()
+    assert [len(made_by[at]) for at in range(1, 20)] == [
+        1 + (at > int(step)) for at in range(1, 20)
+    ]
+
+
+def test_when_all_hang_they_are_ended_and_the_last_checkpoint_counts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     config = config_of(tmp_path, cluster=ClusterConfig(collective_timeout_s=1))
     planned = [Planned(f"hang-{number}", number, 20, signal.pause, "tried") for number in range(3)]
     topologies = recorded_topology(tmp_path / "recording", planned)
@@ -187,6 +206,7 @@ def test_when_all_hang_they_are_ended_and_the_last_checkpoint_counts(tmp_path: P
     assert final(tmp_path / "run").manifest.cut.position == Position(epoch=config.num_epochs)
     reasons = [record["reason"] for record in records(tmp_path / "run", "recovery")]
     assert any("was in 'compute' for 1" in reason for reason in reasons)
+    assert_set_back(tmp_path, [event.name for event in planned], caplog)
 
 
 def test_ten_kills_in_a_row_lose_nothing(tmp_path: Path) -> None:
@@ -227,6 +247,9 @@ def test_a_stopped_worker_is_found_ended_and_replaced(tmp_path: Path) -> None:
     assert recording.sizes() in ([3, 2, 3], [3, 3])
     [recovery] = records(tmp_path / "run", "recovery")
     assert "gave no answer" in recovery["reason"]
+    first, second, *_ = [group["pause_s"] for group in records(tmp_path / "run", "group")]
+    assert first is None
+    assert second > 2
 
 
 def run_with_a_read_that_fails(

@@ -41,6 +41,7 @@ def report_of(worker: int, *, own_s: float, data_wait_s: float = 0.0) -> WorkerR
         step_s=5.0,
         data_wait_s=data_wait_s,
         peer_wait_s=5.0 - 10 * own_s,
+        standing_s=0.0,
         read=ReadCounters(),
         staleness={},
         corrupt=(),

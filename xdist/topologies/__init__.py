@@ -129,7 +129,7 @@ class Resize:
     num_workers: int
     generation: int
     pause_s: float | None
-    """Since the last updates of the group before were reported; None for the first one."""
+    """Since the last update of those before; None where there was none."""
 
 
 @dataclass(frozen=True)

@@ -46,8 +46,8 @@ class AllReduceTopology:
         `all_reduce_strategy`.
         """
         self._plan = plan
-        self._standing_since: float | None = None
-        """When training last stood still, or was seen to go on; None before the first step."""
+        self._updated: float | None = None
+        """When the last update was made; None before the first one."""
         config = plan.config
         num_lanes = sizing.num_lanes(config, num_workers=plan.most_workers)
         efficiency = num_lanes / (plan.num_workers * -(-num_lanes // plan.num_workers))
@@ -103,6 +103,8 @@ class AllReduceTopology:
             return Outcome()
         match task.action:
             case "pulse":
+                if not self._group.is_broken:
+                    self._see_update(result.standing_s)
                 return Outcome(pending=self._crew.felt(hand, result))
             case "start":
                 self._crew.started(hand, result)
@@ -110,6 +112,7 @@ class AllReduceTopology:
             case "join" | "train":
                 if isinstance(result, WorkerReport):
                     self._reports.append(result)
+                    self._see_update(result.standing_s)
                     hand.end(result.progress.step)
                 else:
                     hand.end(self._course.step_to_go_on_from(result.step))
@@ -119,6 +122,12 @@ class AllReduceTopology:
                     self._break()
                 return self._advance()
         return Outcome()
+
+    def _see_update(self, standing_s: float | None) -> None:
+        """A worker made its last update so many seconds ago."""
+        if standing_s is not None:
+            updated = time.monotonic() - standing_s
+            self._updated = max(updated, self._updated or updated)
 
     def is_current(self, task: Task, /) -> bool:
         return self._crew.find(task) is not None
@@ -173,9 +182,7 @@ class AllReduceTopology:
         group = self._group
         if not group.is_broken and group.round is not None:
             group.is_broken = True
-            if group.round == "train":
-                self._standing_since = time.monotonic()
-            else:
+            if group.round == "join":
                 cancel(self._store, group.rendezvous, world_size=len(group.seats))
 
     @property
@@ -281,8 +288,6 @@ class AllReduceTopology:
         assert segment is not None
         reports = tuple(sorted(self._reports, key=lambda report: report.worker))
         self._reports = []
-        if not self._group.is_broken:
-            self._standing_since = time.monotonic()
         saved: tuple[Saved, ...] = ()
         if is_complete(reports, segment, num_ranks=len(self._group.seats)):
             if segment.cut is not None:
@@ -354,8 +359,7 @@ class AllReduceTopology:
 
     def _begin_training(self, pending: Pending) -> Outcome:
         self._course = self._group.course
-        since = self._standing_since
-        pause_s = None if since is None else time.monotonic() - since
+        pause_s = None if self._updated is None else time.monotonic() - self._updated
         resize = Resize(len(self._group.seats), self._group.number, pause_s)
         return Outcome(pending=pending | self._train(), resize=resize)
 

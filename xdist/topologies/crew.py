@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -40,6 +41,11 @@ GRACE_S = 5.0
 """For a pulse, once somebody has said that a peer is lost."""
 START_PATIENCE_S = 60.0
 """For a pulse of a worker that starts: it may import what lets no other thread run."""
+READS_REMEMBERED_S = 600.0
+"""Within this time of a worker that was lost as it read, the next one has twice as long to read,
+and so on: it may be the storage that pauses, and nobody else would read sooner.
+"""
+READS_REMEMBERED = 6
 SAVE_PATIENCE_S = 120.0
 """A storage that is slow is no worker that hangs, and steps say nothing of it."""
 
@@ -127,6 +133,8 @@ class Crew:
         self._check_node = check_node
         self._hands: dict[int, Hand] = {}
         self._lives = itertools.count(1)
+        self._stuck_reads: deque[float] = deque(maxlen=READS_REMEMBERED)
+        """When workers were lost for what they read."""
         self.longest_step_s = 0.0
         self.newest_step = 0
         """That any worker has told of."""
@@ -244,7 +252,7 @@ class Crew:
         """Workers of a group that are at one thing for too long, or for so long that others wait;
         and those that do not come to their start's end.
         """
-        faults = []
+        faults, reads = [], []
         for hand in self:
             if hand.pulse is None:
                 continue
@@ -263,7 +271,14 @@ class Crew:
                 is_stuck |= phase == "idle" and min(phase_s, busy_s) > hang_s
             if is_stuck:
                 cause = f"was in {phase!r} for {phase_s:.1f} s"
-                faults.append(Fault(hand.task("pulse"), cause, "lost"))
+                fault = Fault(hand.task("pulse"), cause, "lost")
+                if phase == "data":
+                    reads.append((phase_s, hand.number, fault))
+                else:
+                    faults.append(fault)
+        if reads:  # It may be the storage that pauses: one at a time.
+            self._stuck_reads.append(time.monotonic())
+            faults.append(max(reads)[-1])
         return faults
 
     def _limit_s(self, hand: Hand, seated: Sequence[Hand]) -> float:
@@ -275,7 +290,16 @@ class Crew:
         if hand.pulse.phase == "save":
             is_configured = self._configured_patience_s is not None
             return max(self.patience_s, 2 * STORING_LIMIT_S if is_configured else SAVE_PATIENCE_S)
+        if hand.pulse.phase == "data":
+            longer_s = self.patience_s * 2.0**self._num_stuck_reads
+            return max(self.patience_s, min(self._hang_s, longer_s))
         return self.patience_s
+
+    @property
+    def _num_stuck_reads(self) -> int:
+        """For how many reads workers were lost not long ago."""
+        now = time.monotonic()
+        return sum(now - then < READS_REMEMBERED_S for then in self._stuck_reads)
 
     def stuck_alone(self) -> list[Fault]:
         """Workers that wait for nobody, and are at one thing for too long."""
