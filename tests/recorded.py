@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -289,6 +290,17 @@ class Recording:
         ]
         self.tried = [line for line in lines if line["what"] == "tried"]
         self.applied = [line for line in lines if line["what"] == "applied"]
+
+    def followed_by(self, later: Recording) -> Recording:
+        """That of a run which `later` resumed."""
+        both = copy.copy(later)
+        after = max(line["generation"] for line in self.tried) + 1
+        for name in ("tried", "applied"):
+            lines = [
+                {**line, "generation": line["generation"] + after} for line in getattr(later, name)
+            ]
+            setattr(both, name, getattr(self, name) + lines)
+        return both
 
     def steps(self) -> dict[int, tuple[int, int]]:
         """Step -> the generation that made it, and its size."""

@@ -104,6 +104,13 @@ def batches_of(config: TrainConfig, plans: Iterable[BatchPlan]) -> list[Batch]:
         return list(stream)
 
 
+def saved_step(run_dir: Path) -> int:
+    """That of the last checkpoint."""
+    found = checkpoint.latest(str(run_dir))
+    assert found is not None
+    return found.manifest.cut.step
+
+
 def final(run_dir: Path) -> Checkpoint:
     """The last checkpoint of a run that has ended."""
     found = checkpoint.latest(str(run_dir))

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import ray
 from ray.exceptions import RayError, RayTaskError
@@ -21,7 +21,8 @@ from rich.console import Console
 from datapipe.errors import DataError, TooManyBadSamples
 from xdist import checkpoint
 from xdist.checkpoint import Checkpoint
-from xdist.errors import NotEnoughResources, RunDirectoryError, UserError
+from xdist.ending import Ending
+from xdist.errors import NotEnoughResources, RunDirectoryError, RunFailed, UserError
 from xdist.failures import LOST, fault_of, reason_of
 from xdist.fault_history import FaultHistory
 from xdist.interruption import Interruption
@@ -45,6 +46,7 @@ from xdist.topologies.push_pull import PushPullTopology
 logger = logging.getLogger(__name__)
 
 MakeTopology = Callable[[RunPlan], Topology]
+Told = TypeVar("Told", bound=Outcome | None)
 TOPOLOGIES: Mapping[str, MakeTopology] = {
     "all_reduce": AllReduceTopology,
     "push_pull": PushPullTopology,
@@ -85,10 +87,8 @@ class Driver:
         interruption: Interruption,
     ) -> None:
         self._interruption = interruption
-        self._ends_by: float | None = None
-        """When the run ends at last, once it is asked to save and to end."""
-        self._ends_at: int | None = None
-        """The step of its last checkpoint then."""
+        may_take_s = preparation.plan.config.checkpoint.final_save_s
+        self._ending = Ending(interruption, may_take_s=may_take_s)
         self._plan: RunPlan = preparation.plan
         self._run = run
         self._latest = start
@@ -120,15 +120,9 @@ class Driver:
             with self._log.display:
                 self._train()
             self._log.trained()
-        except NotEnoughResources as error:
-            if self._unfit is None:
-                raise
-            raise NotEnoughResources(
-                f"{error}; the last one that could not start: {self._unfit}"
-            ) from self._unfit
         finally:
             self._topology.close()
-            self._publications.close()
+            self._publications.close(self._ending.left_s)
             self._log.close()
         cut = self._latest.manifest.cut
         return Summary(
@@ -142,23 +136,22 @@ class Driver:
             self._pending = self._topology.launch(self._latest)
         with self._interruption.waits():
             while not self._is_over():
-                self._end_if_asked()
+                self._end_if_due()
                 self._handle_next()
 
-    def _end_if_asked(self) -> None:
-        """Raise `KeyboardInterrupt` once what was trained is saved, if the run is to end."""
-        if not self._interruption.is_asked:
+    def _end_if_due(self) -> None:
+        """Where the run is to end, or cannot go on: end once what was trained is saved."""
+        if not self._ending.is_due:
             return
-        now, may_take_s = time.monotonic(), self._plan.config.checkpoint.final_save_s
-        if self._ends_by is None:
-            self._ends_by = now + may_take_s
-            if may_take_s and not self._is_trained():
-                said = "told to end, saves first, for at most %g s; told again, it ends at once"
-                logger.warning(said, may_take_s)
-                self._handle(self._apply(self._topology.end_soon()))
-        is_saved = self._ends_at is not None and self._latest.manifest.cut.step >= self._ends_at
-        if is_saved or self._is_trained() or now > self._ends_by:
-            raise KeyboardInterrupt
+        if self._is_trained():
+            raise self._ending.cause
+        if self._ending.begins():
+            self._handle(self._apply(self._ask(self._topology.end_soon)))
+        self._ending.check(saved=self._latest.manifest.cut.step, newest=self._newest_step)
+
+    @property
+    def _newest_step(self) -> int:
+        return max(self._log.step, self._topology.newest_step)
 
     def _is_over(self) -> bool:
         is_at_work = self._scorer.has_work or self._publications.is_busy
@@ -187,7 +180,7 @@ class Driver:
         self._take_published()
         is_at_work = self._pending or not self._is_trained()
         if is_at_work and time.monotonic() - self._watched > WATCH_EVERY_S:
-            self._handle(self._apply(self._topology.watch()))
+            self._handle(self._apply(self._ask(self._topology.watch)))
             self._warn_if_leaving()
             self._watched = time.monotonic()
 
@@ -214,7 +207,16 @@ class Driver:
                 self._raise_cause(error)
             self._unfit = error if fault.kind == "unfit" else self._unfit
             return (fault,)
-        return self._apply(self._topology.receive(task, result))
+        return self._apply(self._ask(partial(self._topology.receive, task, result)))
+
+    def _ask(self, topology: Callable[[], Told]) -> Told | Outcome:
+        """What the topology says; nothing, where it says that the run cannot go on."""
+        try:
+            return topology()
+        except NotEnoughResources as error:
+            why = self._unfit and f"; the last one that could not start: {self._unfit}"
+            self._ending.fail(NotEnoughResources(f"{error}{why or ''}"))
+            return Outcome()
 
     def _apply(self, outcome: Outcome) -> tuple[Fault, ...]:
         self._log.corrupt(outcome.corrupt)
@@ -227,7 +229,7 @@ class Driver:
         if outcome.num_workers is not None:
             self._log.staffed(outcome.num_workers)
         if outcome.ends_at is not None:
-            self._ends_at = outcome.ends_at
+            self._ending.saves_at = outcome.ends_at
         self._pending |= outcome.pending
         if outcome.is_lost:
             self._relaunch()
@@ -303,7 +305,8 @@ class Driver:
             if is_new := fault.kind not in ("never_ran", "unfit"):
                 self._count_fault(fault.task.actor, fault.cause, host=host)
             is_there = fault.kind in ("link", "unsaved")
-            replaced = Outcome() if is_there else self._topology.replace(fault.task)
+            replace = partial(self._topology.replace, fault.task)
+            replaced = Outcome() if is_there else self._ask(replace)
             if replaced is None:
                 self._relaunch()
             else:
@@ -342,7 +345,10 @@ class Driver:
 
     def _count_fault(self, actor: str, cause: str, *, host: str | None = None) -> None:
         self._log.lost(actor.split()[0])
-        self._faults.add(actor if host is None else f"{actor} on {host}", cause)
+        try:
+            self._faults.add(actor if host is None else f"{actor} on {host}", cause)
+        except RunFailed as error:
+            self._ending.fail(error)
 
     def _count_and_record(self, what: str, cause: str) -> None:
         """A fault of what is no actor of the topology, and is tried again."""
@@ -351,8 +357,15 @@ class Driver:
 
     def _relaunch(self) -> None:
         """All actors anew, from the last checkpoint. Nothing that they still say is heard."""
-        newest = max(self._log.step, self._topology.newest_step)
+        newest = self._newest_step
         self._topology.close()
+        if self._ending.is_due:
+            self._ending.give_up(saved=self._latest.manifest.cut.step, newest=newest)
+        with self._interruption.waits(can_wait=False):
+            self._go_back(newest)
+
+    def _go_back(self, newest: int) -> None:
+        """To the last checkpoint, from this step."""
         self._take_published(waits=True)
         self._publications.clear()
         if self._is_trained():
@@ -360,10 +373,7 @@ class Driver:
             return
         self._latest = found = self._found_again()
         self._log.set_back(found.manifest.cut, newest=newest)
-        if self._interruption.is_asked:
-            raise KeyboardInterrupt  # All that is left is saved.
-        with self._interruption.waits(can_wait=False):
-            self._pending = self._topology.launch(found)
+        self._pending = self._topology.launch(found)
 
     def _found_again(self) -> Checkpoint:
         """The last checkpoint. There is one, as the run began with one: where none is found, the
@@ -374,6 +384,8 @@ class Driver:
                 return checkpoint.find_again(self._plan.run_dir)
             except RunDirectoryError as error:
                 self._count_and_record("storage", str(error))
+                if self._ending.is_due:
+                    raise self._ending.cause from error
 
 
 def _first_ready(

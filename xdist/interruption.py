@@ -20,6 +20,8 @@ class Interruption:
         """Whether the last signal was SIGTERM: on its way through Ray an exception's own type is
         lost.
         """
+        self.is_at_once = False
+        """Whether it is to end without saving anything."""
         self._can_wait = False
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
@@ -27,6 +29,7 @@ class Interruption:
         if self._can_wait and not self.is_asked:
             self.is_asked = True
             return
+        self.is_at_once = True
         raise KeyboardInterrupt
 
     @contextmanager

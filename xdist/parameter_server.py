@@ -276,7 +276,7 @@ class ParameterServer:
         )
         if sequencer.version > saved_step:
             self._lead.cut_here()
-        return "leads"
+        return sequencer.version
 
     async def _entered(self, term: int, servers: Sequence[Server], lead: Server) -> list[int]:
         """The versions that all are at as the term begins. lead: this one, as others reach it."""
@@ -357,10 +357,6 @@ class ParameterServer:
         no more.
         """
         return None if self._lead is None else await self._lead.next_cut(after_step)
-
-    async def end_soon(self) -> int:
-        """Server 0: the next commit is saved, and is the last one; its version."""
-        return self._leading.sequencer.end_soon()
 
     async def save(self, step: int, url: str) -> ServerSave:
         """Write this server's parts of the cut at `step` into the checkpoint directory `url`,

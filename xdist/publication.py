@@ -10,10 +10,12 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 
 from xdist import checkpoint
+from xdist.beside import Beside
 from xdist.checkpoint import Checkpoint, Cut, Manifest, Part
 from xdist.config import TrainConfig
 from xdist.errors import PartMissing, RunDirectoryError
@@ -55,7 +57,7 @@ class Publications:
         self._published = 0
         self._done: set[int] = set()
         """Steps of those that have had all their parts."""
-        self._beside = ThreadPoolExecutor(1, thread_name_prefix="publications")
+        self._beside = Beside("publications")
 
     def add(self, cut: Cut, parts: tuple[Part, ...], *, previous: Manifest) -> None:
         """Take parts of the checkpoint of `cut`; `previous` is the manifest of an earlier one. One
@@ -83,7 +85,7 @@ class Publications:
         if self._complete and self._publishing is None:
             manifest, _ = self._complete[0]
             url = checkpoint.checkpoint_url(self._run_dir, manifest.cut.step)
-            self._publishing = self._beside.submit(checkpoint.publish, url, manifest)
+            self._publishing = self._beside.submit(partial(checkpoint.publish, url, manifest))
 
     @property
     def is_busy(self) -> bool:
@@ -150,6 +152,6 @@ class Publications:
         self._published_before = self._published = 0
         self._done.clear()
 
-    def close(self) -> None:
-        """Return when all that was begun is done."""
-        self._beside.shutdown()
+    def close(self, wait_s: float | None = None) -> None:
+        """Return when all that was begun is done, or after so long."""
+        self._beside.close(wait_s)

@@ -66,6 +66,7 @@ OPERATION = (
     "data.cache_gb",
     "data.decode_threads",
     "data.prefetch_batches",
+    "checkpoint.final_save_s",
 )
 """Fields that say how a run is carried out, not which run it is. Those of `compute` among them
 change numbers within rounding, as the number of workers does.

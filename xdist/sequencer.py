@@ -104,7 +104,6 @@ class Sequencer:
         self.corrupt: tuple[CorruptSample, ...] = ()
         self.commits: deque[Commit] = deque(maxlen=COMMITS_REMEMBERED)
         """The last ones, for a server that has not heard of them."""
-        self._ends_soon = self._has_ended = False
         self._config = config
         self._save_every_samples = save_every_samples
         self._offered: dict[PushId, Push] = {}
@@ -159,7 +158,7 @@ class Sequencer:
         to have, samples to compute.
         """
         needed = min(self._config.servers.commit_first or 1, max(1, num_active))
-        if len(self._offered) < needed or self._has_ended:
+        if len(self._offered) < needed:
             return None
         before = self.ledger.num_done
         pushes = tuple(self._offered.values())[:needed]
@@ -170,11 +169,6 @@ class Sequencer:
         commit = self._commit(pushes, before=before)
         self._apply(commit, pushes)
         return Decision(commit, pushes)
-
-    def end_soon(self) -> int:
-        """The next commit is saved, and none follows it. Returns its version."""
-        self._ends_soon = True
-        return self.version + (not self._has_ended)
 
     def take_late(self) -> tuple[Push, ...]:
         """The offered pushes that no commit will take any more; they are dropped."""
@@ -189,9 +183,9 @@ class Sequencer:
     def _commit(self, pushes: tuple[Push, ...], *, before: int) -> Commit:
         after = self.ledger.num_done
         optimizer = self._config.optimizer
-        self._has_ended = self._ends_soon
-        is_due = self._has_ended or self.ledger.is_finished
-        is_due |= checkpoint.is_due(before, after, every=self._save_every_samples)
+        is_due = self.ledger.is_finished or checkpoint.is_due(
+            before, after, every=self._save_every_samples
+        )
         sizes = [sum(span.num_samples for span in push.spans) for push in pushes]
         staleness = max(self.version - push.base_version for push in pushes)
         rate = optim.learning_rate(optimizer, before)

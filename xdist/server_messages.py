@@ -42,9 +42,10 @@ class ServerSave:
     """Why they could not be written, if so. The state of the cut is kept, to be saved again."""
 
 
-TermStart = Literal["leads", "interrupted", "lacks_updates"]
-"""What came of a term: a server leads it; another one is not reached, so that there will be a new
-term; or others have made updates of which the one that was to lead knows nothing.
+TermStart = int | Literal["interrupted", "lacks_updates"]
+"""What came of a term: the version that a server leads it from; another one is not reached, so that
+there will be a new term; or others have made updates of which the one that was to lead knows
+nothing.
 """
 
 

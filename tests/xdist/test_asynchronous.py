@@ -191,7 +191,7 @@ def remote_servers(
     try:
         remotes = [RemoteServer(actor) for actor in actors]
         begin: Any = actors[0].begin_term
-        assert ray.get(begin.remote(1, remotes, 0)) == "leads"
+        assert ray.get(begin.remote(1, remotes, 0)) == 0
         yield RemoteServers(start, actors, ranges)
     finally:
         end(actors)

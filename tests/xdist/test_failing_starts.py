@@ -11,7 +11,7 @@ import pytest
 
 from datapipe.errors import UnreadableUrl
 from tests.recorded import Announcing, Planned, Recording, kills, recorded_strategy
-from tests.small_runs import NUM_TRAIN, causes, run, small_config
+from tests.small_runs import NUM_TRAIN, causes, run, saved_step, small_config
 from xdist.config import ClusterConfig, TrainConfig
 from xdist.errors import NotEnoughResources
 from xdist.topologies import restarts
@@ -72,6 +72,9 @@ def test_survivors_do_not_wait_for_ever_for_who_cannot_start(
     assert "the last one that could not start: " in str(caught.value)
     assert "in never_again" in str(caught.value)
     assert str(caught.value).endswith("OSError: this node lacks something")
+    # What the survivor has is saved first.
+    recording = Recording(tmp_path / "recording")
+    assert saved_step(tmp_path / "run") == max(recording.steps())
 
 
 def sends_slowly(*arguments: Any, **named: Any) -> Any:

@@ -26,6 +26,7 @@ from tests.small_runs import (
     final,
     records,
     run,
+    saved_step,
     small_config,
     spoil,
     weights_of,
@@ -223,6 +224,7 @@ def test_a_run_beyond_its_budget_of_recoveries_ends_and_can_be_resumed(
     with pytest.raises(RunFailed, match=r"1 faults .*cluster\.max_recoveries allows 0") as caught:
         run(config, tmp_path / "run", topologies=topologies)
     assert f"s ago, worker 1 on {platform.node()}: " in str(caught.value)
+    assert saved_step(tmp_path / "run") == max(Recording(tmp_path / "recording").steps())
     run(config, tmp_path / "run", topologies=topologies)
     assert final(tmp_path / "run").manifest.cut.position == Position(epoch=config.num_epochs)
 

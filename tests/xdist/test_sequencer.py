@@ -203,28 +203,3 @@ def test_the_next_worker_begins_where_the_first_is_lost(tmp_path: Path) -> None:
         assert (await later)[1] == 0
 
     check(scenario)
-
-
-def test_a_run_that_is_to_end_soon_saves_the_next_commit_and_makes_no_other(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        servers = servers_of(tmp_path, num_servers=2)
-        await servers.begin()
-        workers = [await Worker.registered(servers, number) for number in range(2)]
-        gradients = gradients_of(servers, 2)
-        cut = asyncio.ensure_future(servers.lead.next_cut(0))
-        assert await servers.lead.end_soon() == 1
-        described = [await worker.described() for worker in workers]
-        pushes = [
-            servers.pushing(push, gradient)
-            for push, gradient in zip(described, gradients, strict=True)
-        ]
-        assert (await pushes[0])[0].version == 1
-        first = await cut
-        assert first is not None
-        assert first.step == 1
-        assert await servers.lead.end_soon() == 1
-        await settled()
-        assert not pushes[1].done()
-        pushes[1].cancel()
-
-    check(scenario)

@@ -70,7 +70,7 @@ class Task:
 
     actor: str
     action: Literal[
-        "start", "attach", "term", "join", "train", "pulse", "tell", "watch", "cut", "save", "end"
+        "start", "attach", "term", "join", "train", "pulse", "tell", "watch", "cut", "save"
     ]
     number: int
     """Of the worker, or of the server."""
@@ -167,7 +167,7 @@ class Topology(Protocol):
 
     def end_soon(self) -> Outcome:
         """Save the state that there is, as soon as that can be, and train no further: an outcome
-        tells its step.
+        tells its step, now or later.
         """
 
     def is_current(self, task: Task, /) -> bool:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -23,14 +22,14 @@ from xdist.checkpoint import Checkpoint
 from xdist.flat import FlatModel
 from xdist.segments import Course, Dealer, SegmentRules
 from xdist.strategies import UpdateStrategy
-from xdist.strategies.all_reduce import AllReduce, Membership
+from xdist.strategies.all_reduce import AllReduce
 from xdist.strategies.group import NoteBoard, Rendezvous, cancel, forget, open_store
 from xdist.topologies import Outcome, Pending, Resize, RunPlan, Saved, Task
-from xdist.topologies.crew import Hand
+from xdist.topologies.crew import Hand, may_have_state
 from xdist.topologies.draining import leaving
 from xdist.topologies.generation import Generation
 from xdist.topologies.headcount import Headcount
-from xdist.topologies.seats import reseat, senders, with_lanes
+from xdist.topologies.seats import reseat, with_lanes
 from xdist.topologies.staff import MakeStrategy, Staff
 from xdist.topologies.writers import is_complete, shares_of, unsaved
 from xdist.worker import WorkerReport
@@ -75,7 +74,7 @@ class AllReduceTopology:
         self._crew = self._staff.crew
 
     def launch(self, start: Checkpoint) -> Pending:
-        self._start_step = start.manifest.cut.step
+        self._start_step = self._saved_step = start.manifest.cut.step
         self._course = Course(
             start.manifest.cut, self._dealer, self._rules, num_workers=self._plan.num_workers
         )
@@ -83,7 +82,7 @@ class AllReduceTopology:
         self._reports: list[WorkerReport] = []
         self._is_ending = False
         self._ends_at: int | None = None
-        """The step that was saved when it was to end: no other one is made."""
+        """The step that is saved when it is to end: no other one is made."""
         self._headcount = Headcount(self._plan.config.cluster, self._staff)
         return self._staff.open(start, is_first=self._rendezvous.generation == 0)
 
@@ -144,7 +143,7 @@ class AllReduceTopology:
             self._group.has_lost = True
             self._break()
         self._staff.lose(hand)
-        if not self._is_first and not self._may_have_state(self._crew):
+        if not self._is_first and not may_have_state(self._crew):
             return None
         outcome = self._advance()  # Before the replacement: the others are waiting.
         return replace(outcome, pending=outcome.pending | self._start_due())
@@ -168,6 +167,7 @@ class AllReduceTopology:
 
     def end_soon(self) -> Outcome:
         self._is_ending = True
+        self._ends_at = self._start_step if self._is_first else None
         return self._advance()
 
     @property
@@ -238,6 +238,8 @@ class AllReduceTopology:
     def _advance(self, pending: Pending | None = None) -> Outcome:
         """What follows, once nobody of the group is at work any more."""
         pending = pending or {}
+        if self._ends_at is not None:
+            return Outcome(pending=pending, ends_at=self._ends_at)
         if any(hand.state == "busy" for hand in self._seated):
             return Outcome(pending=pending | self._interfere())
         group = self._group
@@ -253,16 +255,16 @@ class AllReduceTopology:
         if self._is_first:
             is_lost = self._headcount.is_first_lost
         else:
-            is_lost = not self._may_have_state(self._seated)
+            is_lost = not may_have_state(self._seated)
         if is_lost:
-            self._headcount.check()
+            if not self._is_ending:
+                self._headcount.check()
             return replace(outcome, pending=pending, is_lost=True)
         if self._course.segment is not None and self._ends_at is None:
             is_over = group.is_broken or group.is_stopping or not group.seats
             forms = (is_over or self._wants_change) and not self._can_save
-            follows = self._form_group() if forms else self._train()
-            pending = pending | follows
-        return replace(outcome, pending=pending)
+            pending |= self._form_group() if forms else self._train()
+        return replace(outcome, pending=pending, ends_at=self._ends_at)
 
     def _interfere(self) -> Pending:
         """Have the group stop at the end of a step, if it is to change; or at once, if it is
@@ -293,32 +295,30 @@ class AllReduceTopology:
             if segment.cut is not None:
                 parts = tuple(part for report in reports for part in report.parts)
                 saved = (Saved(segment.cut, parts),)
-                self._ends_at = segment.cut.step if self._is_ending else None
+                self._saved_step = segment.cut.step
+                self._ends_at = self._saved_step if self._is_ending else None
             self._course.complete_segment()
         corrupt = tuple(CorruptSample(*json.loads(note)) for note in self._notes.read())
-        return Outcome(reports=reports, saved=saved, corrupt=corrupt, ends_at=self._ends_at)
-
-    @staticmethod
-    def _may_have_state(hands: Iterable[Hand]) -> bool:
-        """Whether any of them has a state, or is about to tell of one."""
-        return any(hand.step is not None or hand.state == "busy" for hand in hands)
+        return Outcome(reports=reports, saved=saved, corrupt=corrupt)
 
     def _form_group(self) -> Pending:
         """The next generation, of those who are there; nothing, while they are too few."""
         pending: Pending = {}
-        for hand in self._leaving:
+        for hand in [] if self._is_ending else self._leaving:
             pending |= self._staff.move(hand)
         old = self._group
         seats = reseat(
             old.seats,
             present={hand.life for hand in self._seated},
-            joining=[hand.life for hand in self._joining],
+            joining=[] if self._is_ending else [hand.life for hand in self._joining],
             most=self._most,
         )
         alive = {hand.life: hand for hand in self._crew}
         hands = [alive[seat.life] for seat in seats]
         steps = [hand.step for hand in hands if hand.step is not None]
-        if len(seats) < self._headcount.fewest(is_first=self._is_first) or not steps:
+        # Whoever is there may save and end.
+        fewest = 1 if self._is_ending else self._headcount.fewest(is_first=self._is_first)
+        if len(seats) < fewest or not steps:
             self._headcount.check()
             return pending
         self._headcount.suffices()
@@ -340,19 +340,12 @@ class AllReduceTopology:
         for member in hands:
             # As many lanes as it has now it may not have had before.
             member.may_compile_at = newest if self._plan.config.compute.compile else None
-        to_whom = senders([member.step for member in hands], newest=newest)
-        for rank, (member, seat) in enumerate(zip(hands, seats, strict=True)):
-            membership = Membership(
-                self._rendezvous,
-                rank=rank,
-                world_size=len(hands),
-                dealing=course.dealing,
-                lanes=seat.lanes,
-                step=newest,
-                position=self._course.cut_at(newest).position,
-                senders=to_whom,
-                timeout_s=self._crew.patience_s,
-            )
+        memberships = self._group.memberships(
+            [member.step for member in hands],
+            position=self._course.cut_at(newest).position,
+            timeout_s=self._crew.patience_s,
+        )
+        for member, membership in zip(hands, memberships, strict=True):
             member.begin()
             pending[member.actor.join.remote(membership)] = member.task("join")
         return pending
@@ -361,11 +354,15 @@ class AllReduceTopology:
         self._course = self._group.course
         pause_s = None if self._updated is None else time.monotonic() - self._updated
         resize = Resize(len(self._group.seats), self._group.number, pause_s)
-        return Outcome(pending=pending | self._train(), resize=resize)
+        pending |= self._train()
+        return Outcome(pending=pending, resize=resize, ends_at=self._ends_at)
 
     def _train(self) -> Pending:
         step = self._seated[0].step
         if self._can_save and step is not None:
+            if step == self._saved_step:
+                self._ends_at = step
+                return {}
             self._course.cut_short(step)
         segment = self._course.segment
         assert segment is not None

@@ -11,7 +11,7 @@ import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
@@ -327,6 +327,11 @@ class Crew:
         """End all of them."""
         end(hand.actor for hand in self)
         self._hands, self.newest_step = {}, 0
+
+
+def may_have_state(hands: Iterable[Hand]) -> bool:
+    """Whether any of them has a state, or is about to tell of one."""
+    return any(hand.step is not None or hand.state == "busy" for hand in hands)
 
 
 def _start(

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from datapipe.position import Position
 from xdist.segments import Course
+from xdist.strategies.all_reduce import Membership
 from xdist.strategies.group import Rendezvous
 from xdist.topologies import Fault, Task
 from xdist.topologies.crew import Hand
-from xdist.topologies.seats import Seat
+from xdist.topologies.seats import Seat, senders
 from xdist.worker import Parting
 
 MOST_FAILED = 2
@@ -68,6 +70,27 @@ class Generation:
         """The one that replaces it; its workers are to join, with the state of this step."""
         rendezvous = replace(self.rendezvous, generation=self.number + 1)
         return Generation(rendezvous, course, seats, step, num_failed=self.num_failed, round="join")
+
+    def memberships(
+        self, steps: Sequence[int | None], *, position: Position, timeout_s: float
+    ) -> list[Membership]:
+        """What its ranks are told, who have states of these steps. position: of the data, at its
+        own step.
+        """
+        return [
+            Membership(
+                self.rendezvous,
+                rank=rank,
+                world_size=len(self.seats),
+                dealing=self.course.dealing,
+                lanes=seat.lanes,
+                step=self.step,
+                position=position,
+                senders=senders(steps, newest=self.step),
+                timeout_s=timeout_s,
+            )
+            for rank, seat in enumerate(self.seats)
+        ]
 
     def complain(self, hand: Hand, parting: Parting) -> None:
         """A worker that is there has parted from the others."""

@@ -173,8 +173,6 @@ class PushPullTopology:
                 return Outcome(pending=self._save(result, task.term))
             case "save":
                 return self._receive_save(hand, task, result)
-            case "end":
-                return Outcome(ends_at=result)
         return Outcome()
 
     def _receive_save(self, hand: ServerHand, task: Task, save: ServerSave) -> Outcome:
@@ -194,14 +192,14 @@ class PushPullTopology:
         if start == "lacks_updates":
             logger.warning("replica lacks updates server=0 term=%d", term)
             return Outcome(is_lost=True)
-        if start != "leads" or term != self._servers.term:
+        if not isinstance(start, int) or term != self._servers.term:
             return Outcome()
         self._servers.is_led = True
         # A lost server may have had a part of a later one.
         self._saved_step = self._servers.saved_step
         self._told_to_expect = None  # It knows of nobody.
-        told = self._tell_whom_to_expect() | self._tell_to_end()
-        return Outcome(pending=told | self._next_cut() | self._join_ready())
+        follows = self._tell_whom_to_expect() | self._next_cut() | self._join_ready()
+        return Outcome(pending=follows, ends_at=start if self._is_ending else None)
 
     def _tell_whom_to_expect(self) -> Pending:
         """Where an update is made of several pushes: whose it waits for."""
@@ -230,7 +228,7 @@ class PushPullTopology:
 
     def _join(self, hand: Hand) -> Pending:
         """Have a worker that is ready take part, if the servers take pushes."""
-        if not self._servers.is_led:
+        if not self._servers.is_led or self._is_ending:
             return {}
         hand.begin()
         actors = tuple(server.actor for server in self._servers.primaries)
@@ -323,15 +321,11 @@ class PushPullTopology:
         return None if hand is None or hand.process is None else hand.process.host
 
     def end_soon(self) -> Outcome:
+        """In a term that nobody joins: what its servers have when it begins is saved."""
         self._is_ending = True
-        return Outcome(pending=self._tell_to_end())
-
-    def _tell_to_end(self) -> Pending:
-        if not self._is_ending or not self._servers.is_led:
-            return {}
-        lead = self._servers.lead
-        told: ray.ObjectRef[Any] = lead.actor.end_soon.remote()
-        return {told: lead.task("end")}
+        if not self._servers.term:
+            return Outcome(ends_at=self._saved_step)
+        return Outcome(pending=self._servers.begin_anew())
 
     def watch(self) -> Outcome:
         """Who does not answer, or is stuck, loses what it had leased; those that parted from the

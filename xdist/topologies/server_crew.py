@@ -178,6 +178,10 @@ class ServerCrew:
         begun = begin.remote(self.term, servers, self.saved_step)
         return {begun: self.lead.task("term", term=self.term)}
 
+    def begin_anew(self) -> Pending:
+        """A new term, unless one is about to begin."""
+        return self._begin_term() if self.is_led else {}
+
     def parted(self, term: int) -> None:
         """In this term, a server did not reach another one."""
         if term == self.term:
