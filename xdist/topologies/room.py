@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Collection, Mapping
 from contextlib import suppress
@@ -232,7 +233,7 @@ def _one_at(node: str, bundle: dict[str, float], *, deadline: float) -> Placemen
         if not is_placed or time.monotonic() > deadline or _node_of(group) == node:
             return group
         remove_placement_group(group)
-        time.sleep(PLACING_PAUSE_S)
+        threading.Event().wait(PLACING_PAUSE_S)
 
 
 def _is_placed(group: PlacementGroup, *, deadline: float) -> bool:
