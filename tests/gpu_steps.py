@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from xdist.step_phases import StepObserver
 from xdist.strategies import Progress, Share
 from xdist.strategies.group import Group, Rendezvous, open_store
 from xdist.strategies.reduction import GradientReduction
-from xdist.strategies.summed import StopVotes, mean_statistics, scale
+from xdist.strategies.summed import StopVotes, apply_summed
 from xdist.update import Step
 from xdist.worker import Worker
 
@@ -38,6 +38,19 @@ CONFIG = TrainConfig(
     batch_size=BATCH_SIZE,
     num_epochs=1,
 ).resolved(100)
+
+
+@dataclass
+class NotedState(RangeState):
+    """Keeps the gradients of its updates."""
+
+    gradients: list[Tensor] = field(default_factory=list)
+
+    def apply(self, *steps: Step, **how: Any) -> None:
+        for step in steps:
+            assert isinstance(step.gradients, Tensor)
+            self.gradients.append(step.gradients.clone())
+        super().apply(*steps, **how)
 
 
 class Alone:
@@ -56,10 +69,9 @@ class Alone:
         self.flat = flat
         self.config = config
         self.progress = Progress(0, 0, 0, 0.0)
-        self.gradients: list[Tensor] = []
         self.sums: list[Tensor] = []
         optimizer = config.optimizer
-        self.state = RangeState.from_tensors(
+        self.state = NotedState.from_tensors(
             {WEIGHTS: flat.weights},
             config=optimizer,
             start=0,
@@ -79,6 +91,10 @@ class Alone:
     @property
     def seed_step(self) -> int:
         return self.progress.step
+
+    @property
+    def gradients(self) -> list[Tensor]:
+        return self.state.gradients
 
     def join(self, _membership: Any) -> None:
         self.store = open_store("127.0.0.1")
@@ -123,14 +139,18 @@ class Alone:
         self.group.wait(self.sums_work)
         self.observer.enter("optimizer")
         self.wants_stop = self.votes.read(sums.stop_votes)
-        factor = self.loss_divisor(batch) / sums.num_samples.clamp(min=1)
-        scale(self.flat.gradients, factor, clip_norm=self.config.optimizer.clip_norm)
-        self.gradients.append(self.flat.gradients.clone())
         self.sums.append(sums.vector.clone())
         rate = self.config.optimizer.learning_rate
-        self.state.apply(Step(self.flat.gradients, rate, average_share=1 - 0.9))
-        statistics = mean_statistics(sums, otherwise=self.statistics.running)
-        self.statistics.apply(statistics, average_decay=0.9)
+        apply_summed(
+            self.flat,
+            sums,
+            self.state,
+            self.statistics,
+            divisor=self.loss_divisor(batch),
+            clip_norm=self.config.optimizer.clip_norm,
+            learning_rate=rate,
+            average_decay=0.9,
+        )
         step = self.progress.step + 1
         self.progress = Progress(step, step, step * BATCH_SIZE, rate)
 

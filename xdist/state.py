@@ -8,7 +8,7 @@ spans all of it. Every operation is elementwise, so the cut into ranges changes 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 from torch import Tensor
 
@@ -51,7 +51,7 @@ class RangeState:
         stop: int,
         l2_mask: Tensor,
         is_fused: bool = False,
-    ) -> RangeState:
+    ) -> Self:
         """Take over `tensors` (as `tensors()` names them). What is not there starts anew: slots at
         their initial values, the average at the weights. is_fused: updates are one compiled pass.
         """

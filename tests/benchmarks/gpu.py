@@ -34,8 +34,7 @@ from xdist.model_config import ModelConfig
 from xdist.state import STATISTICS, WEIGHTS, RangeState, StatisticsState
 from xdist.step_phases import Nobody as NoObserver
 from xdist.step_phases import StepClock, StepObserver
-from xdist.strategies.summed import StopVotes, mean_statistics, scale
-from xdist.update import Step
+from xdist.strategies.summed import StopVotes, apply_summed
 from xdist.worker import initial_model
 
 NUM_CLASSES = 1000
@@ -151,11 +150,16 @@ class Stepper:
         )
         self._observer.enter("optimizer")
         self._votes.read(sums.stop_votes)
-        factor = batch.num_samples / sums.num_samples.clamp(min=1)
-        scale(self._flat.gradients, factor, clip_norm=self._config.optimizer.clip_norm)
-        self._state.apply(Step(self._flat.gradients, 0.01, average_share=0.01))
-        statistics = mean_statistics(sums, otherwise=self._statistics.running)
-        self._statistics.apply(statistics, average_decay=0.99)
+        apply_summed(
+            self._flat,
+            sums,
+            self._state,
+            self._statistics,
+            divisor=batch.num_samples,
+            clip_norm=self._config.optimizer.clip_norm,
+            learning_rate=0.01,
+            average_decay=0.99,
+        )
         self._observer.enter("other")
 
 

@@ -31,8 +31,7 @@ from xdist.step_phases import Nobody, StepObserver
 from xdist.strategies import Progress, Share
 from xdist.strategies.group import Group, NoteBoard, Rendezvous, Store, reach_store
 from xdist.strategies.reduction import GradientReduction
-from xdist.strategies.summed import StopVotes, mean_statistics, scale
-from xdist.update import Step
+from xdist.strategies.summed import StopVotes, apply_summed
 
 
 @dataclass(frozen=True)
@@ -219,11 +218,16 @@ class AllReduce:
         num_places = self._walk.next_step()
         rate = self._learning_rate(before.num_samples)
         decay = optim.average_decay(config, num_samples=num_places, num_updates=before.step)
-        factor = self.loss_divisor(batch) / sums.num_samples.clamp(min=1)
-        scale(self._flat.gradients, factor, clip_norm=config.clip_norm)
-        self._state.apply(Step(self._flat.gradients, rate, average_share=1 - decay))
-        statistics = mean_statistics(sums, otherwise=self._statistics.running)
-        self._statistics.apply(statistics, average_decay=decay)
+        apply_summed(
+            self._flat,
+            sums,
+            self._state,
+            self._statistics,
+            divisor=self.loss_divisor(batch),
+            clip_norm=config.clip_norm,
+            learning_rate=rate,
+            average_decay=decay,
+        )
         step = self._state_step = before.step + 1
         self._progress = Progress(step, step, before.num_samples + num_places, rate)
 

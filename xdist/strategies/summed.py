@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 
 from xdist.computation import BatchSums
+from xdist.flat import FlatModel
+from xdist.state import RangeState, StatisticsState
+from xdist.update import Step
 
 
 def scale(gradients: Tensor, factor: Tensor, *, clip_norm: float | None) -> None:
@@ -21,6 +24,27 @@ def mean_statistics(sums: BatchSums, *, otherwise: Tensor) -> Tensor:
     """Batch-norm statistics, (S,), as the mean over all parts that have samples, if any has."""
     mean = sums.statistics / sums.num_parts.clamp(min=1)
     return torch.where(sums.num_parts > 0, mean, otherwise)
+
+
+def apply_summed(
+    flat: FlatModel,
+    sums: BatchSums,
+    state: RangeState,
+    statistics: StatisticsState,
+    *,
+    divisor: float,
+    clip_norm: float | None,
+    learning_rate: float,
+    average_decay: float,
+) -> None:
+    """The update that all ranks make, once gradients and sums are those of all. divisor: of the
+    loss whose gradients were summed.
+    """
+    factor = divisor / sums.num_samples.clamp(min=1)
+    scale(flat.gradients, factor, clip_norm=clip_norm)
+    state.apply(Step(flat.gradients, learning_rate, average_share=1 - average_decay))
+    mean = mean_statistics(sums, otherwise=statistics.running)
+    statistics.apply(mean, average_decay=average_decay)
 
 
 class StopVotes:
