@@ -81,12 +81,14 @@ def soak(arguments: Arguments, directory: Path) -> dict[str, float]:
         killer.over.set()
         thread.join()
     found = Recording(recording)
+    steps = found.generations()
+    num_again = sum(len(made_by) - 1 for made_by in steps.values())
+    num_lost = num_again + max(steps) - len(steps)
     found.check(num_samples=NUM_TRAIN)
     pauses = [record["pause_s"] for record in records(directory / "run", "group")][1:]
-    steps = found.steps()
     return {
         "steps": len(steps),
-        "steps_lost": max(steps) - len(steps),
+        "steps_lost": num_lost,
         "kills": killer.kills,
         "groups": len(pauses) + 1,
         "pause_s_median": round(statistics.median(pauses), 3),
