@@ -35,7 +35,10 @@ class Beside:
             except BaseException as error:  # noqa: BLE001
                 future.set_exception(error)
 
-    def close(self, wait_s: float | None = None) -> None:
-        """Return when all calls are made, or after so long. None is taken any more."""
+    def close(self, wait_s: float | None = None) -> bool:
+        """Return when all calls are made, or after so long: whether they are. None is taken any
+        more.
+        """
         self._calls.put(None)
         self._thread.join(wait_s)
+        return not self._thread.is_alive()

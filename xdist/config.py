@@ -102,8 +102,8 @@ class CheckpointConfig:
     the last only.
     """
     final_save_s: float = 30.0
-    """How long a run that is told to end (Ctrl-C, SIGTERM) may take to save what it has trained; a
-    second signal ends it at once. 0 always does, with the last checkpoint.
+    """How long a run that is told to end (Ctrl-C, SIGTERM), or cannot go on, may take to save what
+    it has trained; a second signal ends it at once. 0 always does, with the last checkpoint.
     """
 
     def __post_init__(self) -> None:

@@ -40,6 +40,7 @@ from xdist.topologies import (
     Topology,
     nodes,
 )
+from xdist.topologies.actors import first_ready
 from xdist.topologies.all_reduce import AllReduceTopology
 from xdist.topologies.push_pull import PushPullTopology
 
@@ -107,11 +108,11 @@ class Driver:
         self._watched = time.monotonic()
         self._is_leaving = False
         self._unfit: RayError | None = None
-        """Why somebody could not start, since the last group formed."""
+        """Why somebody could not start, since the number of workers has changed."""
 
     def drive(self) -> Summary:
-        """Train, save and score to the end. Raises what a worker raised, and `RunFailed` after too
-        many faults.
+        """Train, save and score to the end. Raises what a worker raised; when it has saved what it
+        can, `RunFailed` after too many faults, `NotEnoughResources`, and `KeyboardInterrupt`.
         """
         started = time.monotonic()
         kernels = {address: asdict(found) for address, found in nodes.kernels().items()}
@@ -122,8 +123,8 @@ class Driver:
             self._log.trained()
         finally:
             self._topology.close()
-            self._publications.close(self._ending.left_s)
-            self._log.close()
+            is_done = self._publications.close(self._ending.left_s)
+            self._log.close(syncs=is_done)
         cut = self._latest.manifest.cut
         return Summary(
             self._run.url, cut.step, cut.num_samples, time.monotonic() - started, self._scores
@@ -143,9 +144,11 @@ class Driver:
         """Where the run is to end, or cannot go on: end once what was trained is saved."""
         if not self._ending.is_due:
             return
+        is_to_save = self._ending.begin()
         if self._is_trained():
             raise self._ending.cause
-        if self._ending.begins():
+        if is_to_save:
+            self._publications.hold()
             self._handle(self._apply(self._ask(self._topology.end_soon)))
         self._ending.check(saved=self._latest.manifest.cut.step, newest=self._newest_step)
 
@@ -159,12 +162,8 @@ class Driver:
         return self._is_trained() and not unfinished
 
     def _is_trained(self) -> bool:
-        """Whether the latest checkpoint is the run's last, by what the configuration says now."""
-        cut, config = self._latest.manifest.cut, self._plan.config
-        all_places = cut.num_samples >= self._plan.num_places
-        is_sync = config.strategy == "all_reduce"
-        all_steps = is_sync and config.max_steps is not None and cut.step >= config.max_steps
-        return all_places or all_steps
+        """Whether the latest checkpoint is the run's last."""
+        return self._plan.ends_with(self._latest.manifest.cut)
 
     def _handle_next(self) -> None:
         self._scorer.go_on()
@@ -172,7 +171,7 @@ class Driver:
         if self._scorer.task is not None:
             waiting.append(self._scorer.task)
         timeout_s = PUBLISHED_EVERY_S if self._publications.is_busy else WATCH_EVERY_S
-        ready = _first_ready(waiting, timeout_s=timeout_s)
+        ready = first_ready(waiting, timeout_s=timeout_s)
         if ready and ready[0] == self._scorer.task:
             self._receive_scores()
         elif ready:
@@ -225,9 +224,10 @@ class Driver:
             self._publish_if_complete(saved)
         if outcome.resize is not None:
             self._log.resized(outcome.resize)
-            self._unfit = None
         if outcome.num_workers is not None:
             self._log.staffed(outcome.num_workers)
+        if outcome.resize is not None or outcome.num_workers is not None:
+            self._unfit = None
         if outcome.ends_at is not None:
             self._ending.saves_at = outcome.ends_at
         self._pending |= outcome.pending
@@ -337,7 +337,7 @@ class Driver:
         deadline = time.monotonic() + GRACE_S
         while self._pending and not any(fault.kind == "lost" for fault in faults):
             left = max(0.0, deadline - time.monotonic())
-            ready = _first_ready(list(self._pending), timeout_s=left)
+            ready = first_ready(list(self._pending), timeout_s=left)
             if not ready:
                 break
             faults.extend(self._receive(ready[0]))
@@ -360,9 +360,17 @@ class Driver:
         newest = self._newest_step
         self._topology.close()
         if self._ending.is_due:
-            self._ending.give_up(saved=self._latest.manifest.cut.step, newest=newest)
+            self._end_with_nobody(newest)
         with self._interruption.waits(can_wait=False):
             self._go_back(newest)
+
+    def _end_with_nobody(self, newest: int) -> NoReturn:
+        """All that may still come is what was saved before."""
+        self._ending.begin()
+        while self._publications.is_busy and not self._ending.is_late:
+            threading.Event().wait(PUBLISHED_EVERY_S)
+            self._take_published()
+        self._ending.give_up(saved=self._latest.manifest.cut.step, newest=newest)
 
     def _go_back(self, newest: int) -> None:
         """To the last checkpoint, from this step."""
@@ -373,6 +381,8 @@ class Driver:
             return
         self._latest = found = self._found_again()
         self._log.set_back(found.manifest.cut, newest=newest)
+        if self._ending.is_due:
+            raise self._ending.cause
         self._pending = self._topology.launch(found)
 
     def _found_again(self) -> Checkpoint:
@@ -386,14 +396,3 @@ class Driver:
                 self._count_and_record("storage", str(error))
                 if self._ending.is_due:
                     raise self._ending.cause from error
-
-
-def _first_ready(
-    waiting: list[ray.ObjectRef[Any]], *, timeout_s: float
-) -> list[ray.ObjectRef[Any]]:
-    """The first of them that is ready; none after the timeout."""
-    if not waiting:  # Ray would not wait for nothing.
-        threading.Event().wait(timeout_s)
-        return []
-    ready, _ = ray.wait(waiting, num_returns=1, timeout=timeout_s)
-    return ready

@@ -10,6 +10,9 @@ from xdist.interruption import Interruption
 
 logger = logging.getLogger(__name__)
 
+GRACE_S = 5.0
+"""For what was begun before the end, as a manifest that is being written."""
+
 
 class Ending:
     """Of one run. It is due when a signal asks for it, or when the run cannot go on."""
@@ -24,8 +27,10 @@ class Ending:
         self._ends_by: float | None = None
 
     def fail(self, error: Exception) -> None:
-        """The run cannot go on: this is what it ends with, unless something was before it."""
-        self._failure = self._failure or error
+        """The run cannot go on; it ends with this, unless it was to end before."""
+        logger.warning("cannot go on: %s", str(error).splitlines()[0])
+        if not self.is_due:
+            self._failure = error
 
     @property
     def is_due(self) -> bool:
@@ -34,30 +39,31 @@ class Ending:
     @property
     def cause(self) -> BaseException:
         """What the run ends with."""
-        if self._failure is None or self._interruption.is_asked:
-            return KeyboardInterrupt()
-        return self._failure
+        return self._failure or KeyboardInterrupt()
 
-    def begins(self) -> bool:
-        """Whether it is for now to have the state saved: once, and with time to do so."""
+    def begin(self) -> bool:
+        """Returns whether it is for now to have the state saved: once, and with time to do so."""
         if self._ends_by is not None:
             return False
         self._ends_by = time.monotonic() + self._may_take_s
-        if self._interruption.is_asked and self._may_take_s:
-            said = "told to end, saves first, for at most %g s; told again, it ends at once"
+        if self._may_take_s:
+            said = "saves what is trained, for at most %g s, and ends; told to end (again), at once"
             logger.warning(said, self._may_take_s)
-        elif self._may_take_s:
-            logger.warning("cannot go on, saves first, for at most %g s", self._may_take_s)
         return self._may_take_s > 0
 
+    @property
+    def is_late(self) -> bool:
+        """Whether it has taken as long as it may."""
+        return self._ends_by is not None and time.monotonic() > self._ends_by
+
     def check(self, *, saved: int, newest: int) -> None:
-        """Raise the cause if it has come. saved: the step of the last checkpoint; newest: the one
-        that training had come to.
+        """Raise the cause if the run's end has come. saved: the step of the last checkpoint;
+        newest: the one that training had come to.
         """
         if self.saves_at is not None and saved >= self.saves_at:
             logger.info("all is saved step=%d", saved)
             raise self.cause
-        if self._ends_by is not None and time.monotonic() > self._ends_by:
+        if self.is_late or self._interruption.is_at_once:
             self.give_up(saved=saved, newest=newest)
 
     def give_up(self, *, saved: int, newest: int) -> NoReturn:
@@ -73,4 +79,4 @@ class Ending:
         """How long what was begun may still take; None: as long as it takes."""
         if self._interruption.is_at_once:
             return 0.0
-        return None if self._ends_by is None else max(0.0, self._ends_by - time.monotonic())
+        return None if self._ends_by is None else max(GRACE_S, self._ends_by - time.monotonic())

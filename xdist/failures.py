@@ -66,7 +66,7 @@ def _is_seen(url: str) -> bool:
 
 
 def _last_line(error: RayError) -> str:
-    """Of a traceback: the exception itself."""
+    """Of a traceback: what the exception says, or the end of it."""
     return str(error).strip().splitlines()[-1]
 
 

@@ -34,8 +34,11 @@ class Interruption:
 
     @contextmanager
     def heard(self) -> Iterator[None]:
-        """Inside the block signals are dealt with here."""
-        before = {number: signal.signal(number, self._handle) for number in HEARD}
+        """Inside the block signals are dealt with here, but for a Ctrl-C that nobody is to hear, as
+        in the background of a script.
+        """
+        heard = [number for number in HEARD if signal.getsignal(number) != signal.SIG_IGN]
+        before = {number: signal.signal(number, self._handle) for number in heard}
         try:
             yield
         finally:

@@ -57,6 +57,7 @@ class Publications:
         self._published = 0
         self._done: set[int] = set()
         """Steps of those that have had all their parts."""
+        self._gives_up = True
         self._beside = Beside("publications")
 
     def add(self, cut: Cut, parts: tuple[Part, ...], *, previous: Manifest) -> None:
@@ -95,7 +96,7 @@ class Publications:
     def take(self, *, waits: bool = False) -> Published | None:
         """One that is there now, told once; None where there is none, at once unless it waits.
         Raises `RunDirectoryError` where the storage refused one; that is tried again. One that
-        lacks a part is given up (`PartMissing`), but for the run's last, which nothing follows.
+        lacks a part is given up (`PartMissing`), where others follow.
         """
         if self._tidying is not None and self._tidying.done():
             self._tidying.result()  # A bug is to be heard.
@@ -107,7 +108,7 @@ class Publications:
             published = publishing.result()
         except RunDirectoryError as error:
             manifest, _ = self._complete[0]
-            if isinstance(error, PartMissing) and not manifest.cut.is_final:
+            if isinstance(error, PartMissing) and self._gives_up and not manifest.cut.is_final:
                 self._complete.popleft()
                 self._done.remove(manifest.cut.step)
             self._publish_next()
@@ -152,6 +153,10 @@ class Publications:
         self._published_before = self._published = 0
         self._done.clear()
 
-    def close(self, wait_s: float | None = None) -> None:
-        """Return when all that was begun is done, or after so long."""
-        self._beside.close(wait_s)
+    def hold(self) -> None:
+        """None is given up any more: those that are there or come are the run's last."""
+        self._gives_up = False
+
+    def close(self, wait_s: float | None = None) -> bool:
+        """Return when all that was begun is done, or after so long: whether it is."""
+        return self._beside.close(wait_s)

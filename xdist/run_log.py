@@ -45,11 +45,14 @@ class RunLog:
         logger.info("metrics served address=http://%s/metrics", place)
         self._record("start", kernels=dict(kernels))
 
-    def close(self) -> None:
-        """Nothing is served any more; the run directory is what it is to be in the end."""
+    def close(self, *, syncs: bool = True) -> None:
+        """Nothing is served any more; the run directory is what it is to be in the end. syncs:
+        nobody else is at that.
+        """
         self._metrics.close()
         try:
-            self._run.sync()
+            if syncs:
+                self._run.sync()
         except OSError as error:  # What has ended the run is to be heard, not this.
             logger.error("run directory %s not brought up to date: %s", self._run.url, error)
 

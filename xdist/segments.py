@@ -5,7 +5,7 @@ save.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from datapipe.lanes import LaneWalk
 from datapipe.position import Position
@@ -143,7 +143,7 @@ class Course:
         assert self.segment is not None
         if step == self.segment.until_step and self.segment.cut is not None:
             return
-        self.segment = Segment(self.segment.start, self.dealing, step, cut)
+        self.segment = replace(self.segment, until_step=step, cut=cut)
         self._rest = segments(cut, self.dealing, self._rules)
 
     def regrouped(self, step: int, *, num_workers: int) -> Course:

@@ -78,7 +78,7 @@ def test_a_signal_ends_the_actors_and_the_run_resumes(
         process.send_signal(number)
         assert process.wait(30) == code
         log_text = (tmp_path / "log").read_text()
-        assert "told to end, saves first" in log_text
+        assert "saves what is trained, for at most 30 s" in log_text
         assert "the same command resumes" in log_text
         trained, saved = (
             max(record["step"] for record in records(tmp_path / "run", kind))

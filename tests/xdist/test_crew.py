@@ -68,6 +68,13 @@ def test_who_reads_is_ended_one_after_the_other_and_each_has_longer() -> None:
         assert found == expected
 
 
+def test_who_reads_on_one_node_is_ended_together() -> None:
+    hands = busy(0, "data", LONG_S), busy(1, "data", LONG_S + 1), busy(2, "data", LONG_S)
+    for hand, node in zip(hands, ("a", "b", "b"), strict=True):
+        hand.process = Process(node, 1, "host")
+    assert stuck(*hands, busy(3, "update", LONG_S)) == [1, 2]
+
+
 def stuck_alone(phase: Phase, phase_s: float, *, longest_step_s: float) -> bool:
     crew = Crew(lambda _number, _has_state: NO_ACTOR, patience_s=None, warm_up_images=[])
     crew.longest_step_s = 0.2

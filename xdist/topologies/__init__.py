@@ -42,6 +42,12 @@ class RunPlan:
         """Of the samples of the training set."""
         return self.data.order
 
+    def ends_with(self, cut: Cut) -> bool:
+        """Whether this is the run's last state, by what the configuration says now."""
+        max_steps, is_sync = self.config.max_steps, self.config.strategy == "all_reduce"
+        all_steps = is_sync and max_steps is not None and cut.step >= max_steps
+        return all_steps or cut.num_samples >= self.num_places
+
     def for_workers(self) -> RunPlan:
         """The same, without the names of the labels: they may be many, and each actor gets a
         copy.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
@@ -87,3 +88,12 @@ def end(actors: Iterable[ActorHandle[Any]]) -> None:
     """Kill actors; those that are gone already stay gone."""
     for actor in actors:
         ray.kill(actor)
+
+
+def first_ready(waiting: list[ray.ObjectRef[Any]], *, timeout_s: float) -> list[ray.ObjectRef[Any]]:
+    """The first of them that is ready; none after the timeout."""
+    if not waiting:  # Ray would not wait for nothing.
+        threading.Event().wait(timeout_s)
+        return []
+    ready, _ = ray.wait(waiting, num_returns=1, timeout=timeout_s)
+    return ready

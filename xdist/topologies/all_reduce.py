@@ -25,7 +25,7 @@ from xdist.strategies import UpdateStrategy
 from xdist.strategies.all_reduce import AllReduce
 from xdist.strategies.group import NoteBoard, Rendezvous, cancel, forget, open_store
 from xdist.topologies import Outcome, Pending, Resize, RunPlan, Saved, Task
-from xdist.topologies.crew import Hand, may_have_state
+from xdist.topologies.crew import Hand, may_have_state, newest_of
 from xdist.topologies.draining import leaving
 from xdist.topologies.generation import Generation
 from xdist.topologies.headcount import Headcount
@@ -166,8 +166,10 @@ class AllReduceTopology:
         return self._advance(pending)
 
     def end_soon(self) -> Outcome:
-        self._is_ending = True
+        self._is_ending = self._crew.is_ending = True
         self._ends_at = self._start_step if self._is_first else None
+        if self._group.round == "join" and any(hand.step is None for hand in self._seated):
+            self._break()  # Nobody needs to be sent a state.
         return self._advance()
 
     @property
@@ -219,15 +221,7 @@ class AllReduceTopology:
         """Those who could join a group, in the order of their numbers: the first one is of those
         who start together, unless there is no room for them any more.
         """
-        is_first = self._is_first and not self._headcount.lacks_room
-        ready = [
-            hand
-            for hand in self._crew
-            if hand.state == "ready"
-            and hand.node_id not in self._staff.draining
-            and (hand.step is not None or not is_first)
-        ]
-        return sorted(ready, key=lambda hand: (hand.step is None, hand.number))
+        return self._staff.ready(with_state=self._is_first and not self._headcount.lacks_room)
 
     @property
     def _wants_change(self) -> bool:
@@ -246,7 +240,8 @@ class AllReduceTopology:
         if group.round == "join" and not group.is_broken and not self._hands_over:
             return self._begin_training(pending)
         outcome = self._end_training() if group.round == "train" else Outcome()
-        faults = (*unsaved(outcome.reports, self._seated), *group.unexplained(self._seated))
+        faults = unsaved(outcome.reports, self._seated)
+        faults += () if self._is_ending else group.unexplained(self._seated)
         outcome = replace(outcome, faults=faults)
         for fault in faults:
             if (hand := self._crew.find(fault.task)) is not None:
@@ -307,16 +302,17 @@ class AllReduceTopology:
         for hand in [] if self._is_ending else self._leaving:
             pending |= self._staff.move(hand)
         old = self._group
+        # In the end, whoever has the newest state is enough.
+        there = newest_of(self._seated) if self._is_ending else self._seated
         seats = reseat(
             old.seats,
-            present={hand.life for hand in self._seated},
+            present={hand.life for hand in there},
             joining=[] if self._is_ending else [hand.life for hand in self._joining],
             most=self._most,
         )
         alive = {hand.life: hand for hand in self._crew}
         hands = [alive[seat.life] for seat in seats]
         steps = [hand.step for hand in hands if hand.step is not None]
-        # Whoever is there may save and end.
         fewest = 1 if self._is_ending else self._headcount.fewest(is_first=self._is_first)
         if len(seats) < fewest or not steps:
             self._headcount.check()

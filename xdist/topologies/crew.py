@@ -138,6 +138,8 @@ class Crew:
         self.longest_step_s = 0.0
         self.newest_step = 0
         """That any worker has told of."""
+        self.is_ending = False
+        """Whether it is for what they have already that workers wait."""
 
     def __iter__(self) -> Iterator[Hand]:
         return iter(self._hands.values())
@@ -252,7 +254,8 @@ class Crew:
         """Workers of a group that are at one thing for too long, or for so long that others wait;
         and those that do not come to their start's end.
         """
-        faults, reads = [], []
+        faults: list[Fault] = []
+        reads: list[Fault] = []
         for hand in self:
             if hand.pulse is None:
                 continue
@@ -271,15 +274,24 @@ class Crew:
                 is_stuck |= phase == "idle" and min(phase_s, busy_s) > hang_s
             if is_stuck:
                 cause = f"was in {phase!r} for {phase_s:.1f} s"
-                fault = Fault(hand.task("pulse"), cause, "lost")
-                if phase == "data":
-                    reads.append((phase_s, hand.number, fault))
-                else:
-                    faults.append(fault)
-        if reads:  # It may be the storage that pauses: one at a time.
-            self._stuck_reads.append(time.monotonic())
-            faults.append(max(reads)[-1])
-        return faults
+                (reads if phase == "data" else faults).append(
+                    Fault(hand.task("pulse"), cause, "lost")
+                )
+        return faults + self._first_of(reads)
+
+    def _first_of(self, reads: Sequence[Fault]) -> list[Fault]:
+        """It may be the storage that pauses: those of one node at a time, who have read longest."""
+        if not reads:
+            return []
+        self._stuck_reads.append(time.monotonic())
+        hands = {fault.task.number: self._hands[fault.task.number] for fault in reads}
+        longest = max(hands.values(), key=lambda hand: hand.pulse.phase_s if hand.pulse else 0.0)
+        return [
+            fault
+            for fault in reads
+            if (hand := hands[fault.task.number]) is longest
+            or hand.node_id == longest.node_id is not None
+        ]
 
     def _limit_s(self, hand: Hand, seated: Sequence[Hand]) -> float:
         """How long others wait for what a worker is at."""
@@ -291,7 +303,7 @@ class Crew:
             is_configured = self._configured_patience_s is not None
             return max(self.patience_s, 2 * STORING_LIMIT_S if is_configured else SAVE_PATIENCE_S)
         if hand.pulse.phase == "data":
-            longer_s = self.patience_s * 2.0**self._num_stuck_reads
+            longer_s = self.patience_s * 2.0 ** (0 if self.is_ending else self._num_stuck_reads)
             return max(self.patience_s, min(self._hang_s, longer_s))
         return self.patience_s
 
@@ -326,7 +338,13 @@ class Crew:
     def clear(self) -> None:
         """End all of them."""
         end(hand.actor for hand in self)
-        self._hands, self.newest_step = {}, 0
+        self._hands, self.newest_step, self.is_ending = {}, 0, False
+
+
+def newest_of(hands: Sequence[Hand]) -> list[Hand]:
+    """Those who have the newest state that any of them has."""
+    steps = [hand.step for hand in hands if hand.step is not None]
+    return [hand for hand in hands if steps and hand.step == max(steps)]
 
 
 def may_have_state(hands: Iterable[Hand]) -> bool:

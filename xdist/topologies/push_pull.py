@@ -236,6 +236,8 @@ class PushPullTopology:
         return {hand.actor.join.remote(servers): hand.task("join")}
 
     def _train(self, hand: Hand, *, own_step: int) -> Pending:
+        if self._is_ending:
+            return {}
         hand.begin()
         hand.has_trained = True
         self._starts.forget(hand.number)
@@ -336,6 +338,8 @@ class PushPullTopology:
         faults += self._workers.unheard(self._room.has_place)
         if faults:
             return Outcome(faults=tuple(faults))
+        if self._is_ending:
+            return Outcome(pending=self._servers.reunite())
         self._draining = nodes.to_leave()
         fork_servers.leave(self._draining)
         self._check_room()

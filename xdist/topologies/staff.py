@@ -112,6 +112,19 @@ class Staff:
         """Whether somebody is to start in the place of one who is gone."""
         return len(self._taken) < self._num_wanted
 
+    def ready(self, *, with_state: bool) -> list[Hand]:
+        """Those who are in no group, and could join one; with_state: who have one already. In the
+        order of their numbers, first who have one.
+        """
+        found = [
+            hand
+            for hand in self.crew
+            if hand.state == "ready"
+            and hand.node_id not in self.draining
+            and (hand.step is not None or not with_state)
+        ]
+        return sorted(found, key=lambda hand: (hand.step is None, hand.number))
+
     def num_placed(self, *, with_state: bool) -> int:
         """Workers that are there, or have a place to start at and are not hopeless; with_state: if
         they then have one from the checkpoint, or from others.
