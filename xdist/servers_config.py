@@ -26,7 +26,7 @@ class ServersConfig:
     """What gradients and weights are sent as. The servers keep float32."""
     error_feedback: bool = False
     """What rounding a gradient to bfloat16 leaves is added to the worker's next one (Seide et al.
-    2014).
+    2014). What a push took of it that is dropped is lost with it.
     """
     factors: bool = False
     """The gradient of a linear layer goes to servers elsewhere as the factors that it is the

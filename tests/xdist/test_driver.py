@@ -76,7 +76,7 @@ def test_a_run_trains_saves_and_scores(
     assert (train[-1]["staleness_mean"] is None) == (strategy == "all_reduce")
     assert all(math.isfinite(record["loss"]) for record in train)
     if strategy == "push_pull" and native_update.is_available():
-        assert "worker 1 joined servers=2 sharing_memory=2" in caplog.text
+        assert " joined servers=2 sharing_memory=2" in caplog.text
 
 
 @pytest.mark.long
@@ -89,7 +89,8 @@ def test_less_may_be_sent_to_servers_elsewhere(
     config = replace(config, servers=servers, model=replace(config.model, fc=(64,)))
     run(config, tmp_path / "run")
     assert final(tmp_path / "run").manifest.cut.num_samples == 48
-    assert "worker 1 joined servers=2 sharing_memory=0" in caplog.text
+    # One of them may have made all steps before the other was there.
+    assert " joined servers=2 sharing_memory=0" in caplog.text
 
 
 class Slow(Wrapped):

@@ -117,6 +117,7 @@ def test_a_state_that_is_saved_is_not_saved_again(tmp_path: Path) -> None:
     assert Recording(tmp_path / "recording").applied == []
 
 
+@pytest.mark.long
 def test_a_run_that_looks_for_its_checkpoint_is_told_to_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

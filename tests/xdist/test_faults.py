@@ -26,7 +26,17 @@ from tests.clusters import ROOT, AddedNode, wait_until
 from tests.datapipe.fault_proxy import FaultProxy
 from tests.datapipe.file_server import FileServer
 from tests.server_versions import EndsAtOneVersion
-from tests.small_runs import Fault, causes, faulty, final, records, run, small_config, weights_of
+from tests.small_runs import (
+    Fault,
+    causes,
+    faulty,
+    final,
+    records,
+    run,
+    saved_step,
+    small_config,
+    weights_of,
+)
 from tests.strategies import ActsBefore, Wrapped
 from xdist.config import ClusterConfig, TrainConfig
 from xdist.errors import NotEnoughResources
@@ -351,8 +361,10 @@ def test_when_nobody_is_left_and_no_replacement_starts_the_run_says_so(tmp_path:
     config = replace(config, cluster=ClusterConfig(wait_s=2))
     make_strategy = partial(dies_and_never_starts_again, tmp_path / "died")
     topologies = {"push_pull": partial(PushPullTopology, make_strategy=make_strategy)}
-    with pytest.raises(NotEnoughResources, match="nobody is left, and no replacement could start"):
+    with pytest.raises(NotEnoughResources, match="no replacement could start") as caught:
         run(config, tmp_path / "run", topologies=topologies)
+    assert str(caught.value).endswith("RuntimeError: this node lacks something")
+    assert saved_step(tmp_path / "run") == 4  # What the servers have.
 
 
 def test_a_read_that_is_given_up_while_it_is_scored_does_not_end_the_run(tmp_path: Path) -> None:
