@@ -32,7 +32,7 @@ class Beside:
             future, call = next_call
             try:
                 future.set_result(call())
-            except BaseException as error:  # noqa: BLE001
+            except BaseException as error:  # noqa: BLE001 - whoever asks for the result raises it
                 future.set_exception(error)
 
     def close(self, wait_s: float | None = None) -> bool:

@@ -80,7 +80,6 @@ class AllReduceTopology:
         )
         self._group = Generation(self._rendezvous, self._course)
         self._reports: list[WorkerReport] = []
-        self._is_ending = False
         self._ends_at: int | None = None
         """The step that is saved when it is to end: no other one is made."""
         self._headcount = Headcount(self._plan.config.cluster, self._staff)
@@ -166,11 +165,15 @@ class AllReduceTopology:
         return self._advance(pending)
 
     def end_soon(self) -> Outcome:
-        self._is_ending = self._crew.is_ending = True
+        self._crew.is_ending = True
         self._ends_at = self._start_step if self._is_first else None
         if self._group.round == "join" and any(hand.step is None for hand in self._seated):
             self._break()  # Nobody needs to be sent a state.
         return self._advance()
+
+    @property
+    def _is_ending(self) -> bool:
+        return self._crew.is_ending
 
     @property
     def _can_save(self) -> bool:
