@@ -1,7 +1,8 @@
 """Starting the systems of bench-sync: one command each, for both of Ray on a head of its own.
 
-The head is there before the command is given, as a cluster is before a job, and ends after it: an
-idle one takes some of the cores from who comes next.
+The head is there, and at rest, before the command is given, as a cluster is before a job, and ends
+after it: an idle one takes some of the cores from who comes next. (Its agents start for three more
+seconds when it answers already. Who connects at once waits for them; who first imports, does not.)
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from tests.benchmarks.sync_request import NUM_WORKERS, Request
 
 MAX_RESTARTS = 3
 RUN_LIMIT_S = 300
+REST_LIMIT_S = 30.0
+AT_REST = 0.1
+"""Of all cores' time, for a second."""
 TAIL_LINES = 15
 
 
@@ -106,6 +110,32 @@ def _environment(system: System, num_cpus: int) -> Iterator[Mapping[str, str]]:
     variables = system.variables()
     if system.needs_ray:
         with LocalHead(num_cpus=num_cpus, variables=variables) as head:
+            _wait_until_at_rest()
             yield head.environment
     else:
         yield {**os.environ, **variables}
+
+
+def _wait_until_at_rest() -> None:
+    """Wait until this machine has little to do. Raises `RunFailed`."""
+    deadline = time.monotonic() + REST_LIMIT_S
+    last = _processor_times()
+    while time.monotonic() < deadline:
+        time.sleep(1)
+        now = _processor_times()
+        used, passed = (after - before for before, after in zip(last, now, strict=True))
+        if used <= AT_REST * passed:
+            return
+        last = now
+    raise RunFailed(
+        f"this machine is not at rest within {REST_LIMIT_S:g} s of a head's start; end what else "
+        "runs on it"
+    )
+
+
+def _processor_times() -> tuple[int, int]:
+    """What all cores have done, and could have, in ticks (proc_stat(5))."""
+    with Path("/proc/stat").open() as file:
+        user, nice, system, idle, io_wait, *others = map(int, file.readline().split()[1:9])
+    used = user + nice + system + sum(others)
+    return used, used + idle + io_wait
