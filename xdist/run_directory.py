@@ -135,7 +135,7 @@ class RunDirectory:
             self._metrics.end_last_line()
             self._quarantine.end_last_line()
             self._listed = self._read_quarantine()
-            self.sync()
+            self._upload()
         except BlockingIOError as error:
             raise RunDirectoryError(
                 f"{self.url} is in use by a run that is under way; wait for it, end it, "
@@ -232,11 +232,14 @@ class RunDirectory:
         self._quarantine.flush()
         now = time.monotonic()
         if is_last or now - self._drawn > CURVES_EVERY_S:
-            from xdist import charts  # With matplotlib, most of a second that no start waits for.
+            from xdist import charts  # With matplotlib: most of a second, that no start waits for.
 
             records = self.records(most_of_training=DRAWN_RECORDS)
             charts.draw_curves(records, self.local / CURVES)
             self._drawn = time.monotonic()
+        self._upload()
+
+    def _upload(self) -> None:
         if self._is_remote:
             filesystem, path = open_filesystem(self.url)
             for file in self.local.iterdir():

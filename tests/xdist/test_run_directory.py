@@ -183,6 +183,13 @@ def test_corrupt_samples_are_listed_once(tmp_path: Path) -> None:
     assert lines[0] == {"shard": "a.tar", "key": "7", "offset": 512, "reason": "broken"}
 
 
+def test_curves_are_drawn_when_there_is_something_to_draw(tmp_path: Path) -> None:
+    with RunDirectory(str(tmp_path), CONFIG) as run:
+        assert not (tmp_path / "curves.png").exists()
+        run.sync()
+        assert (tmp_path / "curves.png").exists()
+
+
 def test_a_remote_directory_has_everything_after_a_sync() -> None:
     url = "memory://bucket/run"
     begin(url)

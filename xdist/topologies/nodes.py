@@ -79,12 +79,18 @@ def to_leave() -> frozenset[str]:
 
 def with_room(bundle: Mapping[str, float]) -> set[str]:
     """The ids of the nodes on which so much is free now, and that stay."""
+    return {node_id for node_id, has in free().items() if covers(has, bundle)} - draining()
+
+
+def free() -> dict[str, dict[str, float]]:
+    """What is free now on each node."""
     found: dict[str, dict[str, float]] = state.available_resources_per_node()
-    return {
-        node_id
-        for node_id, free in found.items()
-        if all(free.get(name, 0) >= amount for name, amount in bundle.items())
-    } - draining()
+    return found
+
+
+def covers(free: Mapping[str, float], wanted: Mapping[str, float]) -> bool:
+    """Whether so much is free. Ray counts in ten-thousandths, sums of floats do not."""
+    return all(free.get(name, 0.0) > amount - 1e-4 for name, amount in wanted.items())
 
 
 def resources() -> list[dict[str, float]]:

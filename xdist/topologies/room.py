@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -33,6 +34,9 @@ TRYING_LIMIT_S = 2.0
 """For a group for which there may be room."""
 PLACING_PAUSE_S = 0.1
 """Between two tries to have a place on a certain node."""
+GIVING_BACK_LIMIT_S = 1.0
+"""For what a group leaves to be free, if nobody else takes it."""
+GIVING_BACK_PAUSE_S = 0.01
 
 
 class Room:
@@ -209,10 +213,28 @@ def _places_for(
                 f"within {wait_s:g} s (cluster.wait_s); free now: {free.get('CPU', 0):g} CPU and "
                 f"{free.get('GPU', 0):g} GPU; end what else runs, lower num_workers, or add nodes"
             )
-        nodes: dict[int, str] = placement_group_table(group)["bundles_to_node_id"]
-        return [nodes[number] for number in range(len(bundles))]
+        found: dict[int, str] = placement_group_table(group)["bundles_to_node_id"]
+        places = [found[number] for number in range(len(bundles))]
     finally:
         remove_placement_group(group)
+    _wait_until_free(places, bundles)
+    return places
+
+
+def _wait_until_free(places: Sequence[str], bundles: Sequence[Mapping[str, float]]) -> None:
+    """Wait until these bundles, which have left these nodes, have room there: a group that Ray
+    cannot place at once it tries again only after half a second, or one.
+    """
+    wanted: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for node, bundle in zip(places, bundles, strict=True):
+        for name, amount in bundle.items():
+            wanted[node][name] += amount
+    deadline = time.monotonic() + GIVING_BACK_LIMIT_S
+    while time.monotonic() < deadline:
+        free = nodes.free()
+        if all(nodes.covers(free.get(node, {}), sums) for node, sums in wanted.items()):
+            return
+        threading.Event().wait(GIVING_BACK_PAUSE_S)
 
 
 def _one(bundle: dict[str, float], *, near: str | None = None) -> PlacementGroup:
