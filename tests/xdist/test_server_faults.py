@@ -123,6 +123,32 @@ def test_a_server_that_is_killed_while_the_last_cut_is_saved_costs_nothing(
     assert not was_set_back(tmp_path)
 
 
+class LosesServerBeforeItSaves(EndsAtOneVersion):
+    """A topology that hears of the first cut when updates have followed it, and it has dealt with
+    the loss of server 1.
+    """
+
+    def receive(self, task: Task, result: Any) -> Outcome:
+        if task.action != "cut" or task.term > 1:
+            return self._topology.receive(task, result)
+        wait_until(lambda: min(self._versions()) > result.step or None)
+        lost = self._topology._servers.primaries[1]
+        assert lost.process is not None
+        os.kill(lost.process.process_id, signal.SIGKILL)
+        replaced = self._topology.replace(lost.task("watch"))
+        assert replaced is not None
+        outcome = self._topology.receive(task, result)
+        return replace(outcome, pending=replaced.pending | outcome.pending)
+
+
+def test_a_cut_that_is_heard_of_after_its_term_is_not_waited_for(tmp_path: Path) -> None:
+    config = small_config(tmp_path, strategy="push_pull", num_epochs=1)
+    config = replace(config, servers=ServersConfig(replicas=1))
+    run(config, tmp_path / "run", topologies={"push_pull": LosesServerBeforeItSaves})
+    assert final(tmp_path / "run").manifest.cut.position == Position(epoch=1)
+    assert not was_set_back(tmp_path)
+
+
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_killed_server_takes_the_run_back_to_the_last_checkpoint(
     tmp_path: Path, number: int, caplog: pytest.LogCaptureFixture
@@ -132,7 +158,19 @@ def test_a_killed_server_takes_the_run_back_to_the_last_checkpoint(
     [recovery] = records(tmp_path / "run", "recovery")
     saved = [record["samples"] for record in records(tmp_path / "run", "checkpoint")]
     assert recovery["samples"] in (0, *saved)
-    assert re.search(r"run set back to its last checkpoint step=\d+ updates_lost=\d+", caplog.text)
+    assert_cost_is_told(tmp_path, caplog.text)
+
+
+def assert_cost_is_told(directory: Path, log: str) -> None:
+    """The log says how many updates are lost: those after the checkpoint, all that anybody knew of
+    among them.
+    """
+    said = re.search(r"run set back to its last checkpoint step=(\d+) updates_lost=(\d+)", log)
+    assert said is not None
+    step, num_lost = map(int, said.groups())
+    lost = records(directory / "run", "recovery")[0]["time"]
+    told = [line["step"] for line in records(directory / "run", "train") if line["time"] < lost]
+    assert 12 <= max(told) <= step + num_lost < 46
 
 
 @pytest.mark.parametrize("names", [["server 0"], ["server 1"], ["server 0", "server 1"]])
@@ -213,7 +251,7 @@ def test_a_server_lost_with_its_replica_takes_the_run_back(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run_with_struck_servers(tmp_path, "server 1", "replica 1", replicas=1)
-    assert re.search(r"run set back to its last checkpoint step=\d+ updates_lost=\d+", caplog.text)
+    assert_cost_is_told(tmp_path, caplog.text)
 
 
 def test_a_server_that_hangs_is_ended_and_its_replica_takes_over(tmp_path: Path) -> None:

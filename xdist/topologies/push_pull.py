@@ -169,8 +169,8 @@ class PushPullTopology:
                 return Outcome(pending=self._servers.watch_again(hand, parted_in=result))
             case "term":
                 return self._receive_term(task.term, result)
-            case "cut" if result is not None:
-                return Outcome(pending=self._save(result, task.term))
+            case "cut" if result is not None and task.term == self._servers.term:
+                return Outcome(pending=self._save(result))  # Another term has cuts of its own.
             case "save":
                 return self._receive_save(hand, task, result)
         return Outcome()
@@ -268,6 +268,7 @@ class PushPullTopology:
         return pending | self._workers.start(hand.number, step=None)
 
     def _release(self, hand: Hand) -> Pending:
+        self._told_to_expect = None  # It expects this one no more, and may have to again.
         lead = self._servers.lead
         released: ray.ObjectRef[Any] = lead.actor.release.remote(hand.number)
         return {released: lead.task("tell")}
@@ -277,13 +278,12 @@ class PushPullTopology:
         cut: ray.ObjectRef[Any] = lead.actor.next_cut.remote(self._saved_step)
         return {cut: lead.task("cut", term=term)}
 
-    def _save(self, cut: Cut, term: int) -> Pending:
+    def _save(self, cut: Cut) -> Pending:
         self._saved_step = cut.step
         saves: Pending = {}
         for hand in self._servers.primaries:
             saves |= self._save_at(hand, cut)
-        is_last = cut.is_final or term != self._servers.term
-        return saves if is_last else saves | self._next_cut()
+        return saves if cut.is_final else saves | self._next_cut()
 
     def _save_at(self, hand: ServerHand, cut: Cut) -> Pending:
         url = checkpoint_url(self._plan.run_dir, cut.step)

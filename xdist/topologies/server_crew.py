@@ -10,11 +10,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import RayError
 
 from xdist.parameter_server import ParameterServer
 from xdist.topologies import Fault, Pending, Task, nodes
@@ -24,6 +26,8 @@ from xdist.topologies.remote_server import RemoteServer
 
 logger = logging.getLogger(__name__)
 
+ANSWER_S = 1.0
+"""For servers that are about to end to say at which version they are."""
 PARTED_S = 5.0
 """Since a server did not reach another one, before that is taken for alive: Ray may yet tell."""
 
@@ -213,11 +217,21 @@ class ServerCrew:
         if replica is None or replica.life not in self._attached:
             if replica is not None:
                 self._end_server(replica.actor)
+            self._ask_newest(but=hand)
             return None
         self._attached.discard(replica.life)
         self._primaries[hand.number] = replica
         logger.warning("replica took over server=%d term=%d", hand.number, self.term + 1)
         return self._begin_term() | self._start_replica(hand.number)
+
+    def _ask_newest(self, *, but: ServerHand) -> None:
+        """Ask those who are left how far the run has come, which nobody will know any more."""
+        others = [hand for hand in self if hand is not but and hand.process is not None]
+        asked: list[ray.ObjectRef[int]] = [hand.actor.pulse.remote(0.0) for hand in others]
+        ready = ray.wait(asked, num_returns=len(asked), timeout=ANSWER_S)[0] if asked else []
+        for answer in ready:
+            with suppress(RayError):
+                self.newest_version = max(self.newest_version, ray.get(answer))
 
     def settle(self) -> Pending:
         """Have servers with replicas leave a node that is about to go, and a replica one that it
