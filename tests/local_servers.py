@@ -47,9 +47,9 @@ class LocalServer:
         self._tasks: set[asyncio.Future[Any]] = set()
         self._on_parting: Callable[[], None] = lambda: None
         self._senders = itertools.count()
-        self._begin_as_another()
+        self.begin_as_another()
 
-    def _begin_as_another(self) -> None:
+    def begin_as_another(self) -> None:
         self._sender, self._numbers = f"sender {next(self._senders)}", itertools.count()
 
     def _call(self, method: str, *arguments: Any) -> Awaitable[Any]:
@@ -90,7 +90,7 @@ class LocalServer:
         for coroutine in self.held_back or ():
             coroutine.close()
         self.held_back = None
-        self._begin_as_another()
+        self.begin_as_another()
 
     def enter(self, term: int, lead: Any) -> Awaitable[int]:
         return self._call("enter", term, lead)
@@ -192,6 +192,8 @@ class LocalServers:
 
     async def begin_term(self) -> TermStart:
         self.term += 1
+        for primary in self.primaries:  # As actors' handles do when they are sent.
+            primary.begin_as_another()
         saved_step = self.start.manifest.cut.step
         return await self.lead.begin_term(self.term, self.primaries, saved_step)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -43,19 +44,16 @@ class Answers:
         if waiting is not None and not waiting.outcome.done():
             waiting.outcome.set_result(reply)
 
-    def refuse(self, worker: int, *, below_token: int, error: Exception) -> None:
-        """Raise this for what comes of a worker's tokens below that one."""
-        self._refuse(
-            [name for name in self._waiting if name.worker == worker and name.token < below_token],
-            error,
-        )
-
-    def refuse_all(self, error: Exception) -> None:
-        """Raise this for all that wait."""
-        self._refuse(list(self._waiting), error)
-
-    def _refuse(self, names: Iterable[PushId], error: Exception) -> None:
-        for name in names:
+    def refuse(
+        self, error: Exception, *, below_token: float = math.inf, worker: int | None = None
+    ) -> None:
+        """Raise this for pushes with a token below that one, of this worker or of all."""
+        refused = [
+            name
+            for name in self._waiting
+            if name.token < below_token and worker in (None, name.worker)
+        ]
+        for name in refused:
             outcome = self._waiting.pop(name).outcome
             if not outcome.done():
                 outcome.set_exception(error)

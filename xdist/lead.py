@@ -17,6 +17,7 @@ from torch import Tensor
 
 from datapipe.errors import CorruptSample
 from datapipe.position import Span
+from xdist.background import Background
 from xdist.changes import Changes
 from xdist.checkpoint import Cut
 from xdist.errors import PeerLost
@@ -80,6 +81,7 @@ class Lead:
         replicate: Callable[[Decision], Awaitable[None]],
         most_workers: int,
         start_over_steps: int,
+        background: Background,
     ) -> None:
         """servers: all, server 0 included. replicate: returns when the replica of server 0 knows of
         a decision, or there is none. most_workers: that there may be, all of which have begun after
@@ -94,27 +96,34 @@ class Lead:
         self._replicate = replicate
         self._most_workers = most_workers
         self._start_over_steps = start_over_steps
+        self._background = background
         self._described: dict[PushId, Push] = {}
         self._num_staged: dict[PushId, int] = {}
         self._complete: set[PushId] = set()
         """Staged on all servers, before one that its worker pushed earlier."""
         self._waiting: set[int] = set()
-        """Workers that have no samples for now."""
+        """Workers whose readers wait for samples."""
         self._expected = frozenset(range(most_workers))
         """Workers that are there or will be soon, as far as the driver has told."""
         self._to_send: deque[Decision | _Forget] = deque()
-        self._sending: asyncio.Task[None] | None = None
+        self._sending: asyncio.Future[None] | None = None
         self._is_over = False
         self._changes = Changes()
 
     async def register(self, worker: int) -> tuple[int, int]:
         """A new fencing token for a worker, once it is its turn to begin, and the version that it
-        starts from.
+        starts from. Raises `LeaseLost` where it was replaced meanwhile.
         """
-        await self._changes.until(lambda: self._is_over or self._may_begin(worker))
+        ledger = self.sequencer.ledger
+        before = ledger.token(worker)
+        await self._changes.until(
+            lambda: self._is_over or ledger.token(worker) != before or self._may_begin(worker)
+        )
         self._check_term()
+        ledger.check(worker, before)
         token = self.sequencer.register(worker)
         self._forget(worker, token)
+        self._changes.tell()
         return token, self.sequencer.version
 
     def _may_begin(self, worker: int) -> bool:
@@ -155,6 +164,7 @@ class Lead:
         run is over. Raises `LeaseLost`.
         """
         ledger = self.sequencer.ledger
+        ledger.check(worker, token)
         self._waiting.add(worker)
         self._go_on()  # Without its pushes.
         await self._changes.until(
@@ -174,9 +184,7 @@ class Lead:
     async def wait_for_others(self, worker: int) -> None:
         """While a worker is too far ahead of the slowest one."""
         await self._changes.until(
-            lambda: (
-                self._is_over or self.sequencer.may_go_on(worker, waiting=frozenset(self._waiting))
-            )
+            lambda: self._is_over or self.sequencer.may_go_on(worker, waiting=self._without_samples)
         )
         self._check_term()
 
@@ -189,7 +197,7 @@ class Lead:
 
     def staged(self, name: PushId) -> None:
         """One more server has staged a push."""
-        if not self.sequencer.ledger.is_current(name.worker, name.token):
+        if self._is_over or not self.sequencer.ledger.is_current(name.worker, name.token):
             return
         self._num_staged[name] = self._num_staged.get(name, 0) + 1
         if self._num_staged[name] < len(self._servers):
@@ -208,7 +216,7 @@ class Lead:
 
     def _go_on(self) -> None:
         """Something has changed: commit what can be committed, and wake who waits for it."""
-        while (decision := self.sequencer.decide(num_active=self._num_active)) is not None:
+        while not self._is_over and (decision := self._decide()) is not None:
             self._to_send.append(
                 replace(decision, commit=replace(decision.commit, term=self._term))
             )
@@ -219,16 +227,25 @@ class Lead:
         self._send_soon()
         self._changes.tell()
 
+    def _decide(self) -> Decision | None:
+        return self.sequencer.decide(num_active=self._num_active)
+
     @property
     def _num_active(self) -> int:
         """Workers that have, or are about to have, samples to compute."""
         is_starting = self.sequencer.version < self._start_over_steps
         coming = frozenset() if is_starting else self._expected  # Else they come by updates.
-        return len((self.sequencer.workers | coming) - self._waiting)
+        return len((self.sequencer.workers | coming) - self._without_samples)
+
+    @property
+    def _without_samples(self) -> frozenset[int]:
+        """Workers that wait for samples, and have computed all that they had: they read ahead."""
+        ledger = self.sequencer.ledger
+        return frozenset(worker for worker in self._waiting if not ledger.has_leased(worker))
 
     def _send_soon(self) -> None:
         if self._to_send and (self._sending is None or self._sending.done()):
-            self._sending = asyncio.create_task(self._send())
+            self._sending = self._background.run(self._send())
 
     def _keep(self, cut: Cut) -> None:
         statistics = copies(self.sequencer.statistics.tensors())

@@ -80,9 +80,17 @@ class Ledger:
         self._leased[worker] = []
         return self._tokens[worker]
 
-    def is_current(self, worker: int, token: int) -> bool:
+    def token(self, worker: int) -> int | None:
+        """The worker's newest token; None before the first."""
+        return self._tokens.get(worker)
+
+    def is_current(self, worker: int, token: int | None) -> bool:
         """Whether this is the worker's newest token."""
         return self._tokens.get(worker) == token
+
+    def has_leased(self, worker: int) -> bool:
+        """Whether it has places that are not done."""
+        return bool(self._leased.get(worker))
 
     def lease(self, worker: int, token: int) -> Span | None:
         """Lease the next places to `worker`; None when none is free. Raises `LeaseLost`."""
@@ -107,7 +115,7 @@ class Ledger:
         self._leased[worker] = subtract(self._leased[worker], spans)
         self._free.extendleft(reversed(spans))
 
-    def check(self, worker: int, token: int) -> None:
+    def check(self, worker: int, token: int | None) -> None:
         """Raise `LeaseLost` unless this is the worker's newest token."""
         if not self.is_current(worker, token):
             raise LeaseLost(

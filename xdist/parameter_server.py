@@ -20,6 +20,7 @@ import torch
 
 from datapipe.position import Span
 from xdist import wire
+from xdist.alarm import Alarm
 from xdist.answers import Answers
 from xdist.background import Background
 from xdist.changes import Changes
@@ -60,8 +61,6 @@ class ParameterServer:
         if plan.checkpoint_url is not None:
             self._load(Checkpoint.open(plan.checkpoint_url))
         self._term = 0
-        self._parted_in: int | None = None
-        """The term in which another server was not reached, until the driver knows."""
         self._lead: Lead | None = None
         self._report: Server | None = None
         """Where the lead is."""
@@ -71,9 +70,9 @@ class ParameterServer:
         self._answers = Answers()
         self._queue = CommitQueue()
         self._cuts = CutStore(plan)
-        self._broken: BaseException | None = None
+        self._alarm = Alarm()
         self._changes = Changes()
-        self._background = Background(self._break)
+        self._background = Background(self._alarm.failed)
         self._updates = Updates(
             self._range,
             queue=self._queue,
@@ -186,14 +185,22 @@ class ParameterServer:
     # What other servers ask, in turn.
 
     async def in_turn(self, turn: Turn, method: str, *arguments: Any) -> Any:
-        """Call one of the methods below, once all has begun that the sender asked before."""
+        """Call one of the methods below, once all has begun that the sender asked before. Raises
+        `PeerLost` where that does not come any more.
+        """
         await self._turns.wait(turn)
+        if method == "enter":  # Who else asked was of an earlier term.
+            self._turns.hear_only(turn.sender)
         return await getattr(self, method)(*arguments)
 
     async def staged(self, name: PushId) -> None:
         """Server 0: a server has staged a push."""
-        if self._lead is not None:
-            self._lead.staged(name)
+        try:
+            if self._lead is not None:
+                self._lead.staged(name)
+        except BaseException as error:
+            self._alarm.failed(error)
+            raise
 
     async def apply(self, commit: Commit) -> None:
         """Apply this commit, and those that waited for it, in the order of versions."""
@@ -206,7 +213,7 @@ class ParameterServer:
         try:
             await self._updates.make_due()
         except BaseException as error:
-            self._broken = error
+            self._alarm.failed(error)
             raise
         finally:
             self._changes.tell()
@@ -230,7 +237,7 @@ class ParameterServer:
         self._mirror.keep_staging(self._staging.accepts)
         self._mirror.forget(worker, token)
         error = LeaseLost(f"worker {worker} was replaced")
-        self._answers.refuse(worker, below_token=token, error=error)
+        self._answers.refuse(error, below_token=token, worker=worker)
 
     async def forget_all(self, token: int) -> None:
         """Drop what has a token below this one, and is in no commit that has come."""
@@ -238,6 +245,8 @@ class ParameterServer:
         self._memory.forget_all(token)
         self._mirror.keep_staging(self._staging.accepts)
         self._mirror.forget_all(token)
+        # Those that came since the term began: nobody commits them.
+        self._answers.refuse(PeerLost("the servers have changed"), below_token=token)
 
     async def keep(self, cut: Cut) -> None:
         """Keep the state of a cut, which is no commit's, until it is saved."""
@@ -255,6 +264,7 @@ class ParameterServer:
         assert sequencer is not None, "server 0 and its replica have one"
         if self._lead is not None:
             await self._lead.end_term()
+        self._turns.hear_only(None)
         try:
             versions = await self._entered(term, followers, lead)
         except PeerLost:
@@ -273,6 +283,7 @@ class ParameterServer:
             replicate=self._mirror.follow,
             most_workers=self._plan.most_workers,
             start_over_steps=self._plan.config.servers.start_over_steps,
+            background=self._background,
         )
         if sequencer.version > saved_step:
             self._lead.cut_here()
@@ -299,15 +310,14 @@ class ParameterServer:
         self._check_current(term)
         self._term, self._report = term, lead
         lead.tell_of_parting(partial(self._part, term))
-        self._answers.refuse_all(PeerLost("the servers have changed"))
+        self._answers.refuse(PeerLost("the servers have changed"))
         async with self._range.at_rest:  # What has come is applied first.
             return self._range.version
 
     def _part(self, term: int) -> None:
         """Another server was not reached in a term."""
         if term == self._term:
-            self._parted_in = term
-            self._changes.tell()
+            self._alarm.parted(term)
 
     @property
     def _leading(self) -> Lead:
@@ -322,10 +332,11 @@ class ParameterServer:
         gone.
         """
         async with self._range.at_rest:
+            tensors = await self._range.copy()
             copy = ServerCopy(
                 self._term,
                 self._range.version,
-                self._range.tensors(),
+                tensors,
                 self._staging.copies(),
                 self._queue.commits,
                 self._sequencer,
@@ -381,16 +392,7 @@ class ParameterServer:
         return self._range.version
 
     async def watch(self) -> int:
-        """Whoever waits for it learns at once when this server is gone, and what a commit raised
-        that nobody waited for. Returns a term in which it did not reach another server.
+        """Whoever waits for it learns at once when this server is gone, and what failed in it that
+        nobody waited for. Returns a term in which it did not reach another server.
         """
-        await self._changes.until(lambda: self._broken is not None or self._parted_in is not None)
-        if self._broken is not None:
-            raise RuntimeError(f"a commit could not be applied: {self._broken!r}") from self._broken
-        parted_in, self._parted_in = self._parted_in, None
-        assert parted_in is not None
-        return parted_in
-
-    def _break(self, error: BaseException) -> None:
-        self._broken = error
-        self._changes.tell()
+        return await self._alarm.term_of_parting()

@@ -39,10 +39,6 @@ class ServerRange:
         """Be what `tensors` (as of `RangeState.tensors`) say."""
         self._state, self.version = self._plan.range_state(tensors), version
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Copies of all of it. To be called at rest."""
-        return copies(self._state.tensors())
-
     async def open_board(self) -> BoardAddress | None:
         """Where workers of this node see the weights from now on; None where that cannot be."""
         async with self.at_rest:
@@ -69,7 +65,7 @@ class ServerRange:
 
     async def copy(self) -> dict[str, Tensor]:
         """Of all of it, made beside the event loop. To be called at rest."""
-        return await self._in_thread(self.tensors)
+        return await self._in_thread(lambda: copies(self._state.tensors()))
 
     async def _in_thread(self, function: Callable[..., Result], *arguments: object) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)

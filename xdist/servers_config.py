@@ -58,9 +58,10 @@ class ServersConfig:
     start_over_steps: int = 0
     """Updates over which the workers begin, one after the other; 0: all at once."""
     lease_timeout_s: float | None = None
-    """After so long without an answer, or at one thing, a worker loses what it had leased and is
-    replaced; None: the larger of 10 s and five of the longest steps. It may take ten times as long
-    (None: 600 s) to get a batch, as storage may pause, and 600 s for its first step.
+    """After so long without an answer, or in one computation, a worker loses what it had leased and
+    is replaced; None: the larger of 10 s and five of the longest steps. It may take ten times as
+    long (None: 600 s) to get a batch, as storage may pause, and 600 s for its first step; it may
+    wait for servers as long as these are there.
     """
 
     def __post_init__(self) -> None:

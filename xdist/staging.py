@@ -60,7 +60,10 @@ class Staging:
     def check(self, name: PushId) -> None:
         """Raise `LeaseLost` for a push of a worker that was replaced."""
         if not self.accepts(name):
-            raise LeaseLost(f"worker {name.worker} holds token {name.token}; it was replaced")
+            raise LeaseLost(
+                f"worker {name.worker} holds token {name.token}; it was replaced, or the servers"
+                " have changed"
+            )
 
     def add(self, name: PushId, offset: int, values: wire.WireVector) -> None:
         """Part of a piece, or all of it, which nobody changes before it is freed. Raises

@@ -5,10 +5,10 @@ Ray starts the calls of an asyncio actor as they arrive, which may be in any ord
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
 from xdist.changes import Changes
+from xdist.errors import PeerLost
 
 
 @dataclass(frozen=True)
@@ -20,17 +20,36 @@ class Turn:
     """Of the sender's calls, from 0."""
 
 
+@dataclass
+class _Sender:
+    num_begun: int = 0
+    """Of its calls."""
+    is_over: bool = False
+
+
 class Turns:
     """Whose turn it is, at the receiver's."""
 
     def __init__(self) -> None:
-        self._num_begun: Counter[str] = Counter()
+        self._senders: dict[str, _Sender] = {}
         self._changes = Changes()
 
     async def wait(self, turn: Turn) -> None:
         """Return once all earlier calls of the sender have begun. What follows up to the next
-        `await` comes before the sender's next call.
+        `await` comes before the sender's next call. Raises `PeerLost` when it is not heard any
+        more.
         """
-        await self._changes.until(lambda: self._num_begun[turn.sender] == turn.number)
-        self._num_begun[turn.sender] += 1
+        sender = self._senders.setdefault(turn.sender, _Sender())
+        await self._changes.until(lambda: sender.is_over or sender.num_begun == turn.number)
+        if sender.is_over:
+            raise PeerLost("an earlier call of the sender was lost")
+        sender.num_begun += 1
+        self._changes.tell()
+
+    def hear_only(self, name: str | None) -> None:
+        """All senders but this one have nothing more to say: calls that wait for one that was lost
+        end.
+        """
+        for other in self._senders.keys() - {name}:
+            self._senders.pop(other).is_over = True
         self._changes.tell()

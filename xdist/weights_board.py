@@ -53,12 +53,6 @@ class WeightsBoard:
         self._newest = self._version = -1
         self.address = BoardAddress(self._segment.address, layout)
 
-    @property
-    def newest(self) -> Tensor:
-        """What was published last; only to be read."""
-        assert self._newest >= 0, "nothing is published yet"
-        return self._buffers[self._newest]
-
     def next_buffer(self) -> Tensor:
         """The buffer for the next version, to be written in full; no reader gets what it held. Of
         one buffer it is also the newest.

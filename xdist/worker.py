@@ -108,7 +108,9 @@ class WorkerReport:
     read: ReadCounters
     """What was read of shards meanwhile."""
     staleness: dict[int, int]
-    """Staleness -> number of updates that had it; empty where nothing can be stale."""
+    """Staleness -> number of this worker's updates that had it, as far as it was told of them;
+    empty where nothing can be stale.
+    """
     corrupt: tuple[CorruptSample, ...]
     """Samples of its own that could not be decoded."""
     parts: tuple[Part, ...]

@@ -175,6 +175,62 @@ def test_an_update_of_several_pushes_waits_for_workers_that_are_on_their_way(
     check(scenario)
 
 
+@pytest.mark.parametrize("options", [{"max_clock_lead": 1}, {"commit_first": 2}])
+def test_who_reads_ahead_and_finds_no_samples_has_some_to_compute(
+    tmp_path: Path, options: dict[str, int]
+) -> None:
+    async def scenario() -> None:
+        servers = servers_of(tmp_path, num_servers=1, config=with_servers(**options))
+        await servers.begin()
+        await servers.lead.expect(frozenset({0, 1}))
+        fast, slow = [await Worker.registered(servers, number) for number in range(2)]
+        described = await slow.described()
+        push = servers.pushing(await fast.described(), gradients_of(servers, 1)[0])
+        await lease_all(servers.lead, 0, fast.token)
+        reading = asyncio.ensure_future(servers.lead.await_lease(1, slow.token))
+        await settled()
+        assert not push.done()
+        later = servers.pushing(described, gradients_of(servers, 1)[0])
+        await push
+        await settled()
+        assert not reading.done()
+        reading.cancel()
+        later.cancel()
+
+    check(scenario)
+
+
+def test_a_reader_of_a_replaced_worker_does_not_wait(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        servers = servers_of(tmp_path, num_servers=1, config=with_servers(max_clock_lead=1))
+        await servers.begin()
+        old = await Worker.registered(servers, 0)
+        await Worker.registered(servers, 0)
+        with pytest.raises(LeaseLost, match="replaced"):
+            await servers.lead.await_lease(0, old.token)
+        assert not lead_of(servers)._waiting
+
+    check(scenario)
+
+
+def test_who_is_lost_while_it_waits_for_its_turn_does_not_begin(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        config = with_servers(start_over_steps=4, max_clock_lead=1)
+        servers = servers_of(tmp_path, num_servers=1, config=config)
+        await servers.begin()
+        first = await Worker.registered(servers, 0)
+        later = asyncio.ensure_future(servers.lead.register(1))
+        await settled()
+        await servers.lead.release(1)
+        with pytest.raises(LeaseLost, match="replaced"):
+            await later
+        for _ in range(2):  # Nobody is behind it.
+            await first.push(gradients_of(servers, 1)[0])
+        assert lead_of(servers).sequencer.workers == {0}
+
+    check(scenario)
+
+
 def test_workers_begin_one_after_the_other(tmp_path: Path) -> None:
     async def scenario() -> None:
         config = with_servers(start_over_steps=4)

@@ -23,6 +23,10 @@ weights.
 """
 
 
+CALLS_AT_ONCE = 1000
+"""Of a server, besides those in which workers wait: Ray's default for all together."""
+WAITING_CALLS = 3
+"""In which a worker may wait on one server, besides the pushes that it overlaps with."""
 CONTROL = "control"
 """The methods of a worker that are called beside all others, as in `Worker.pulse`."""
 NUM_CONTROL_THREADS = 2
@@ -73,8 +77,10 @@ def server_on(node: str, plan: ServerPlan) -> ActorHandle[Any]:
 
 def server(plan: ServerPlan, reserved: Mapping[str, float], *, where: Any) -> ActorHandle[Any]:
     """A parameter server actor. where: a scheduling strategy."""
+    waiting = plan.most_workers * (WAITING_CALLS + plan.config.servers.overlap)
     actor_class: Any = ray.remote(ParameterServer).options(
         **NO_RETRIES,
+        max_concurrency=CALLS_AT_ONCE + waiting,
         num_cpus=reserved.get("CPU", 0),
         num_gpus=reserved.get("GPU", 0),
         scheduling_strategy=where,

@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError
+from ray.exceptions import ObjectLostError, RayActorError
 
 from xdist.background import Background
 from xdist.checkpoint import Cut
@@ -22,7 +22,7 @@ from xdist.turns import Turn
 
 class RemoteServer:
     """Calls are made at once, and begin in order; what they return may be waited for, or not. Where
-    one was not heard, none that follows it begins.
+    one was not heard, none that follows it begins; they end with the term.
     """
 
     def __init__(self, actor: ActorHandle[Any]) -> None:
@@ -94,5 +94,5 @@ async def _answer(reference: ray.ObjectRef[Any]) -> Any:
     """What an actor answers. Raises `PeerLost` where it is gone, or may not have heard."""
     try:
         return await reference
-    except RayActorError as error:
+    except (RayActorError, ObjectLostError) as error:
         raise PeerLost(f"a parameter server is not reached: {error}") from error
