@@ -4,6 +4,9 @@ that it did not reach another server.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from xdist.changes import Changes
 
 
@@ -19,6 +22,15 @@ class Alarm:
         """Something failed that nobody waited for, or not everybody who has to know."""
         self._error = self._error or error
         self._changes.tell()
+
+    @contextmanager
+    def on_failure(self) -> Iterator[None]:
+        """What fails within is for whoever waits for it, and for the driver."""
+        try:
+            yield
+        except BaseException as error:
+            self.failed(error)
+            raise
 
     def parted(self, term: int) -> None:
         """In this term another server was not reached."""

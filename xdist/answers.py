@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -44,10 +43,8 @@ class Answers:
         if waiting is not None and not waiting.outcome.done():
             waiting.outcome.set_result(reply)
 
-    def refuse(
-        self, error: Exception, *, below_token: float = math.inf, worker: int | None = None
-    ) -> None:
-        """Raise this for pushes with a token below that one, of this worker or of all."""
+    def refuse(self, error: Exception, *, worker: int | None, below_token: float) -> None:
+        """Raise this for the pushes of this worker, or of all, with a token below that one."""
         refused = [
             name
             for name in self._waiting

@@ -216,7 +216,10 @@ class Lead:
 
     def _go_on(self) -> None:
         """Something has changed: commit what can be committed, and wake who waits for it."""
-        while not self._is_over and (decision := self._decide()) is not None:
+        while not self._is_over:
+            decision = self.sequencer.decide(num_active=self._num_active)
+            if decision is None:
+                break
             self._to_send.append(
                 replace(decision, commit=replace(decision.commit, term=self._term))
             )
@@ -226,9 +229,6 @@ class Lead:
                 self._drop(push.id)
         self._send_soon()
         self._changes.tell()
-
-    def _decide(self) -> Decision | None:
-        return self.sequencer.decide(num_active=self._num_active)
 
     @property
     def _num_active(self) -> int:

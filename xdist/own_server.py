@@ -18,7 +18,7 @@ class OwnServer:
 
     def __init__(self, server: ParameterServer) -> None:
         self._server = server
-        # Who waits has what it raises, and what a commit raises ends the run.
+        # Who waits has what it raises, and what fails in the server ends the run.
         self._calls = Background(on_error=lambda _error: None)
 
     def tell_of_parting(self, _on_parting: Callable[[], None]) -> None:

@@ -12,6 +12,7 @@ in a new *term*: workers register anew, and what was not committed is computed a
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -44,6 +45,7 @@ from xdist.updates import Updates
 from xdist.weights_board import BoardAddress
 
 TOKENS_OF_TERM = 1 << 32
+CHANGED = "the servers have changed"
 
 
 class ParameterServer:
@@ -186,21 +188,19 @@ class ParameterServer:
 
     async def in_turn(self, turn: Turn, method: str, *arguments: Any) -> Any:
         """Call one of the methods below, once all has begun that the sender asked before. Raises
-        `PeerLost` where that does not come any more.
+        `PeerLost` in a later term.
         """
         await self._turns.wait(turn)
         if method == "enter":  # Who else asked was of an earlier term.
+            self._check_current(arguments[0])
             self._turns.hear_only(turn.sender)
         return await getattr(self, method)(*arguments)
 
     async def staged(self, name: PushId) -> None:
         """Server 0: a server has staged a push."""
-        try:
+        with self._alarm.on_failure():
             if self._lead is not None:
                 self._lead.staged(name)
-        except BaseException as error:
-            self._alarm.failed(error)
-            raise
 
     async def apply(self, commit: Commit) -> None:
         """Apply this commit, and those that waited for it, in the order of versions."""
@@ -211,10 +211,8 @@ class ParameterServer:
             self._queue.keep(commit.version)
         self._mirror.apply(commit)
         try:
-            await self._updates.make_due()
-        except BaseException as error:
-            self._alarm.failed(error)
-            raise
+            with self._alarm.on_failure():
+                await self._updates.make_due()
         finally:
             self._changes.tell()
 
@@ -237,7 +235,7 @@ class ParameterServer:
         self._mirror.keep_staging(self._staging.accepts)
         self._mirror.forget(worker, token)
         error = LeaseLost(f"worker {worker} was replaced")
-        self._answers.refuse(error, below_token=token, worker=worker)
+        self._answers.refuse(error, worker=worker, below_token=token)
 
     async def forget_all(self, token: int) -> None:
         """Drop what has a token below this one, and is in no commit that has come."""
@@ -246,7 +244,7 @@ class ParameterServer:
         self._mirror.keep_staging(self._staging.accepts)
         self._mirror.forget_all(token)
         # Those that came since the term began: nobody commits them.
-        self._answers.refuse(PeerLost("the servers have changed"), below_token=token)
+        self._answers.refuse(PeerLost(CHANGED), worker=None, below_token=token)
 
     async def keep(self, cut: Cut) -> None:
         """Keep the state of a cut, which is no commit's, until it is saved."""
@@ -259,6 +257,8 @@ class ParameterServer:
         """Server 0: lead from now on. servers: all, in the order of their ranges; this one as the
         others reach it. saved_step: of the last checkpoint; what came after it is saved first.
         """
+        if term <= self._term:
+            return "interrupted"
         lead, *others = servers
         followers, sequencer = (OwnServer(self), *others), self._sequencer
         assert sequencer is not None, "server 0 and its replica have one"
@@ -310,7 +310,7 @@ class ParameterServer:
         self._check_current(term)
         self._term, self._report = term, lead
         lead.tell_of_parting(partial(self._part, term))
-        self._answers.refuse(PeerLost("the servers have changed"))
+        self._answers.refuse(PeerLost(CHANGED), worker=None, below_token=math.inf)
         async with self._range.at_rest:  # What has come is applied first.
             return self._range.version
 

@@ -36,19 +36,19 @@ class Turns:
 
     async def wait(self, turn: Turn) -> None:
         """Return once all earlier calls of the sender have begun. What follows up to the next
-        `await` comes before the sender's next call. Raises `PeerLost` when it is not heard any
-        more.
+        `await` comes before the sender's next call. Raises `PeerLost` when the sender is not heard
+        any more.
         """
         sender = self._senders.setdefault(turn.sender, _Sender())
         await self._changes.until(lambda: sender.is_over or sender.num_begun == turn.number)
         if sender.is_over:
-            raise PeerLost("an earlier call of the sender was lost")
+            raise PeerLost("the servers have changed")
         sender.num_begun += 1
         self._changes.tell()
 
     def hear_only(self, name: str | None) -> None:
-        """All senders but this one have nothing more to say: calls that wait for one that was lost
-        end.
+        """All senders that there are but this one have nothing more to say: their calls that wait,
+        as one before them was lost, end.
         """
         for other in self._senders.keys() - {name}:
             self._senders.pop(other).is_over = True

@@ -113,6 +113,7 @@ def _environment(system: System, num_cpus: int) -> Iterator[Mapping[str, str]]:
             _wait_until_at_rest()
             yield head.environment
     else:
+        _wait_until_at_rest()
         yield {**os.environ, **variables}
 
 
@@ -128,8 +129,7 @@ def _wait_until_at_rest() -> None:
             return
         last = now
     raise RunFailed(
-        f"this machine is not at rest within {REST_LIMIT_S:g} s of a head's start; end what else "
-        "runs on it"
+        f"this machine does not come to rest within {REST_LIMIT_S:g} s; end what else runs on it"
     )
 
 

@@ -183,7 +183,7 @@ def test_corrupt_samples_are_listed_once(tmp_path: Path) -> None:
     assert lines[0] == {"shard": "a.tar", "key": "7", "offset": 512, "reason": "broken"}
 
 
-def test_curves_are_drawn_when_there_is_something_to_draw(tmp_path: Path) -> None:
+def test_curves_are_drawn_at_a_sync_and_not_as_it_opens(tmp_path: Path) -> None:
     with RunDirectory(str(tmp_path), CONFIG) as run:
         assert not (tmp_path / "curves.png").exists()
         run.sync()

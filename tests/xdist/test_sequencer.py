@@ -206,9 +206,14 @@ def test_a_reader_of_a_replaced_worker_does_not_wait(tmp_path: Path) -> None:
         await servers.begin()
         old = await Worker.registered(servers, 0)
         await Worker.registered(servers, 0)
+        fast = await Worker.registered(servers, 1)
         with pytest.raises(LeaseLost, match="replaced"):
             await servers.lead.await_lease(0, old.token)
-        assert not lead_of(servers)._waiting
+        push = servers.pushing(await fast.described(), gradients_of(servers, 1)[0])
+        await servers.pull(1)
+        await settled()
+        assert not push.done()  # It waits for the new one.
+        push.cancel()
 
     check(scenario)
 

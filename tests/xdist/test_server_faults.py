@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from datapipe.position import Position
@@ -26,6 +28,7 @@ from xdist.servers_config import ServersConfig
 from xdist.topologies import Outcome, RunPlan, Task, server_crew
 from xdist.topologies.crew import PULSE_S
 from xdist.topologies.push_pull import push_pull_strategy
+from xdist.topologies.server_crew import ServerHand
 from xdist.worker import WorkerReport
 
 pytestmark = [
@@ -68,11 +71,14 @@ class StrikesServers(EndsAtOneVersion):
             self._follow_up()
         return outcome
 
+    def _name_of(self, hand: ServerHand) -> str:
+        is_primary = hand in self._topology._servers.primaries
+        return f"{'server' if is_primary else 'replica'} {hand.number}"
+
     def _strike(self) -> None:
         servers = self._topology._servers
         for hand in list(servers):
-            name = f"{'server' if hand in servers.primaries else 'replica'} {hand.number}"
-            if name in self._names:
+            if self._name_of(hand) in self._names:
                 assert hand.process is not None
                 os.kill(hand.process.process_id, self._number)
 
@@ -80,13 +86,33 @@ class StrikesServers(EndsAtOneVersion):
         """What happens at once after it."""
 
 
+class NotesVersions(StrikesServers):
+    """Writes down at which versions the servers are that are left when one is lost."""
+
+    def replace(self, lost: Task) -> Outcome | None:
+        if lost.role == "server":
+            left = [hand for hand in self._topology._servers if hand.life != lost.life]
+            actors = [hand.actor for hand in left if self._name_of(hand) not in self._names]
+            versions: list[int] = ray.get([actor.pulse.remote(0) for actor in actors])
+            file_of_versions(self._plan.run_dir).write_text(json.dumps(versions))
+        return self._topology.replace(lost)
+
+
+def file_of_versions(run_dir: str) -> Path:
+    return Path(run_dir).with_name("versions.json")
+
+
 def run_with_struck_servers(
-    directory: Path, *names: str, replicas: Literal[0, 1], **how: Any
+    directory: Path,
+    *names: str,
+    replicas: Literal[0, 1],
+    topology: type[StrikesServers] = StrikesServers,
+    **how: Any,
 ) -> None:
     """A run to its end, whose places are all done once."""
     config = small_config(directory, strategy="push_pull")
     config = replace(config, servers=ServersConfig(replicas=replicas))
-    make = partial(StrikesServers, names=names, **how)
+    make = partial(topology, names=names, **how)
     run(config, directory / "run", topologies={"push_pull": make})
     assert final(directory / "run").manifest.cut.position == DONE
 
@@ -153,7 +179,7 @@ def test_a_cut_that_is_heard_of_after_its_term_is_not_waited_for(tmp_path: Path)
 def test_a_killed_server_takes_the_run_back_to_the_last_checkpoint(
     tmp_path: Path, number: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run_with_struck_servers(tmp_path, f"server {number}", replicas=0)
+    run_with_struck_servers(tmp_path, f"server {number}", replicas=0, topology=NotesVersions)
     assert causes(tmp_path / "run") == [f"server {number} lost"]
     [recovery] = records(tmp_path / "run", "recovery")
     saved = [record["samples"] for record in records(tmp_path / "run", "checkpoint")]
@@ -162,15 +188,14 @@ def test_a_killed_server_takes_the_run_back_to_the_last_checkpoint(
 
 
 def assert_cost_is_told(directory: Path, log: str) -> None:
-    """The log says how many updates are lost: those after the checkpoint, all that anybody knew of
-    among them.
-    """
+    """The log says how many updates are lost: those after the checkpoint that anybody knows of."""
     said = re.search(r"run set back to its last checkpoint step=(\d+) updates_lost=(\d+)", log)
     assert said is not None
     step, num_lost = map(int, said.groups())
     lost = records(directory / "run", "recovery")[0]["time"]
     told = [line["step"] for line in records(directory / "run", "train") if line["time"] < lost]
-    assert 12 <= max(told) <= step + num_lost < 46
+    known = json.loads(file_of_versions(str(directory / "run")).read_text())
+    assert max(*told, *known) <= step + num_lost <= 46
 
 
 @pytest.mark.parametrize("names", [["server 0"], ["server 1"], ["server 0", "server 1"]])
@@ -250,7 +275,8 @@ def test_a_lost_replica_is_replaced_also_when_the_first_checkpoint_is_gone(tmp_p
 def test_a_server_lost_with_its_replica_takes_the_run_back(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run_with_struck_servers(tmp_path, "server 1", "replica 1", replicas=1)
+    names = ("server 1", "replica 1")
+    run_with_struck_servers(tmp_path, *names, replicas=1, topology=NotesVersions)
     assert_cost_is_told(tmp_path, caplog.text)
 
 

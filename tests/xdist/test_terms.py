@@ -34,7 +34,7 @@ def test_a_push_that_comes_as_a_term_begins_is_refused_by_all(tmp_path: Path) ->
         for push in waiting:
             with pytest.raises(PeerLost, match="have changed"):
                 await push
-        assert await servers.lead.pull(0) is not None
+        await (await Worker.registered(servers, 0)).push(gradients)
 
     check(scenario)
 
@@ -49,8 +49,22 @@ def test_calls_that_follow_a_lost_one_end_with_the_term(tmp_path: Path) -> None:
             await settled()
             assert not waiting.done()
             await servers.begin()
-            with pytest.raises(PeerLost, match="was lost"):
+            with pytest.raises(PeerLost, match="have changed"):
                 await waiting
+        await (await Worker.registered(servers, 0)).push(gradients_of(servers, 1)[0])
+
+    check(scenario)
+
+
+def test_a_lead_that_comes_too_late_silences_nobody(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        servers = servers_of(tmp_path, num_servers=2)
+        for _ in range(2):
+            await servers.begin()
+        lead, other = servers.primaries
+        with pytest.raises(PeerLost, match="term 2 has begun"):
+            await other.server.in_turn(Turn("of an earlier term", 0), "enter", 1, lead)
+        assert await lead.server.begin_term(1, servers.primaries, 0) == "interrupted"
         await (await Worker.registered(servers, 0)).push(gradients_of(servers, 1)[0])
 
     check(scenario)

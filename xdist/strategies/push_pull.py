@@ -231,7 +231,7 @@ class PushPull:
         self._progress = replace(self._progress, own_step=self._progress.own_step + 1)
 
     def _norm(self) -> float:
-        """Of the gradient; what error feedback adds to it is not clipped."""
+        """Of the gradient; what error feedback adds to it is not counted."""
         norm: float = torch.linalg.vector_norm(self._flat.gradients, dtype=torch.float32).item()
         return norm
 

@@ -81,6 +81,8 @@ class Hand:
     started: float = 0.0
     """When it was ready; its first pulse may have been sent long before."""
 
+    term: int = 0
+    """Of the servers that it was told to join last."""
     may_compile_at: int | None = None
     """The step that it begins with, as long as it has made none in its group, if it compiles."""
 

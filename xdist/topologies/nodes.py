@@ -90,7 +90,7 @@ def free() -> dict[str, dict[str, float]]:
 
 def covers(free: Mapping[str, float], wanted: Mapping[str, float]) -> bool:
     """Whether so much is free. Ray counts in ten-thousandths, sums of floats do not."""
-    return all(free.get(name, 0.0) > amount - 1e-4 for name, amount in wanted.items())
+    return all(free.get(name, 0.0) > amount - 5e-5 for name, amount in wanted.items())
 
 
 def resources() -> list[dict[str, float]]:

@@ -145,10 +145,9 @@ class PushPullTopology:
                 hand.state = "ready"
                 if result.interrupted is not None:
                     logger.info("%s did not join cause=%s", task.actor, result.interrupted.cause)
-                    return Outcome()  # It is told again when the servers have changed, or soon.
-                num_servers = self._plan.num_servers
+                    return Outcome(pending=self._join_others(hand))
                 joined = "%s joined servers=%d sharing_memory=%d"
-                logger.info(joined, task.actor, num_servers, result.num_shared)
+                logger.info(joined, task.actor, self._plan.num_servers, result.num_shared)
                 return Outcome(pending=self._train(hand, own_step=0))
             case "train":
                 return self._receive_report(hand, result)
@@ -231,9 +230,14 @@ class PushPullTopology:
         if not self._servers.is_led or self._is_ending:
             return {}
         hand.begin()
+        hand.term = self._servers.term
         actors = tuple(server.actor for server in self._servers.primaries)
         servers = Servers(actors, self._ranges, worker=hand.number)
         return {hand.actor.join.remote(servers): hand.task("join")}
+
+    def _join_others(self, hand: Hand) -> Pending:
+        """The same, at once where the servers have changed meanwhile; else with the next look."""
+        return self._join(hand) if hand.term < self._servers.term else {}
 
     def _train(self, hand: Hand, *, own_step: int) -> Pending:
         if self._is_ending:
@@ -251,10 +255,9 @@ class PushPullTopology:
             hand.state = "idle"
             return outcome
         if report.interrupted is not None:
-            logger.info(
-                "worker %d left its servers cause=%s", hand.number, report.interrupted.cause
-            )
-            return outcome  # It is told to join again when they have changed, or soon.
+            left = "worker %d left its servers cause=%s"
+            logger.info(left, hand.number, report.interrupted.cause)
+            return replace(outcome, pending=self._join_others(hand))
         if hand.node_id in self._draining:
             return replace(outcome, pending=self._move(hand))
         return replace(outcome, pending=self._train(hand, own_step=report.progress.own_step))
@@ -265,7 +268,8 @@ class PushPullTopology:
         pending = self._release(hand)
         self._workers.end(hand)
         self._room.give_back(hand.number)
-        return pending | self._workers.start(hand.number, step=None)
+        pending |= self._workers.start(hand.number, step=None)
+        return pending | self._tell_whom_to_expect()
 
     def _release(self, hand: Hand) -> Pending:
         self._told_to_expect = None  # It expects this one no more, and may have to again.
@@ -301,7 +305,7 @@ class PushPullTopology:
         self._workers.end(hand)
         node = hand.node_id or self._room.node_of(hand.number)
         self._starts.add(hand.number, has_trained=hand.has_trained, node=node)
-        return Outcome(pending=pending | self._start_due())
+        return Outcome(pending=pending | self._start_due() | self._tell_whom_to_expect())
 
     def _start_due(self) -> Pending:
         """Start the replacements whose time has come."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import ObjectLostError, RayActorError
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from xdist.background import Background
 from xdist.checkpoint import Cut
@@ -22,7 +22,7 @@ from xdist.turns import Turn
 
 class RemoteServer:
     """Calls are made at once, and begin in order; what they return may be waited for, or not. Where
-    one was not heard, none that follows it begins; they end with the term.
+    one was not heard, none that follows it begins: they wait until a new term ends them.
     """
 
     def __init__(self, actor: ActorHandle[Any]) -> None:
@@ -45,8 +45,9 @@ class RemoteServer:
         return self._calls.run(_answer(self._actor.in_turn.remote(turn, method, *arguments)))
 
     def _failed(self, error: BaseException) -> None:
-        # What else it raises is for who waits; what a commit raises, that server tells the driver.
-        if isinstance(error, PeerLost) and self._on_parting is not None:
+        # What that server raises is for who waits; what failed there, it tells the driver itself.
+        is_parting = isinstance(error, PeerLost) and not isinstance(error, RayTaskError)
+        if is_parting and self._on_parting is not None:
             self._on_parting()
 
     def enter(self, term: int, lead: RemoteServer) -> Awaitable[int]:
