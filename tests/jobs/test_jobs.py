@@ -205,6 +205,7 @@ def test_the_same_command_has_the_same_run_directory() -> None:
     assert first != command_line.default_run_dir("job", SYNC_PRESETS["paper"])
 
 
+@pytest.mark.long
 def test_the_literal_command_trains_on_scenes_and_resumes(tmp_path: Path) -> None:
     variables = {
         "HOME": str(tmp_path),
