@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
@@ -25,9 +26,10 @@ from xdist.strategies.group import (
 )
 
 CPU = torch.device("cpu")
+JOIN_TIMEOUT_S = 20.0
 
 
-def join(store: Store, rank: int, *, world_size: int, timeout_s: float = 20) -> Group:
+def join(store: Store, rank: int, *, world_size: int, timeout_s: float = JOIN_TIMEOUT_S) -> Group:
     rendezvous = Rendezvous("127.0.0.1", store.port, generation=1)
     return Group(
         reach_store(rendezvous),
@@ -93,6 +95,25 @@ def test_all_that_wait_are_freed_when_one_leaves() -> None:
         return message
 
     assert [future.result() for future in in_threads(4, act)] == ["lost", "lost", "left", "lost"]
+
+
+def test_who_is_told_that_a_peer_is_lost_waits_no_longer() -> None:
+    """Gloo may miss that a connection has ended: here none does."""
+    has_left = threading.Event()
+
+    def act(group: Group, rank: int) -> bool:
+        """Before gloo itself gives up."""
+        if rank == 0:
+            return has_left.wait(JOIN_TIMEOUT_S / 2)
+        work = group.all_reduce(torch.zeros(1))
+        group.abort()
+        with pytest.raises(PeerLost, match="a peer is lost"):
+            group.wait(work)
+        group.leave()
+        has_left.set()
+        return True
+
+    assert [future.result() for future in in_threads(2, act)] == [True, True]
 
 
 def test_who_does_not_come_is_waited_for_only_so_long() -> None:

@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -26,6 +26,8 @@ from xdist.strategies.door import JOIN_LIMIT_S, Door
 
 NUM_GLOO_THREADS = 2
 POLL_S = 0.0002
+NOTICED_WITHIN = timedelta(seconds=0.05)
+"""An abort, by who waits for gloo."""
 NCCL_WATCHDOG = ("TORCH_NCCL_ASYNC_ERROR_HANDLING", "TORCH_NCCL_ENABLE_MONITORING")
 CONNECT_TIMEOUT_S = 30.0
 PIECE = 1 << 22
@@ -156,9 +158,14 @@ class Group:
         be queued behind a sum that may never come.
         """
         with self._peers("a collective failed"):
-            if self._is_nccl:
-                self._wait_for_gpu(work)
-            work.wait()
+            if not self._is_nccl:
+                self._wait_for_gloo(work)
+            self._see_through(work)
+
+    def _see_through(self, work: Any) -> None:
+        if self._is_nccl:
+            self._wait_for_gpu(work)
+        work.wait()
 
     def wait_for_own(self) -> None:
         """Until this rank's GPU has done all that its host has asked of it, so that what follows is
@@ -182,10 +189,18 @@ class Group:
             if time.monotonic() > deadline:
                 raise RuntimeError(f"no answer within {self.timeout_s:g} s")
 
-    def abort(self) -> None:
-        """Free who waits for a peer that is lost; from any thread. Gloo needs none: it sees the
-        connection end.
+    def _wait_for_gloo(self, work: Any) -> None:
+        """It sees connections end, but once in some hundred times with three ranks or more it does
+        not, and waits until its own timeout. What failed is raised when it is seen through.
         """
+        while not work.is_completed():
+            with suppress(RuntimeError):
+                work.wait(NOTICED_WITHIN)
+            if self._aborted.is_set() and not work.is_completed():
+                raise RuntimeError("a peer is lost")
+
+    def abort(self) -> None:
+        """Free who waits for a peer that is lost; from any thread."""
         self._aborted.set()
 
     def await_turn(self) -> None:
@@ -206,15 +221,13 @@ class Group:
         """A vector, in pieces, so that a slow link has time enough for each."""
         for piece in torch.split(tensor, PIECE):
             with self._peers(f"sending to rank {to} failed"):
-                work = self._group.send([piece], to, 0)
-            self.wait(work)
+                self._see_through(self._group.send([piece], to, 0))
 
     def receive(self, tensor: Tensor, *, sender: int) -> None:
         """Fill a vector with what was sent."""
         for piece in torch.split(tensor, PIECE):
             with self._peers(f"receiving from rank {sender} failed"):
-                work = self._group.recv([piece], sender, 0)
-            self.wait(work)
+                self._see_through(self._group.recv([piece], sender, 0))
 
     def leave(self) -> None:
         """End the connections, so that what peers wait for fails. With gloo they end when nobody
@@ -222,7 +235,10 @@ class Group:
         """
         if self._is_nccl and self._group is not None:
             self._group.abort()
+        # In a thread, as gloo ends only when all ends that it waits for.
+        last = [self._group]
         self._group = None
+        threading.Thread(target=last.clear, daemon=True).start()
         self._door.close()
 
     @contextmanager
