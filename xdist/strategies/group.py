@@ -2,7 +2,8 @@
 
 It is a process group of its own, not torch's global one, so that leaving it is dropping it. Where a
 peer is gone, all that waits for it ends with `PeerLost`: with gloo because its connection ends, and
-then those of whoever noticed and left. A peer that hangs keeps its connections: end it first.
+then those of whoever noticed and left, or as the driver says so (`abort`), since gloo may miss it.
+A peer that hangs keeps its connections: end it first.
 """
 
 from __future__ import annotations
