@@ -60,6 +60,11 @@ class PeerLost(XdistError):
         super().__init__(message)
         self.unreached = unreached
 
+    @classmethod
+    def in_another_term(cls) -> PeerLost:
+        """What was asked of the servers before is void: workers join anew."""
+        return cls("the servers have changed")
+
 
 class NotShared(XdistError):
     """Two processes cannot share memory: they are on two nodes, or one is hidden from the other, or

@@ -289,4 +289,4 @@ class Lead:
 
     def _check_term(self) -> None:
         if self._is_over:
-            raise PeerLost("the servers have changed")
+            raise PeerLost.in_another_term()

@@ -45,7 +45,6 @@ from xdist.updates import Updates
 from xdist.weights_board import BoardAddress
 
 TOKENS_OF_TERM = 1 << 32
-CHANGED = "the servers have changed"
 
 
 class ParameterServer:
@@ -244,7 +243,7 @@ class ParameterServer:
         self._mirror.keep_staging(self._staging.accepts)
         self._mirror.forget_all(token)
         # Those that came since the term began: nobody commits them.
-        self._answers.refuse(PeerLost(CHANGED), worker=None, below_token=token)
+        self._answers.refuse(PeerLost.in_another_term(), worker=None, below_token=token)
 
     async def keep(self, cut: Cut) -> None:
         """Keep the state of a cut, which is no commit's, until it is saved."""
@@ -310,7 +309,7 @@ class ParameterServer:
         self._check_current(term)
         self._term, self._report = term, lead
         lead.tell_of_parting(partial(self._part, term))
-        self._answers.refuse(PeerLost(CHANGED), worker=None, below_token=math.inf)
+        self._answers.refuse(PeerLost.in_another_term(), worker=None, below_token=math.inf)
         async with self._range.at_rest:  # What has come is applied first.
             return self._range.version
 

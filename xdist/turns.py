@@ -42,7 +42,7 @@ class Turns:
         sender = self._senders.setdefault(turn.sender, _Sender())
         await self._changes.until(lambda: sender.is_over or sender.num_begun == turn.number)
         if sender.is_over:
-            raise PeerLost("the servers have changed")
+            raise PeerLost.in_another_term()
         sender.num_begun += 1
         self._changes.tell()
 

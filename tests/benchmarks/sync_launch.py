@@ -122,7 +122,7 @@ def _wait_until_at_rest() -> None:
     deadline = time.monotonic() + REST_LIMIT_S
     last = _processor_times()
     while time.monotonic() < deadline:
-        time.sleep(1)
+        time.sleep(1)  # This second is what is measured.
         now = _processor_times()
         used, passed = (after - before for before, after in zip(last, now, strict=True))
         if used <= AT_REST * passed:
