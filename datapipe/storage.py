@@ -247,10 +247,17 @@ def remove_directory(url: str) -> None:
         filesystem.rm(path, recursive=True)
 
 
-def write_bytes(url: str, payload: bytes, *, by: str | None = None) -> None:
-    """by: name of the writer, where several may write the file at a time."""
+def write_bytes(
+    url: str, payload: bytes | memoryview, *, by: str | None = None, durable: bool = False
+) -> None:
+    """by: name of the writer, where several may write the file at a time. durable: a local
+    file is on the disk when this returns, not only in the memory of the system.
+    """
     with replacing(url, by=by) as file:
         file.write(payload)
+        if durable and "://" not in url:
+            file.flush()
+            os.fsync(file.fileno())
 
 
 @contextmanager

@@ -26,9 +26,9 @@ from tests.strategies import ActsBefore
 from xdist import checkpoint, training
 from xdist.checkpoint import Checkpoint
 from xdist.config import CheckpointConfig, OptimizerConfig, TrainConfig
-from xdist.driver import Summary
 from xdist.model_config import ModelConfig
 from xdist.run_directory import RunDirectory
+from xdist.summary import Summary
 
 NUM_TRAIN, NUM_EVALUATION = 90, 30
 NUM_LABELS = 10

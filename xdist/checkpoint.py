@@ -20,7 +20,7 @@ import json
 import logging
 import platform
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -41,10 +41,13 @@ from xdist import patient_storage
 from xdist.errors import CheckpointDamaged, RunDirectoryError, UnknownFormat, UserError
 from xdist.flat import Layout
 from xdist.patient_storage import fetch, patient, require
+from xdist.payload import Payload
 
 FORMAT = "xdist-checkpoint"
 VERSION = 1
 MANIFEST = "manifest.json"
+BEST = "best.json"
+"""In a run directory: which of its checkpoints has the best score."""
 STATISTICS_PART = "statistics.safetensors"
 
 logger = logging.getLogger(__name__)
@@ -187,22 +190,30 @@ def make_directory(run_dir: str) -> None:
     filesystem.makedirs(path, exist_ok=True)
 
 
+def range_file(start: int, stop: int) -> str:
+    """The name of the part that holds [start, stop) of the flat vector."""
+    return f"range-{start:012d}-{stop:012d}.safetensors"
+
+
 def write_range(url: str, tensors: Mapping[str, Tensor], *, start: int, stop: int) -> Part:
-    """Write one range of the flat vector into the checkpoint directory `url`."""
-    return _write(url, f"range-{start:012d}-{stop:012d}.safetensors", tensors, start, stop)
+    """Write one range of the flat vector into the checkpoint directory `url`. Raises
+    `RunDirectoryError`.
+    """
+    return write(url, range_file(start, stop), Payload.of(tensors), start, stop)
 
 
 def write_statistics(url: str, tensors: Mapping[str, Tensor]) -> Part:
-    """Write the batch-norm statistics into the checkpoint directory `url`."""
-    return _write(url, STATISTICS_PART, tensors, 0, 0)
+    """Write the batch-norm statistics into the checkpoint directory `url`. Raises
+    `RunDirectoryError`.
+    """
+    return write(url, STATISTICS_PART, Payload.of(tensors), 0, 0)
 
 
-def _write(url: str, file: str, tensors: Mapping[str, Tensor], start: int, stop: int) -> Part:
-    payload = safetensors.torch.save(
-        {name: tensor.contiguous() for name, tensor in tensors.items()}
-    )
-    _store(f"{url}/{file}", payload)
-    return Part(file, start, stop, len(payload), hashlib.sha256(payload).hexdigest())
+def write(url: str, file: str, payload: Payload, start: int, stop: int) -> Part:
+    """Write a part into the checkpoint directory `url`. Raises `RunDirectoryError`."""
+    content = payload.content
+    _store(f"{url}/{file}", content)
+    return Part(file, start, stop, len(content), hashlib.sha256(content).hexdigest())
 
 
 def publish(url: str, manifest: Manifest) -> Checkpoint:
@@ -214,7 +225,7 @@ def publish(url: str, manifest: Manifest) -> Checkpoint:
     return Checkpoint(url, manifest)
 
 
-def _store(url: str, payload: bytes) -> None:
+def _store(url: str, payload: bytes | memoryview) -> None:
     """Raises `RunDirectoryError`."""
     patient_storage.store(url, payload, beneath=directory_of(directory_of(url)))
 
@@ -267,12 +278,13 @@ class Checkpoint:
         manifest says.
         """
         for part in self.manifest.parts:
-            self._read_bytes(part)
+            self.read_bytes(part)
 
     def _read(self, part: Part) -> dict[str, Tensor]:
-        return safetensors.torch.load(self._read_bytes(part))
+        return safetensors.torch.load(self.read_bytes(part))
 
-    def _read_bytes(self, part: Part) -> bytes:
+    def read_bytes(self, part: Part) -> bytes:
+        """A part, verified."""
         try:
             payload = fetch(f"{self.url}/{part.file}")
         except FileNotFoundError as error:
@@ -289,7 +301,7 @@ def latest(run_dir: str) -> Checkpoint | None:
     """The newest checkpoint of a run that verifies; a damaged one is named in the log and the one
     before it taken.
     """
-    for url in reversed(patient()(_directories, run_dir)):
+    for url in reversed(patient()(directories, run_dir)):
         try:
             checkpoint = Checkpoint.open(url)
             checkpoint.verify()
@@ -298,6 +310,15 @@ def latest(run_dir: str) -> Checkpoint | None:
         else:
             return checkpoint
     return None
+
+
+def copy(source: Checkpoint, run_dir: str) -> Checkpoint:
+    """The same checkpoint in another run. Raises `CheckpointDamaged`, `RunDirectoryError`."""
+    make_directory(run_dir)
+    url = checkpoint_url(run_dir, source.manifest.cut.step)
+    for part in source.manifest.parts:
+        _store(f"{url}/{part.file}", source.read_bytes(part))
+    return publish(url, source.manifest)
 
 
 def find_again(run_dir: str) -> Checkpoint:
@@ -317,9 +338,12 @@ def find_again(run_dir: str) -> Checkpoint:
 
 
 def find(url: str) -> tuple[Checkpoint, str | None]:
-    """The checkpoint at `url`, or the newest of the run at `url`, verified; and its run directory
-    if it lies in one. Raises `UserError` when there is none, `CheckpointDamaged`.
+    """The checkpoint at `url`, or the newest of the run at `url`, or of RUN/best the best of that
+    run, verified; and its run directory if it lies in one. Raises `UserError` when there is none,
+    `CheckpointDamaged`.
     """
+    if url.rsplit("/", 1)[-1] == "best":
+        url = _best(directory_of(url))
     if exists(f"{url}/{MANIFEST}"):
         found = Checkpoint.open(url)
         found.verify()
@@ -331,24 +355,16 @@ def find(url: str) -> tuple[Checkpoint, str | None]:
     return newest, url
 
 
-def prune(run_dir: str, *, newest: int, keep: int, spare: Collection[str] = ()) -> None:
-    """Delete all checkpoints before step `newest` but the newest `keep`, that one included, and
-    those in `spare` (URLs); what was never published and is older than these goes too.
-
-    What comes after `newest` is none of this life's: damaged, or it would have been resumed from.
-    """
-    filesystem, _ = open_filesystem(run_dir)
-    published = 0
-    for url in reversed(_directories(run_dir)):
-        if url > checkpoint_url(run_dir, newest):
-            continue
-        _, path = open_filesystem(url)
-        if published >= keep and url not in spare:
-            filesystem.rm(path, recursive=True)
-        published += filesystem.exists(f"{path}/{MANIFEST}")
+def _best(run_dir: str) -> str:
+    try:
+        name = json.loads(fetch(f"{run_dir}/{BEST}"))["checkpoint"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{run_dir}: none of its checkpoints has been scored ({error})") from error
+    return f"{checkpoints_url(run_dir)}/{name}"
 
 
-def _directories(run_dir: str) -> list[str]:
+def directories(run_dir: str) -> list[str]:
+    """Those of the checkpoints of a run, published or not, as URLs in the order of steps."""
     root = checkpoints_url(run_dir)
     filesystem, path = open_filesystem(root)
     filesystem.invalidate_cache(path)

@@ -1,40 +1,36 @@
-"""The command line of the jobs: presets, overrides, logging, exit codes.
+"""The command line of the jobs: run directory, logging, exit codes.
 
-`--preset NAME` picks a complete configuration, any other option overrides one field of it. Exit
-codes: 0 done, 2 something the user can mend, 1 anything else, 130 interrupted, 143 terminated; all
-but 0 leave a run that the same command resumes.
+Exit codes: 0 done, 2 something the user can mend, 1 anything else, 130 interrupted, 143 terminated;
+all but 0 leave a run that the same command resumes.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
+import itertools
 import json
 import logging
 import signal
 import sys
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import tyro
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
 from datapipe.errors import DataError
-from datapipe.storage import absolute
+from datapipe.storage import absolute, exists, open_filesystem
 from xdist.config import TrainConfig
 from xdist.connection import connect
 from xdist.errors import RunFailed, UserError
 from xdist.interruption import Interruption
-from xdist.model_config import MODEL_NAMES
-from xdist.run_directory import RunDirectory, identity
-
-if TYPE_CHECKING:
-    from xdist.driver import Summary
+from xdist.invocation import parse
+from xdist.run_directory import CONFIG, RunDirectory, identity
+from xdist.summary import Summary
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +60,11 @@ def main(
     `complete` fills in what the parsed configuration leaves open, for instance the built-in data
     set; where it did, `on_other_nodes` is called once on each of them, to do the same there.
     """
-    config = parse(presets, default=default, description=description, arguments=arguments)
+    invocation = parse(presets, default=default, description=description, arguments=arguments)
+    config = invocation.run
+    if invocation.print_config:
+        sys.stdout.write(json.dumps(config.to_json(), indent=1) + "\n")
+        return 0
     console = Console(stderr=True)
     interruption = Interruption()
     with _logging(_console_handler(console)), ExitStack() as stack:
@@ -74,6 +74,10 @@ def main(
             was_completed = completed != config
             config = _anchored(completed)
             where = _run_dir(job, config)
+            where = _unused(where) if invocation.no_resume else where
+            if invocation.dry_run:
+                where = f"{where}-dry-run-{uuid.uuid4().hex[:8]}"
+                stack.callback(_remove, where)
             run = stack.enter_context(RunDirectory(where, config))
             stack.enter_context(_logging(logging.FileHandler(run.log)))
             logger.info("run directory %s", run.url)
@@ -82,15 +86,19 @@ def main(
             stack.enter_context(interruption.heard())  # In the place of Ray's.
             from xdist import training  # With torch, which the fork servers import meanwhile.
 
-            prepare_node = on_other_nodes if was_completed else _nothing
-            summary = training.train(
+            go = training.rehearse if invocation.dry_run else training.train
+            outcome = go(
                 config,
                 run,
                 console=console,
-                on_other_nodes=prepare_node,
+                on_other_nodes=on_other_nodes if was_completed else _nothing,
                 interruption=interruption,
+                resume_from=invocation.resume,
             )
-            _finish(run, summary, console)
+            if isinstance(outcome, Summary):
+                _finish(run, outcome, console)
+            else:
+                console.print(outcome.table())
         except (DataError, UserError) as error:
             logger.error("%s", error)
             return 2
@@ -106,34 +114,6 @@ def main(
         return 0
 
 
-def parse(
-    presets: Mapping[str, TrainConfig],
-    *,
-    default: str,
-    description: str,
-    arguments: Sequence[str] | None,
-) -> TrainConfig:
-    """The configuration of a command line. Leaves the program with code 2 and one message when
-    there is none.
-    """
-    arguments = sys.argv[1:] if arguments is None else arguments
-    picker = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    picker.add_argument("--preset", choices=sorted(presets), default=default)
-    picker.add_argument("--model.name", choices=MODEL_NAMES, default=None, dest="network")
-    picked, others = picker.parse_known_args(arguments)
-    preset = presets[picked.preset]
-    if picked.network is not None:
-        preset = replace(preset, model=preset.model.of_network(picked.network))
-    names = ", ".join(sorted(presets))
-    return tyro.cli(
-        TrainConfig,
-        default=preset,
-        args=others,
-        description=f"{description}\n\n--preset picks the values below: {names} "
-        f"(now {picked.preset}).",
-    )
-
-
 def _run_dir(job: str, config: TrainConfig) -> str:
     """Where the run goes. Raises `UserError` for a path inside the copy of the working directory
     that Ray makes for a job, and deletes.
@@ -145,6 +125,21 @@ def _run_dir(job: str, config: TrainConfig) -> str:
             "Ray deletes; give --run-dir an absolute path or a URL"
         )
     return where
+
+
+def _unused(where: str) -> str:
+    """A run directory of this name in which there is no run yet, or the first one of `where-2` and
+    so on.
+    """
+    names = itertools.chain([where], (f"{where}-{number}" for number in itertools.count(2)))
+    return next(name for name in names if not exists(f"{name}/{CONFIG}"))
+
+
+def _remove(where: str) -> None:
+    """A run directory that was only tried."""
+    filesystem, path = open_filesystem(where)
+    if filesystem.exists(path):
+        filesystem.rm(path, recursive=True)
 
 
 def default_run_dir(job: str, config: TrainConfig) -> str:

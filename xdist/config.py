@@ -97,6 +97,12 @@ class CheckpointConfig:
     """Samples between two checkpoints; None saves once an epoch. The end is always saved."""
     keep: int = 3
     """Newest checkpoints that are kept."""
+    keep_best: int = 1
+    """Checkpoints with the best scores that are kept besides."""
+    keep_every: int | None = None
+    """Every n-th checkpoint is kept for good; None keeps none of them for that. One is kept, too,
+    in whose directory there is a file `pinned`.
+    """
     evaluate_every: int = 1
     """Every n-th checkpoint is scored on the evaluation shards; the last one always is. 0 scores
     the last only.
@@ -105,12 +111,19 @@ class CheckpointConfig:
     """How long a run that is told to end (Ctrl-C, SIGTERM), or cannot go on, may take to save what
     it has trained; a second signal ends it at once. 0 always does, with the last checkpoint.
     """
+    max_age_s: float = 3600.0
+    """How long a run goes on when its checkpoints cannot be written, counted from the first one
+    that could not; then it ends, rather than train unsaved.
+    """
 
     def __post_init__(self) -> None:
-        check_least(self, "checkpoint.", every_samples=1, keep=1, evaluate_every=0)
+        check_positive(self, "checkpoint.", "max_age_s")
+        check_least(self, "checkpoint.", every_samples=1, keep=1, keep_best=0, keep_every=1)
+        check_least(self, "checkpoint.", evaluate_every=0)
         check_least(self, "checkpoint.", final_save_s=0)
 
 
+TrackerName = Literal["tensorboard", "wandb", "mlflow"]
 MeasureName = Literal["top_k", "map", "map_image_wise"]
 
 
@@ -282,6 +295,10 @@ class TrainConfig:
     profile: bool = False
     """Write a trace of steps 4 to 8 of the first worker, and a table of where their time goes, to
     profile/ in the run directory. Those steps are slower for it.
+    """
+    trackers: tuple[TrackerName, ...] = ("tensorboard",)
+    """Who is told of the run's progress besides metrics.jsonl; wandb and mlflow are to be installed
+    (pip install '.[wandb]').
     """
     run_dir: str | None = None
     """Directory or URL of the run; None is ~/xdist-runs/<job>-<hash of this config>. The same

@@ -26,6 +26,8 @@ class CutStore:
         """Step -> tensors of the range."""
         self._known: dict[int, LeadSnapshot] = {}
         """Step -> what only server 0 has of a cut that is to be saved."""
+        self._dropped: set[int] = set()
+        """Steps of cuts that the server will come to, and is not to keep."""
         self._owed: set[int] = set()
         """Steps of cuts that are to be saved yet."""
         self._saves: dict[int, asyncio.Task[ServerSave]] = {}
@@ -34,8 +36,20 @@ class CutStore:
 
     def keep(self, step: int, tensors: dict[str, Tensor]) -> None:
         """The server has come to a cut. tensors: as of `RangeState.tensors`."""
+        if step in self._dropped:
+            self._dropped.remove(step)
+            return
         self._kept[step] = tensors
         self._changes.tell()
+
+    def drop(self, step: int) -> None:
+        """A cut of this term is not to be saved, whether the server has come to it or not yet."""
+        if self._kept.pop(step, None) is None:
+            self._dropped.add(step)
+
+    def begin_term(self) -> None:
+        """What was dropped before is another cut, if there will be one of its step."""
+        self._dropped.clear()
 
     def __contains__(self, step: int) -> bool:
         return step in self._kept

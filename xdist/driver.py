@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from typing import Any, NoReturn, TypeVar
 
@@ -26,11 +26,13 @@ from xdist.errors import NotEnoughResources, RunDirectoryError, RunFailed, UserE
 from xdist.failures import LOST, fault_of, reason_of
 from xdist.fault_history import FaultHistory
 from xdist.interruption import Interruption
+from xdist.overdue import Overdue
 from xdist.preparation import Preparation
 from xdist.publication import Publications
 from xdist.run_directory import RunDirectory
 from xdist.run_log import RunLog
 from xdist.scorer import MAY_PASS, Scorer
+from xdist.summary import Summary
 from xdist.topologies import (
     Fault,
     Outcome,
@@ -62,18 +64,6 @@ PUBLISHED_EVERY_S = 0.02
 """The same, of a checkpoint that is being published."""
 
 
-@dataclass(frozen=True)
-class Summary:
-    """How a run ended."""
-
-    run_dir: str
-    step: int
-    num_samples: int
-    seconds: float
-    scores: dict[str, dict[str, float]]
-    """Weights (average, raw) -> measure -> score of the last checkpoint."""
-
-
 class Driver:
     """Drives one run from its latest checkpoint to its end."""
 
@@ -88,22 +78,19 @@ class Driver:
         interruption: Interruption,
     ) -> None:
         self._interruption = interruption
-        may_take_s = preparation.plan.config.checkpoint.final_save_s
-        self._ending = Ending(interruption, may_take_s=may_take_s)
         self._plan: RunPlan = preparation.plan
+        config, every = self._plan.config, self._plan.save_every_samples
+        self._ending = Ending(interruption, may_take_s=config.checkpoint.final_save_s)
         self._run = run
         self._latest = start
         self._log = RunLog(self._plan, run, start=start.manifest.cut, console=console)
         self._topology = topology
         self._pending: Pending = {}
-        self._scorer = Scorer(
-            preparation.scoring,
-            self._plan.config,
-            save_every_samples=self._plan.save_every_samples,
-        )
-        self._publications = Publications(self._plan.run_dir, self._plan.config)
+        self._scorer = Scorer(preparation.scoring, config, save_every_samples=every)
+        self._publications = Publications(run.url, config, save_every_samples=every)
+        self._overdue = Overdue(config.checkpoint.max_age_s)
         self._scores: dict[str, dict[str, float]] = {}
-        cluster = self._plan.config.cluster
+        cluster = config.cluster
         self._faults = FaultHistory(cluster.max_recoveries, window_s=cluster.recovery_window_s)
         self._watched = time.monotonic()
         self._is_leaving = False
@@ -181,6 +168,8 @@ class Driver:
         if is_at_work and time.monotonic() - self._watched > WATCH_EVERY_S:
             self._handle(self._apply(self._ask(self._topology.watch)))
             self._warn_if_leaving()
+            self._overdue.see(is_saving=self._topology.is_saving or self._publications.is_busy)
+            self._end_if_overdue()
             self._watched = time.monotonic()
 
     def _warn_if_leaving(self) -> None:
@@ -254,10 +243,11 @@ class Driver:
         try:
             published = self._publications.take(waits=waits)
         except RunDirectoryError as error:
-            self._count_and_record("storage", str(error))
+            self._put_off("storage failed", str(error))
             return
         if published is None:
             return
+        self._overdue.saved()
         cut = published.checkpoint.manifest.cut
         if cut.step > self._latest.manifest.cut.step:  # Two may be written side by side.
             self._latest = published.checkpoint
@@ -286,6 +276,7 @@ class Driver:
             if wanted.checkpoint == self._latest:
                 self._scores[wanted.weights] = scores
             self._log.scored(wanted, scores)
+            self._publications.scored(wanted, scores)
 
     def _recover(self, first: Fault) -> None:
         """Replace who is gone: one actor where the topology can, everything from the last
@@ -295,6 +286,9 @@ class Driver:
             self._forget(first)
             return
         for fault in self._culprits(first) if first.kind == "complaint" else [first]:
+            if fault.kind == "unsaved":
+                self._put_off(f"{fault.task.actor} did not save", fault.cause)
+                continue
             is_gone = fault.kind in ("lost", "never_ran", "unfit")
             if is_gone and not self._topology.is_current(fault.task):
                 continue
@@ -304,30 +298,23 @@ class Driver:
                 logger.warning(said, fault.task.actor, fault.cause)
             if is_new := fault.kind not in ("never_ran", "unfit"):
                 self._count_fault(fault.task.actor, fault.cause, host=host)
-            is_there = fault.kind in ("link", "unsaved")
             replace = partial(self._topology.replace, fault.task)
-            replaced = Outcome() if is_there else self._ask(replace)
+            replaced = Outcome() if fault.kind == "link" else self._ask(replace)
             if replaced is None:
                 self._relaunch()
             else:
                 self._handle(self._apply(replaced))
             if is_new:
-                what = "did not save" if fault.kind == "unsaved" else "lost"
-                self._log.recovered(
-                    cause=f"{fault.task.actor} {what}", reason=fault.cause, host=host
-                )
+                cause = f"{fault.task.actor} lost"
+                self._log.recovered(cause=cause, reason=fault.cause, host=host)
             if replaced is None:
                 break
 
     def _forget(self, lost: Fault) -> None:
         """The run is complete: wait for nothing any more that a lost actor was to do."""
         if lost.kind == "lost":
-            whose = (lost.task.actor, lost.task.life)
-            self._pending = {
-                reference: task
-                for reference, task in self._pending.items()
-                if (task.actor, task.life) != whose
-            }
+            left = self._pending.items()
+            self._pending = {ref: task for ref, task in left if not task.is_of_same(lost.task)}
 
     def _culprits(self, first: Fault) -> list[Fault]:
         """The fault, and those that explain it, first: a healthy actor's complaint is followed by
@@ -355,6 +342,16 @@ class Driver:
         self._count_fault(what, cause)
         self._log.recovered(cause=f"{what} failed", reason=cause)
 
+    def _put_off(self, what: str, why: str) -> None:
+        """A storage refuses something, which is tried again."""
+        self._overdue.refused(why)
+        self._log.put_off(what, why)
+
+    def _end_if_overdue(self) -> None:
+        """Rather than train for long what is not saved."""
+        if (failure := self._overdue.failure) is not None and not self._ending.is_due:
+            self._ending.fail(failure)
+
     def _relaunch(self) -> None:
         """All actors anew, from the last checkpoint. Nothing that they still say is heard."""
         newest = self._newest_step
@@ -380,6 +377,7 @@ class Driver:
             self._pending = {}
             return
         self._latest = found = self._found_again()
+        self._overdue.saved()
         self._log.set_back(found.manifest.cut, newest=newest)
         if self._ending.is_due:
             raise self._ending.cause
@@ -393,6 +391,7 @@ class Driver:
             try:
                 return checkpoint.find_again(self._plan.run_dir)
             except RunDirectoryError as error:
-                self._count_and_record("storage", str(error))
+                self._put_off("storage failed", str(error))
+                self._end_if_overdue()
                 if self._ending.is_due:
                     raise self._ending.cause from error

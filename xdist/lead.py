@@ -89,7 +89,7 @@ class Lead:
         """
         self.sequencer = sequencer
         self.cuts: list[Cut] = []
-        self.snapshots: dict[int, LeadSnapshot] = {}
+        self._snapshots: dict[int, LeadSnapshot] = {}
         """By the steps of cuts, until they are saved."""
         self._term = term
         self._servers = tuple(servers)
@@ -249,7 +249,13 @@ class Lead:
 
     def _keep(self, cut: Cut) -> None:
         statistics = copies(self.sequencer.statistics.tensors())
-        self.snapshots[cut.step] = LeadSnapshot(statistics, self.sequencer.corrupt)
+        self._snapshots[cut.step] = LeadSnapshot(statistics, self.sequencer.corrupt)
+
+    def take_snapshot(self, step: int) -> LeadSnapshot | None:
+        """What is known of the cut at `step`, once; those before it are not asked for any more."""
+        found = self._snapshots.get(step)
+        self._snapshots = {later: each for later, each in self._snapshots.items() if later > step}
+        return found
 
     def cut_here(self) -> None:
         """Have all servers keep what they are at, before anything is committed in this term."""

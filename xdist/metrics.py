@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, star
 
 from datapipe.counters import ReadCounters
 from xdist.stragglers import Straggler, StragglerLog, find_straggler, own_seconds
-from xdist.worker import WorkerReport
+from xdist.worker_messages import WorkerReport
 
 logger = logging.getLogger(__name__)
 
@@ -164,8 +164,11 @@ class Metrics:
             "loss": loss if math.isfinite(loss) else None,  # JSON has no NaN.
             "learning_rate": newest.learning_rate,
             "samples_per_s": rate,
+            "step_s": sum(report.step_s for report in reports) / len(reports),
             "data_wait_s": sum(report.data_wait_s for report in reports) / len(reports),
             "num_workers": self._num_workers,
+            "worker_mib": max(report.memory.host_mib for report in reports),
+            "gpu_mib": max((report.memory.gpu_mib or 0.0 for report in reports), default=0.0),
             "straggler": straggler.worker if straggler else None,
             "straggler_cost_s": straggler.cost_s if straggler else None,
             "staleness_mean": _mean(staleness),

@@ -311,6 +311,7 @@ class ParameterServer:
         lead.tell_of_parting(partial(self._part, term))
         self._answers.refuse(PeerLost.in_another_term(), worker=None, below_token=math.inf)
         async with self._range.at_rest:  # What has come is applied first.
+            self._cuts.begin_term()
             return self._range.version
 
     def _part(self, term: int) -> None:
@@ -363,17 +364,19 @@ class ParameterServer:
     # What the driver asks.
 
     async def next_cut(self, after_step: int) -> Cut | None:
-        """Server 0: the first cut after `after_step`, as soon as there is one; None when it leads
-        no more.
-        """
+        """Server 0: the first cut after `after_step`, once there is one; None at the lead's end."""
         return None if self._lead is None else await self._lead.next_cut(after_step)
 
     async def save(self, step: int, url: str) -> ServerSave:
         """Write this server's parts of the cut at `step` into the checkpoint directory `url`,
         beside the updates. To be called in the order of cuts, and again for one that was not saved.
         """
-        known = None if self._lead is None else self._lead.snapshots.pop(step, None)
+        known = None if self._lead is None else self._lead.take_snapshot(step)
         return await self._cuts.save(step, url, known)
+
+    async def drop_cut(self, step: int) -> None:
+        """The cut at `step` is not to be saved."""
+        self._cuts.drop(step)
 
     async def release(self, worker: int) -> None:
         """Server 0: a worker is lost; what it had leased goes to whoever asks first."""

@@ -41,7 +41,7 @@ def patient(*, but: type[OSError] | tuple[()] = ()) -> Retrying:
     )
 
 
-def store(url: str, payload: bytes, *, beneath: str) -> None:
+def store(url: str, payload: bytes | memoryview, *, beneath: str) -> None:
     """Write a file. beneath: the directory that must be there, if it is a local one. Raises
     `RunDirectoryError`.
     """
@@ -49,7 +49,7 @@ def store(url: str, payload: bytes, *, beneath: str) -> None:
     def write() -> None:
         if "://" not in url and not Path(beneath).is_dir():
             raise FileNotFoundError(f"{beneath} is not there; was its file system unmounted?")
-        write_bytes(url, payload)
+        write_bytes(url, payload, durable=True)
 
     try:
         patient()(write)

@@ -12,6 +12,7 @@ import torch
 
 from datapipe.index import ShardIndex, ensure_index
 from datapipe.position import Position
+from datapipe.storage import absolute
 from xdist import checkpoint, sizing
 from xdist.checkpoint import Checkpoint, Cut, Manifest
 from xdist.config import PROFILED_STEPS, ClusterConfig, TrainConfig
@@ -183,8 +184,9 @@ def _scoring(
     )
 
 
-def starting_checkpoint(plan: RunPlan) -> Checkpoint:
-    """The run's last checkpoint, or a new one of step 0 with the initial weights.
+def starting_checkpoint(plan: RunPlan, resume_from: str | None = None) -> Checkpoint:
+    """The run's last checkpoint; or a copy of the one that it is to begin with, as
+    `checkpoint.find` takes it; or a new one of step 0 with the initial weights.
 
     Raises `RunDirectoryError` when the checkpoint is of other data, in another order, or of another
     network.
@@ -193,13 +195,16 @@ def starting_checkpoint(plan: RunPlan) -> Checkpoint:
     logger.info("network built parameters=%d", flat.layout.num_weights)
     data = {"fingerprint": plan.data.fingerprint, "order": plan.order.facts()}
     found = checkpoint.latest(plan.run_dir)
+    begins = found is None and resume_from is not None
+    if begins and resume_from is not None:
+        found, _ = checkpoint.find(absolute(resume_from))
     if found is not None:
         _check_same("network", found.url, found.manifest.layout, flat.layout)
         for name, value in data.items():
             _check_same(DATA_NAMES[name], found.url, found.manifest.data.get(name), value)
         cut = found.manifest.cut
         logger.info("run resumed step=%d samples=%d", cut.step, cut.num_samples)
-        return found
+        return checkpoint.copy(found, plan.run_dir) if begins else found
     checkpoint.make_directory(plan.run_dir)
     url = checkpoint.checkpoint_url(plan.run_dir, 0)
     size = flat.layout.num_weights

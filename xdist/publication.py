@@ -9,16 +9,19 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 
+from datapipe.errors import UnreadableUrl
 from xdist import checkpoint
 from xdist.beside import Beside
 from xdist.checkpoint import Checkpoint, Cut, Manifest, Part
 from xdist.config import TrainConfig
 from xdist.errors import PartMissing, RunDirectoryError
+from xdist.retention import Retention
+from xdist.scorer import ScoringRequest
 
 logger = logging.getLogger(__name__)
 
@@ -43,9 +46,12 @@ class _Unfinished:
 class Publications:
     """Collects parts, and publishes a checkpoint when all of its parts are there."""
 
-    def __init__(self, run_dir: str, config: TrainConfig) -> None:
+    def __init__(self, run_dir: str, config: TrainConfig, *, save_every_samples: int) -> None:
         self._run_dir = run_dir
         self._config = config
+        self._retention = Retention(
+            run_dir, config.checkpoint, save_every_samples=save_every_samples
+        )
         self._unfinished: dict[int, _Unfinished] = {}
         self._complete: deque[tuple[Manifest, float]] = deque()
         """In the order in which they are published, with the times of their first parts."""
@@ -135,13 +141,24 @@ class Publications:
 
         def tidy() -> None:
             try:
-                keep = self._config.checkpoint.keep
-                checkpoint.prune(self._run_dir, newest=newest, keep=keep, spare=spare)
+                self._retention.prune(newest=newest, spare=spare)
                 then()
-            except OSError as error:
+            except (OSError, UnreadableUrl) as error:
                 logger.warning("run directory %s not tidied: %s", self._run_dir, error)
 
         self._tidying = self._beside.submit(tidy)
+
+    def scored(self, request: ScoringRequest, scores: Mapping[str, float]) -> None:
+        """Write down beside a checkpoint what it has scored."""
+        url, weights = request.checkpoint.url, request.weights
+
+        def write() -> None:
+            try:
+                self._retention.scored(url, weights, scores)
+            except (OSError, UnreadableUrl) as error:
+                logger.warning("scores not written checkpoint=%s: %s", url, error)
+
+        self._beside.submit(write)
 
     def clear(self) -> None:
         """Their owners are gone: what is unfinished stays so."""

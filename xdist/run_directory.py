@@ -4,6 +4,7 @@
     metrics.jsonl       one record a line: start, train, group, evaluation, checkpoint, recovery
     quarantine.jsonl    the samples that could not be decoded
     log.txt             the driver's log
+    tensorboard/        event files, if it is among the trackers
     curves.png          loss, score and throughput against samples
     summary.json        how the run ended
     prometheus_targets.json   where the driver's metrics are, while it runs
@@ -23,7 +24,7 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -33,6 +34,7 @@ from datapipe.storage import absolute, open_filesystem, read_bytes, write_bytes
 from xdist.config import TrainConfig
 from xdist.errors import RunDirectoryError
 from xdist.line_file import LineFile
+from xdist.run_records import parsed, thinned
 
 if TYPE_CHECKING:
     from xdist.profiling import Profile  # With torch.
@@ -47,8 +49,6 @@ LOCK = ".lock"
 CURVES_EVERY_S = 30.0
 DRAWN_RECORDS = 4000
 """Of how a run trained: a line has fewer pixels, and all those of a month would take a GB."""
-TRAIN = '"kind": "train"'
-"""What a line has that tells how a run trained."""
 PLACE = ("shard", "key", "offset")
 OPERATION = (
     "cluster",
@@ -57,6 +57,7 @@ OPERATION = (
     "report_every_steps",
     "run_dir",
     "profile",
+    "trackers",
     "compute.channels_last",
     "compute.compile",
     "compute.cuda_graphs",
@@ -71,6 +72,7 @@ OPERATION = (
     "data.decode_threads",
     "data.prefetch_batches",
     "checkpoint.final_save_s",
+    "checkpoint.max_age_s",
 )
 """Fields that say how a run is carried out, not which run it is. Those of `compute` among them
 change numbers within rounding, as the number of workers does.
@@ -98,6 +100,11 @@ def identity(config: TrainConfig) -> dict[str, Any]:
     """The fields that tell one run from another, as `section.field` -> value."""
     values = dict(_leaves(json.loads(json.dumps(config.to_json()))))
     return {name: value for name, value in values.items() if not _is_among(name, OPERATION)}
+
+
+def fields_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """All fields of a config.json, as `section.field` -> value."""
+    return dict(_leaves(dict(config)))
 
 
 class RunDirectory:
@@ -199,10 +206,7 @@ class RunDirectory:
             every = 1 + num_lines // most_of_training if most_of_training else 1
             file.seek(0)
             # What is left out is not parsed, which would take seconds after a month.
-            lines = (
-                line for number, line in enumerate(file) if number % every == 0 or TRAIN not in line
-            )
-            return list(_parsed(lines))
+            return list(parsed(thinned(file, every=every)))
 
     def quarantine(self, samples: Iterable[CorruptSample]) -> tuple[CorruptSample, ...]:
         """List samples in quarantine.jsonl, each once however often it is met. Returns all that are
@@ -221,7 +225,7 @@ class RunDirectory:
         lines = path.read_text().splitlines() if path.exists() else []
         return {
             (entry["shard"], entry["key"], entry["offset"]): CorruptSample(**entry)
-            for entry in _parsed(lines)
+            for entry in parsed(lines)
         }
 
     def sync(self, *, is_last: bool = True) -> None:
@@ -242,10 +246,10 @@ class RunDirectory:
     def _upload(self) -> None:
         if self._is_remote:
             filesystem, path = open_filesystem(self.url)
-            for file in self.local.iterdir():
-                if file.name == LOCK:
-                    continue
-                filesystem.pipe_file(f"{path}/{file.name}", file.read_bytes())
+            for file in self.local.rglob("*"):
+                if file.name != LOCK and file.is_file():
+                    name = file.relative_to(self.local).as_posix()
+                    filesystem.pipe_file(f"{path}/{name}", file.read_bytes())
 
     def _fetch(self) -> None:
         if self._is_remote:
@@ -278,14 +282,6 @@ class RunDirectory:
 def _is_among(name: str, fields: tuple[str, ...]) -> bool:
     """Whether the name is one of the fields, or below one."""
     return any(name == field or name.startswith(f"{field}.") for field in fields)
-
-
-def _parsed(lines: Iterable[str]) -> Iterable[dict[str, Any]]:
-    for line in lines:
-        try:
-            yield json.loads(line)
-        except ValueError:
-            continue
 
 
 def _leaves(value: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,8 @@ from xdist.publication import Published
 from xdist.run_directory import RunDirectory
 from xdist.scorer import ScoringRequest
 from xdist.topologies import Resize, RunPlan
-from xdist.worker import WorkerReport
+from xdist.trackers import Trackers, make_trackers
+from xdist.worker_messages import WorkerReport
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +38,16 @@ class RunLog:
         self.display = ProgressDisplay(
             num_places=plan.num_places, num_done=start.num_samples, console=console
         )
+        self._trackers = Trackers(
+            make_trackers(
+                plan.config.trackers,
+                run.local,
+                name=run.url.rsplit("/", 1)[-1],
+                run_id=hashlib.sha256(run.url.encode()).hexdigest()[:16],
+                config=plan.config.to_json(),
+            )
+        )
+        self._trackers.go_back(start.num_samples)
         self._num_listed = 0
         self._has_profile = False
 
@@ -50,6 +62,7 @@ class RunLog:
         nobody else is at that.
         """
         self._metrics.close()
+        self._trackers.close()
         try:
             if syncs:
                 self._run.sync()
@@ -83,7 +96,7 @@ class RunLog:
                 self._store_profile(report.profile)
         if any(report.num_steps for report in reports):
             record = self._metrics.reports(reports)
-            self._run.record(**record)
+            self._write(record)
             self.display.train(record)
 
     def _store_profile(self, profile: Profile) -> None:
@@ -134,12 +147,19 @@ class RunLog:
         """An actor of this role is gone, or a link or a storage fails."""
         self._metrics.recovery(role)
 
+    def put_off(self, what: str, why: str) -> None:
+        """A storage refuses something, which is tried again."""
+        logger.warning("%s, and will try again: %s", what, why)
+        self.lost("storage")
+        self.recovered(cause=what, reason=why)
+
     def recovered(self, *, cause: str, reason: str, host: str | None = None) -> None:
         self._record("recovery", cause=cause, reason=reason, host=host)
 
     def set_back(self, cut: Cut, *, newest: int) -> None:
         """The run goes on from its last checkpoint. newest: the step that it had come to."""
         self._metrics.start_from(step=cut.step, num_samples=cut.num_samples)
+        self._trackers.go_back(cut.num_samples)
         said = "run set back to its last checkpoint step=%d updates_lost=%d"
         logger.warning(said, cut.step, newest - cut.step)
 
@@ -147,4 +167,8 @@ class RunLog:
         """cut: what it is about; None: where the run stands."""
         at = self._metrics if cut is None else cut
         place = {"step": at.step, "samples": at.num_samples}
-        self._run.record(kind=kind, time=time.time(), **place, **values)
+        self._write({"kind": kind, "time": time.time(), **place, **values})
+
+    def _write(self, record: dict[str, Any]) -> None:
+        self._run.record(**record)
+        self._trackers.record(record)

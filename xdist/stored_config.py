@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-import typing
-from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
-
 from xdist.checkpoint import Checkpoint
 from xdist.config import TrainConfig
 from xdist.errors import UnknownFormat
-
-Part = TypeVar("Part")
+from xdist.plain_config import from_json
 
 
 def stored_config(checkpoint: Checkpoint) -> TrainConfig:
@@ -28,34 +22,3 @@ def stored_config(checkpoint: Checkpoint) -> TrainConfig:
             f"{checkpoint.url}: its configuration is not one of this version: {error}; use the "
             "version of this program that wrote it"
         ) from error
-
-
-def from_json(part: type[Part], value: Mapping[str, Any]) -> Part:
-    """The configuration, or a part of one, whose plain values these are; anything else is a
-    `ValueError` or `TypeError`.
-    """
-    unknown = sorted(_unknown_fields(part, value))
-    if unknown:
-        raise ValueError(f"unknown fields {', '.join(unknown)}")
-    built: Part = _built(part, value)
-    return built
-
-
-def _unknown_fields(part: type, value: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    types = typing.get_type_hints(part)
-    for name, item in value.items():
-        if name not in types:
-            yield f"{prefix}{name}"
-        elif dataclasses.is_dataclass(types[name]):
-            yield from _unknown_fields(types[name], item, f"{prefix}{name}.")
-
-
-def _built(part: Any, value: Mapping[str, Any]) -> Any:
-    types = typing.get_type_hints(part)
-    return part(**{name: _value(types[name], item) for name, item in value.items()})
-
-
-def _value(kind: Any, item: Any) -> Any:
-    if dataclasses.is_dataclass(kind):
-        return _built(kind, item)
-    return tuple(item) if isinstance(item, list) else item  # JSON has no tuples.

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from xdist.worker import WorkerReport
+from xdist.worker_messages import WorkerReport
 
 SLOW = 1.2
 """Times the median of the others: slower is a straggler."""

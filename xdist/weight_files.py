@@ -32,8 +32,8 @@ from xdist.extras import require
 from xdist.keras_files import keras_payload, read_keras
 from xdist.model_config import MODEL_NAMES, ModelConfig
 from xdist.naming import KERAS, namings
+from xdist.plain_config import from_json
 from xdist.state import AVERAGE, STATISTICS, STATISTICS_AVERAGE, WEIGHTS, WeightsName
-from xdist.stored_config import from_json
 from xdist.weights import Fitted, Found, fit
 
 KERAS_SUFFIXES = (".h5", ".keras")

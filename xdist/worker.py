@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
@@ -28,20 +28,18 @@ from datapipe.errors import CorruptSample
 from xdist.computation import BatchSums, Computation, dropout_seed
 from xdist.config import TrainConfig
 from xdist.determinism import compute_deterministically
-from xdist.errors import LeaseLost, PeerLost, RunDirectoryError
+from xdist.errors import LeaseLost, PeerLost
 from xdist.flat import FlatModel
 from xdist.models import build_model
+from xdist.peak_memory import peak_memory
 from xdist.profiling import Profile, Profiler
 from xdist.step_phases import Nobody
-from xdist.strategies import Progress, Share, UpdateStrategy
+from xdist.strategies import Share, UpdateStrategy
+from xdist.worker_messages import JoinReport, Parting, Phase, Pulse, WorkerReport
 
 if TYPE_CHECKING:
-    from xdist.checkpoint import Part  # Keeps this module free of all but torch and numpy.
+    from xdist.share_writer import Written  # Keeps this module free of all but torch and numpy.
 
-Phase = Literal["idle", "starting", "joining", "data", "lease", "compute", "update", "save"]
-"""What a worker does; in `update` it may wait for others, and in `lease` for samples that others
-have; in all else they may wait for it.
-"""
 STEPS_REMEMBERED = 100
 
 
@@ -62,96 +60,6 @@ MakeStrategy = Callable[[FlatModel], UpdateStrategy]
 MakeBatches = Callable[[], Batches]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Parting:
-    """Why a worker has parted from the others."""
-
-    cause: str
-    """What it says of who is lost, itself perhaps, in their eyes."""
-    unreached: tuple[int, ...] = ()
-    """The ranks of its group to which no link was up then."""
-
-    @classmethod
-    def told_by(cls, error: PeerLost | LeaseLost) -> Self:
-        return cls(str(error), error.unreached if isinstance(error, PeerLost) else ())
-
-
-@dataclass(frozen=True)
-class WorkerReport:
-    """What one call of `train` did."""
-
-    worker: int
-    host: str
-    """The name of its machine."""
-    progress: Progress
-    """Where the run stands, as far as this worker knows, after its last update."""
-    num_steps: int
-    """Gradients that this worker has computed and sent."""
-    num_dropped: int
-    """Of these, those that came too late for an update; their samples are dealt again."""
-    num_samples: int
-    """Samples that counted in them; with all_reduce, those of all ranks."""
-    num_images: int
-    """That this worker itself computed in them."""
-    loss: float
-    """Mean over those samples; NaN without samples."""
-    step_s: float
-    """Seconds within these steps: without saving, and what is between."""
-    data_wait_s: float
-    """Seconds of these that the worker waited for batches."""
-    peer_wait_s: float
-    """Seconds of these that the worker waited for others, when it had done its own part."""
-    standing_s: float | None
-    """Seconds since its last update, of this call or one before; None if it has made none."""
-    read: ReadCounters
-    """What was read of shards meanwhile."""
-    staleness: dict[int, int]
-    """Staleness -> number of this worker's updates that had it, as far as it was told of them;
-    empty where nothing can be stale.
-    """
-    corrupt: tuple[CorruptSample, ...]
-    """Samples of its own that could not be decoded."""
-    parts: tuple[Part, ...]
-    """Of the checkpoint, its share."""
-    unsaved: str | None
-    """Why they could not be written, if so."""
-    is_final: bool
-    """No batches are left for this worker."""
-    interrupted: Parting | None
-    """Why it has parted from the others before its time, if it has. Its state is that of its last
-    update, and it may join again.
-    """
-    profile: Profile | None = None
-    """Of some steps of this worker, in the report that follows them, if the run is profiled."""
-
-
-@dataclass(frozen=True)
-class JoinReport:
-    """What one call of `join` did."""
-
-    step: int | None
-    """The update whose weights the worker has; None if it has none."""
-    interrupted: Parting | None
-    """Why it did not join, if so."""
-    num_shared: int = 0
-    """Parameter servers that it shares memory with."""
-
-
-@dataclass(frozen=True)
-class Pulse:
-    """What a worker is at, at this moment."""
-
-    phase: Phase
-    phase_s: float
-    """Seconds since that began."""
-    longest_step_s: float
-    """Of the last hundred; 0 before the first."""
-    step: int = 0
-    """Of the run, as far as it knows."""
-    standing_s: float | None = None
-    """Of `WorkerReport`."""
 
 
 @dataclass
@@ -252,17 +160,19 @@ class Worker:
         self._enter("idle")
         return JoinReport(strategy.state_step, interrupted, strategy.num_shared)
 
-    def train(self, until_step: int, *, share: Share | None = None) -> WorkerReport:
+    def train(
+        self, until_step: int, *, share: Share | None = None, waits: bool = True
+    ) -> WorkerReport:
         """Make updates until `until_step` of the strategy's own count, or until no batch is left,
         or all ranks are asked to stop, or somebody else is lost.
 
-        share: of a checkpoint, that this worker writes at that step.
+        share: of a checkpoint, that this worker writes at that step; beside what follows, unless
+        it waits for it.
         """
         strategy, segment = self._joined_strategy, _Segment(self._device)
         peer_wait_s = strategy.peer_wait_s
-        parts: tuple[Part, ...] = ()
+        written: Written | None = None
         is_final = False
-        unsaved: str | None = None
         interrupted: Parting | None = None
         try:
             while strategy.progress.own_step < until_step and not is_final:
@@ -273,9 +183,8 @@ class Worker:
                 strategy.finish()
             if share is not None and strategy.progress.own_step == until_step:
                 self._enter("save")
-                parts = strategy.save(share)
-        except RunDirectoryError as error:
-            unsaved = str(error)
+                strategy.save(share)
+                written = strategy.written(until_step) if waits else None
         except (PeerLost, LeaseLost) as error:
             interrupted = Parting.told_by(error)
         if interrupted is not None:
@@ -296,15 +205,21 @@ class Worker:
             data_wait_s=segment.data_wait_s,
             peer_wait_s=strategy.peer_wait_s - peer_wait_s,
             standing_s=self._standing_s,
+            memory=peak_memory(self._device),
             read=segment.read,
             staleness=strategy.take_staleness(),
             corrupt=tuple(segment.corrupt),
-            parts=parts,
-            unsaved=unsaved,
+            written=written,
             is_final=is_final,
             interrupted=interrupted,
             profile=profile,
         )
+
+    def written(self, step: int) -> Written:
+        """Wait until its share of the checkpoint of this step is written, or cannot be; called
+        again, it tries again. Called beside all other methods.
+        """
+        return self._joined_strategy.written(step)
 
     def _take_profile(self) -> Profile | None:
         if self._profiler is None:

@@ -28,7 +28,8 @@ from xdist.servers_config import ServersConfig
 from xdist.topologies import Outcome, RunPlan, Task, nodes
 from xdist.topologies.nodes import Process
 from xdist.topologies.push_pull import PushPullTopology, push_pull_strategy
-from xdist.worker import WorkerReport, initial_model
+from xdist.worker import initial_model
+from xdist.worker_messages import WorkerReport
 
 STEP_S = 0.1
 """That a worker waits before each push."""

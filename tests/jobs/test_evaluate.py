@@ -25,7 +25,7 @@ from tests.datapipe.small_sets import encode, picture
 from tests.small_runs import NUM_LABELS, final, run, small_config, spoil
 from xdist import checkpoint
 from xdist.config import EvaluationConfig, TrainConfig
-from xdist.driver import Summary
+from xdist.summary import Summary
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240), pytest.mark.usefixtures("cluster")]
 

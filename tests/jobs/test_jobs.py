@@ -33,6 +33,7 @@ from tests.jobs.small_jobs import SMALL, SMALL_DATA, data_options, main
 from tests.small_runs import records
 from xdist import command_line
 from xdist.config import TrainConfig
+from xdist.invocation import parse
 from xdist.model_config import MODEL_NAMES
 from xdist.run_directory import LOG
 
@@ -167,6 +168,8 @@ def test_help_explains_every_field(capsys: pytest.CaptureFixture[str]) -> None:
     for option, explanation in explained(TrainConfig, prefix="--"):
         assert re.search(rf" {re.escape(option)}[ ,]", text)
         assert explanation in text
+    for option in ("--preset", "--config", "--resume", "--no-resume", "--dry-run"):
+        assert f" {option} " in text
 
 
 def explained(config_class: type, *, prefix: str) -> Iterator[tuple[str, str]]:
@@ -193,7 +196,7 @@ def explained(config_class: type, *, prefix: str) -> Iterator[tuple[str, str]]:
 def test_every_network_is_chosen_by_name_in_both_jobs(name: str) -> None:
     for presets in (SYNC_PRESETS, ASYNC_PRESETS):
         arguments = ["--preset", "cifar", "--model.name", name]
-        config = command_line.parse(presets, default="paper", description="", arguments=arguments)
+        config = parse(presets, default="paper", description="", arguments=arguments).run
         assert (config.model.name, config.model.width) == (name, 0.25)
         assert config.model.middle_modules == (2 if name == "xception" else 8)
 

@@ -86,7 +86,8 @@ NOT_OF_THE_PAPER = {  # field: (values of ImageNet and JFT, why)
         "read_threads", "read_ahead_mb", "read_retries", "read_timeout_s", "cache_dir", "cache_gb",
     )},
     **dict.fromkeys((
-        "checkpoint.every_samples", "checkpoint.keep", "checkpoint.evaluate_every",
+        "checkpoint.every_samples", "checkpoint.keep", "checkpoint.keep_best",
+        "checkpoint.keep_every", "checkpoint.evaluate_every", "checkpoint.max_age_s",
         "evaluation.measures", "evaluation.class_weights", "evaluation.skip",
         "evaluation.batch_size", "cluster.cpus_per_worker", "cluster.gpus_per_worker",
         "cluster.cpus_per_server", "cluster.gpus_per_server", "cluster.wait_s",
@@ -95,6 +96,7 @@ NOT_OF_THE_PAPER = {  # field: (values of ImageNet and JFT, why)
         "cluster.min_world_size", "cluster.max_world_size", "cluster.num_spares",
         "cluster.fork_actors",
         "cluster.collective_timeout_s", "cluster.recovery_window_s", "deterministic", "profile",
+        "trackers",
     ), (None, LIFE)),
     **{f"compute.{name}": (None, COMPUTE) for name in (
         "precision", "accumulation_steps", "channels_last", "compile", "cuda_graphs",

@@ -103,8 +103,9 @@ def update_once(rank: int, directory: str, url: str, port: int, changes: dict[st
     progress = strategy.progress
     assert (progress.step, progress.num_samples) == (1, 9)
     assert not strategy.wants_stop
+    strategy.save((rank, len(NUM_SAMPLES)))
     torch.save(
-        [strategy.save((rank, len(NUM_SAMPLES))), flat.weights.clone()],
+        [strategy.written(1).parts, flat.weights.clone()],
         f"{directory}/rank-{rank}.pt",
     )
     strategy.begin(batch, sums)

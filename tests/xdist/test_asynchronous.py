@@ -43,7 +43,8 @@ from xdist.topologies import nodes
 from xdist.topologies.actors import end, server_on
 from xdist.topologies.push_pull import PushPullTopology, push_pull_strategy
 from xdist.topologies.remote_server import RemoteServer
-from xdist.worker import JoinReport, Worker, WorkerReport, initial_model
+from xdist.worker import Worker, initial_model
+from xdist.worker_messages import JoinReport, WorkerReport
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(180), pytest.mark.usefixtures("cluster")]
 

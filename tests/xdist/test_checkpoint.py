@@ -195,33 +195,6 @@ def test_a_checkpoint_that_must_be_there_is_waited_for(
         checkpoint.find_again(str(tmp_path / "away"))
 
 
-def test_pruning_keeps_the_newest_and_the_spared(tmp_path: Path) -> None:
-    saved = [save(tmp_path, step=step) for step in range(1, 6)]
-    checkpoint.prune(str(tmp_path), newest=5, keep=2, spare={saved[0].url})
-    left = sorted(path.name[-2:] for path in Path(tmp_path, "checkpoints").iterdir())
-    assert left == ["01", "04", "05"]
-
-
-def test_pruning_leaves_an_unpublished_newest_one_alone(tmp_path: Path) -> None:
-    save(tmp_path, step=1)
-    url = checkpoint.checkpoint_url(str(tmp_path), 2)
-    checkpoint.write_statistics(url, STATISTICS)
-    checkpoint.prune(str(tmp_path), newest=1, keep=1)
-    assert Path(url).exists()
-
-
-def test_damaged_newer_ones_do_not_cost_the_good_ones(tmp_path: Path) -> None:
-    for step in (1, 2, 3, 4):
-        save(tmp_path, step=step)
-    for step in (3, 4):
-        directory = Path(checkpoint.checkpoint_url(str(tmp_path), step))
-        (directory / checkpoint.STATISTICS_PART).unlink()
-    checkpoint.prune(str(tmp_path), newest=2, keep=1)
-    found = checkpoint.latest(str(tmp_path))
-    assert found is not None
-    assert found.manifest.cut.step == 2
-
-
 @pytest.mark.parametrize(
     ("before", "after", "expected"), [(0, 9, False), (9, 10, True), (10, 19, False), (9, 31, True)]
 )

@@ -10,7 +10,7 @@ import pytest
 from xdist.patient_storage import STORING_LIMIT_S
 from xdist.topologies.crew import HANG_S, LEAST_PATIENCE_S, PATIENCE_BEFORE_STEPS_S, Crew, Hand
 from xdist.topologies.nodes import Process
-from xdist.worker import Phase, Pulse
+from xdist.worker_messages import Phase, Pulse
 
 LONG_S = LEAST_PATIENCE_S + 5.0
 NO_ACTOR: Any = None

@@ -71,7 +71,7 @@ def test_a_run_trains_saves_and_scores(
     measure = "top1" if strategy == "all_reduce" else "map100"
     assert 0 <= summary.scores["average"][measure] <= 1
     files = {path.name for path in (tmp_path / "run").iterdir()}
-    assert {"config.json", "metrics.jsonl", "curves.png", "checkpoints"} <= files
+    assert {"config.json", "metrics.jsonl", "curves.png", "tensorboard", "checkpoints"} <= files
     train = records(tmp_path / "run", "train")
     assert train[-1]["samples"] == 2 * NUM_TRAIN
     assert (train[-1]["staleness_mean"] is None) == (strategy == "all_reduce")

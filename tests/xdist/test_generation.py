@@ -13,7 +13,7 @@ from xdist.strategies.group import Rendezvous
 from xdist.topologies.crew import Hand
 from xdist.topologies.generation import Generation, cut_off
 from xdist.topologies.seats import Seat
-from xdist.worker import Parting
+from xdist.worker_messages import Parting
 
 NOTHING = cast(Any, None)
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from datapipe.counters import ReadCounters
 from xdist.metrics import TARGETS, Metrics
+from xdist.peak_memory import PeakMemory
 from xdist.strategies import Progress
-from xdist.worker import WorkerReport
+from xdist.worker_messages import WorkerReport
 
 
 def make_report(worker: int, *, step: int, loss: float, num_samples: int) -> WorkerReport:
@@ -28,11 +29,11 @@ def make_report(worker: int, *, step: int, loss: float, num_samples: int) -> Wor
         data_wait_s=0.1,
         peer_wait_s=0.0,
         standing_s=0.0,
+        memory=PeakMemory(400.0, None),
         read=ReadCounters(bytes_read=500, num_reads=2, num_retries=1, num_cache_hits=3),
         staleness={0: 1, 3: 1},
         corrupt=(),
-        parts=(),
-        unsaved=None,
+        written=None,
         is_final=False,
         interrupted=None,
     )

@@ -17,7 +17,8 @@ from xdist.flat import FlatModel
 from xdist.segments import Dealing
 from xdist.strategies.all_reduce import AllReduce, Membership
 from xdist.strategies.group import open_store
-from xdist.worker import JoinReport, Worker, initial_model
+from xdist.worker import Worker, initial_model
+from xdist.worker_messages import JoinReport
 
 
 def profiled(directory: Path, *, number: int = 0) -> Worker:

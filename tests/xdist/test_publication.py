@@ -28,7 +28,7 @@ class Owners:
     """Those who write the parts of checkpoints."""
 
     def __init__(self, run_dir: Path) -> None:
-        self.publications = Publications(str(run_dir), config_of(run_dir))
+        self.publications = Publications(str(run_dir), config_of(run_dir), save_every_samples=10)
         self.first = save(run_dir, step=0).manifest
         self._run_dir = run_dir
 

@@ -29,7 +29,7 @@ from xdist.topologies import Outcome, RunPlan, Task, server_crew
 from xdist.topologies.crew import PULSE_S
 from xdist.topologies.push_pull import push_pull_strategy
 from xdist.topologies.server_crew import ServerHand
-from xdist.worker import WorkerReport
+from xdist.worker_messages import WorkerReport
 
 pytestmark = [
     pytest.mark.faults,

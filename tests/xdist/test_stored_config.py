@@ -18,7 +18,8 @@ from xdist.checkpoint import Checkpoint, Cut, Manifest
 from xdist.config import EvaluationConfig, TrainConfig
 from xdist.errors import UnknownFormat
 from xdist.flat import Layout
-from xdist.stored_config import from_json, stored_config
+from xdist.plain_config import from_json
+from xdist.stored_config import stored_config
 
 PRESETS = [*SYNC_PRESETS.values(), *ASYNC_PRESETS.values()]
 CONFIG = replace(SYNC_PRESETS["cifar"], evaluation=EvaluationConfig(measures=("map", "top_k")))

@@ -19,10 +19,11 @@ from datapipe.batch import Batch
 from datapipe.counters import ReadCounters
 from tests.small_runs import records, run, small_config
 from tests.strategies import ActsBefore, Wrapped
+from xdist.peak_memory import PeakMemory
 from xdist.stragglers import Straggler, StragglerLog, find_straggler, own_seconds
 from xdist.strategies import Progress
 from xdist.topologies.all_reduce import AllReduceTopology, all_reduce_strategy
-from xdist.worker import WorkerReport
+from xdist.worker_messages import WorkerReport
 
 SLOWER_S = 0.3
 
@@ -42,11 +43,11 @@ def report_of(worker: int, *, own_s: float, data_wait_s: float = 0.0) -> WorkerR
         data_wait_s=data_wait_s,
         peer_wait_s=5.0 - 10 * own_s,
         standing_s=0.0,
+        memory=PeakMemory(400.0, None),
         read=ReadCounters(),
         staleness={},
         corrupt=(),
-        parts=(),
-        unsaved=None,
+        written=None,
         is_final=False,
         interrupted=None,
     )

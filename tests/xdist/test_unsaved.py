@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 import resource
 import signal
 import threading
@@ -28,18 +30,29 @@ from tests.recorded import (
     recorded_strategy,
     recorded_topology,
 )
-from tests.small_runs import NUM_TRAIN, causes, final, records, run, small_config, weights_of
+from tests.small_runs import (
+    NUM_TRAIN,
+    causes,
+    final,
+    records,
+    run,
+    saved_step,
+    small_config,
+    weights_of,
+)
 from tests.strategies import Wrapped
 from xdist import checkpoint, scorer
 from xdist.config import ClusterConfig
-from xdist.errors import RunFailed
+from xdist.errors import RunDirectoryError
 from xdist.flat import FlatModel
 from xdist.scorer import Scorer
+from xdist.share_writer import Written
 from xdist.strategies import Share
 from xdist.topologies import Outcome, RunPlan, Task
 from xdist.topologies.actors import CONTROL
 from xdist.topologies.all_reduce import AllReduceTopology, all_reduce_strategy
 from xdist.topologies.push_pull import PushPullTopology
+from xdist.worker_messages import WorkerReport
 
 pytestmark = [
     pytest.mark.faults,
@@ -74,8 +87,10 @@ def test_a_worker_whose_disk_is_full_leaves_saving_to_the_others(
     saved = [record["step"] for record in records(tmp_path / "run", "checkpoint")]
     assert saved == sorted(set(saved))
     run(config, tmp_path / "undisturbed")
-    undisturbed = records(tmp_path / "undisturbed", "checkpoint")
-    assert saved == [record["step"] for record in undisturbed]
+    undisturbed = [record["step"] for record in records(tmp_path / "undisturbed", "checkpoint")]
+    assert saved[-1] == undisturbed[-1]
+    [given_up] = re.findall(r"checkpoint given up step=(\d+)", caplog.text)
+    assert int(given_up) in set(undisturbed) - set(saved)
 
 
 def take_away(checkpoints: Path) -> None:
@@ -92,56 +107,72 @@ def bring_back(checkpoints: Path) -> None:
 
 
 class StorageIsGone(Wrapped):
-    """A strategy for whose save number `first` there is no storage, nor for those that follow, up
-    to `last`.
-    """
+    """A strategy for whose second save there is no storage any more."""
 
-    def __init__(self, strategy: Any, checkpoints: Path, *, first: int, last: int) -> None:
+    def __init__(self, strategy: Any, checkpoints: Path) -> None:
         super().__init__(strategy)
         self._checkpoints = checkpoints
-        self._saves = range(first, last + 1)
         self._num_saves = 0
 
-    def save(self, share: Share) -> Any:
+    def save(self, share: Share) -> None:
         self._num_saves += 1
-        if self._num_saves in self._saves:
+        if self._num_saves == 2:
             take_away(self._checkpoints)
-        else:
-            bring_back(self._checkpoints)
-        return self.strategy.save(share)
+        self.strategy.save(share)
 
 
 def without_storage(
-    checkpoints: Path, first: int, last: int, plan: RunPlan, flat: FlatModel, **named: Any
+    checkpoints: Path, plan: RunPlan, flat: FlatModel, **named: Any
 ) -> StorageIsGone:
-    strategy = all_reduce_strategy(plan, flat, **named)
-    return StorageIsGone(strategy, checkpoints, first=first, last=last)
+    return StorageIsGone(all_reduce_strategy(plan, flat, **named), checkpoints)
 
 
-def topologies_without_storage(run_dir: Path, *, first: int, last: int) -> Any:
-    make_strategy = partial(without_storage, run_dir / "checkpoints", first, last)
-    return {"all_reduce": partial(AllReduceTopology, make_strategy=make_strategy)}
+class StorageIsBack:
+    """A topology whose storage is back when so many saves have failed."""
+
+    def __init__(self, plan: RunPlan, *, num_failures: float) -> None:
+        self._checkpoints = Path(plan.run_dir) / "checkpoints"
+        make_strategy = partial(without_storage, self._checkpoints)
+        self._topology = AllReduceTopology(plan, make_strategy=make_strategy)
+        self._num_left = num_failures
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._topology, name)
+
+    def receive(self, task: Task, result: Any) -> Outcome:
+        written = result.written if isinstance(result, WorkerReport) else result
+        if isinstance(written, Written) and written.unsaved is not None:
+            self._num_left -= 1
+        if self._num_left == 0:
+            bring_back(self._checkpoints)
+        return self._topology.receive(task, result)
 
 
 def test_a_storage_that_is_gone_for_a_while_costs_no_step(tmp_path: Path) -> None:
     config = small_config(tmp_path, strategy="all_reduce", num_workers=1)
     run(config, tmp_path / "undisturbed")
-    topologies = topologies_without_storage(tmp_path / "run", first=2, last=2)
-    run(config, tmp_path / "run", topologies=topologies)
-    assert causes(tmp_path / "run") == ["storage did not save"]
+    topology = partial(StorageIsBack, num_failures=1)
+    run(config, tmp_path / "run", topologies={"all_reduce": topology})
+    assert set(causes(tmp_path / "run")) == {"storage did not save"}
     disturbed, undisturbed = final(tmp_path / "run"), final(tmp_path / "undisturbed")
     assert torch.equal(weights_of(disturbed), weights_of(undisturbed))
-    steps = [[r["step"] for r in records(tmp_path / name, "checkpoint")] for name in
-             ("run", "undisturbed")]  # fmt: skip
-    assert steps[0] == steps[1]
 
 
 def test_a_storage_that_stays_away_ends_the_run_with_what_it_says(tmp_path: Path) -> None:
-    cluster = ClusterConfig(max_recoveries=0)
-    config = small_config(tmp_path, strategy="all_reduce", num_workers=1, cluster=cluster)
-    topologies = topologies_without_storage(tmp_path / "run", first=2, last=1000)
-    with pytest.raises(RunFailed, match=r"(?s)storage: .*checkpoints/step-.* cannot be written"):
+    """After a while, in which it trains; and no fault of workers."""
+    config = small_config(tmp_path, strategy="all_reduce", num_workers=1)
+    config = replace(
+        config,
+        cluster=ClusterConfig(max_recoveries=0),
+        checkpoint=replace(config.checkpoint, max_age_s=12, final_save_s=1),
+    )
+    topologies = {"all_reduce": partial(StorageIsBack, num_failures=math.inf)}
+    said = r"(?s)no checkpoint could be saved for 1. s, .* 12: .*/step-.* cannot be written"
+    with pytest.raises(RunDirectoryError, match=said):
         run(config, tmp_path / "run", topologies=topologies)
+    trained = records(tmp_path / "run", "train")[-1]["step"]
+    bring_back(tmp_path / "run" / "checkpoints")
+    assert trained > saved_step(tmp_path / "run")
 
 
 class AwayForAWhile(Announcing):

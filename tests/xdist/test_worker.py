@@ -29,7 +29,8 @@ from xdist.errors import PeerLost
 from xdist.flat import FlatModel
 from xdist.step_phases import StepObserver
 from xdist.strategies import Progress, Share
-from xdist.worker import JoinReport, Parting, Worker, initial_model
+from xdist.worker import Worker, initial_model
+from xdist.worker_messages import JoinReport, Parting
 
 
 class Descent:
@@ -99,8 +100,12 @@ class Descent:
     def observe(self, observer: StepObserver) -> None:
         self.observer = observer
 
-    def save(self, _share: Share) -> Any:
-        return (f"parts after {self.progress.step}",)
+    def save(self, _share: Share) -> None:
+        self.saved_step = self.progress.step
+
+    def written(self, step: int) -> Any:
+        assert step == self.saved_step
+        return f"parts after {step}"
 
     def leave(self) -> None:
         self.has_left = True
@@ -166,10 +171,13 @@ def test_samples_of_an_update_that_was_dropped_do_not_count() -> None:
 def test_it_saves_at_the_last_step_also_when_that_was_made_before() -> None:
     worker, _ = make_worker([make_batch(number) for number in range(5)])
     report: Any = worker.train(3, share=(0, 1))
-    assert report.parts == ("parts after 3",)
+    assert report.written == "parts after 3"
     again: Any = worker.train(3, share=(0, 1))
-    assert (again.num_steps, again.parts) == (0, ("parts after 3",))
-    assert worker.train(5).parts == ()
+    assert (again.num_steps, again.written) == (0, "parts after 3")
+    assert worker.train(4, share=(0, 1), waits=False).written is None
+    told: Any = worker.written(4)
+    assert told == "parts after 4"
+    assert worker.train(5).written is None
 
 
 def test_a_step_that_was_interrupted_is_made_again_and_none_twice() -> None:

@@ -13,7 +13,9 @@ from xdist.computation import BatchSums
 from xdist.step_phases import StepObserver
 
 if TYPE_CHECKING:
-    from xdist.checkpoint import Part  # Keeps the worker's step free of all but torch and numpy.
+    from xdist.share_writer import (
+        Written,
+    )  # Keeps the worker's step free of all but torch and numpy.
 
 
 Share = tuple[int, int]
@@ -122,9 +124,14 @@ class UpdateStrategy(Protocol):
     def observe(self, observer: StepObserver) -> None:
         """Tell this one, from now on, where the time of an update goes."""
 
-    def save(self, share: Share) -> tuple[Part, ...]:
-        """Write this worker's share of a checkpoint, if workers own the state, as of now. Raises
-        `RunDirectoryError`.
+    def save(self, share: Share) -> None:
+        """Keep this worker's share of a checkpoint, if workers own the state, as of now, and begin
+        to write it beside what follows.
+        """
+
+    def written(self, step: int) -> Written:
+        """Wait until the share of this step is written, or cannot be; called again, it tries again;
+        from any thread.
         """
 
     def abort(self) -> None:

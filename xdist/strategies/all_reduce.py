@@ -21,11 +21,12 @@ from torch import Tensor
 from datapipe.batch import Batch
 from datapipe.position import Position
 from xdist import checkpoint, optim
-from xdist.checkpoint import Checkpoint, Part
+from xdist.checkpoint import Checkpoint
 from xdist.computation import BatchSums
 from xdist.config import TrainConfig
 from xdist.flat import FlatModel, even_ranges
 from xdist.segments import Dealing
+from xdist.share_writer import Piece, ShareWriter, Written
 from xdist.state import STATISTICS, WEIGHTS, RangeState, StatisticsState
 from xdist.step_phases import Nobody, StepObserver
 from xdist.strategies import Progress, Share
@@ -76,6 +77,7 @@ class AllReduce:
         self._state_step: int | None = None
         self._load(None if checkpoint_url is None else Checkpoint.open(checkpoint_url))
         self._reduction = GradientReduction(flat, compress=config.compress_gradients == "bfloat16")
+        self._writer = ShareWriter()
         self._store: Store | None = None
         self._group: Group | None = None
         self._sums_work: Any = None
@@ -151,6 +153,7 @@ class AllReduce:
             timeout_s=membership.timeout_s,
         )
         self._exchange_state(self._group, membership)
+        self._writer.reserve(self._pieces((membership.rank, membership.world_size)))
         self._membership = membership
         self._votes = StopVotes()
         self._wants_stop = False
@@ -260,16 +263,23 @@ class AllReduce:
             assert self._store is not None
             NoteBoard(self._store).write(json.dumps(sample.args))
 
-    def save(self, share: Share) -> tuple[Part, ...]:
+    def save(self, share: Share) -> None:
         """An even part of the state; with the first one the batch-norm statistics too."""
+        step = self._progress.step
+        url = checkpoint.checkpoint_url(self._run_dir, step)
+        self._writer.save(step, url, self._pieces(share))
+
+    def _pieces(self, share: Share) -> list[Piece]:
         number, num_shares = share
-        url = checkpoint.checkpoint_url(self._run_dir, self._progress.step)
         start, stop = even_ranges(self._state.stop, num_shares)[number]
-        tensors = {name: tensor[start:stop].cpu() for name, tensor in self._state.tensors().items()}
-        part = checkpoint.write_range(url, tensors, start=start, stop=stop)
-        if number != 0:
-            return (part,)
-        return (part, checkpoint.write_statistics(url, self._statistics.tensors()))
+        tensors = {name: tensor[start:stop] for name, tensor in self._state.tensors().items()}
+        pieces = [Piece(checkpoint.range_file(start, stop), start, stop, tensors)]
+        if number == 0:
+            pieces.append(Piece(checkpoint.STATISTICS_PART, 0, 0, self._statistics.tensors()))
+        return pieces
+
+    def written(self, step: int) -> Written:
+        return self._writer.written(step)
 
     def observe(self, observer: StepObserver) -> None:
         self._observer = observer

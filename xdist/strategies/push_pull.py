@@ -22,13 +22,13 @@ from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 from datapipe.batch import Batch
 from datapipe.position import Span
 from xdist import wire
-from xdist.checkpoint import Part
 from xdist.computation import BatchSums
 from xdist.config import TrainConfig
 from xdist.errors import LeaseLost, PeerLost
 from xdist.flat import FlatModel
 from xdist.sequencer import Push, PushId
 from xdist.server_messages import Reply
+from xdist.share_writer import Written
 from xdist.step_phases import Nobody, StepObserver
 from xdist.strategies import Progress, Share
 from xdist.strategies.factors import Factors, flop_per_byte
@@ -279,9 +279,12 @@ class PushPull:
                 raise error.cause from error
             raise
 
-    def save(self, _share: Share) -> tuple[Part, ...]:
+    def save(self, _share: Share) -> None:
         """Nothing: the servers own the state."""
-        return ()
+
+    def written(self, _step: int) -> Written:
+        """Nothing."""
+        return Written()
 
     def leases(self) -> Iterator[Span | None]:
         """The places that server 0 leases to this worker, as they are asked for; None where none is

@@ -18,7 +18,7 @@ from xdist import sizing
 from xdist.checkpoint import Checkpoint, Cut, Part
 from xdist.config import TrainConfig
 from xdist.training_data import TrainingData
-from xdist.worker import WorkerReport
+from xdist.worker_messages import WorkerReport
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,10 @@ class Task:
     def role(self) -> str:
         """Of the actor: worker, server, link, storage."""
         return self.actor.split()[0]
+
+    def is_of_same(self, actor_of: Task) -> bool:
+        """Whether the same actor was asked that."""
+        return (self.actor, self.life) == (actor_of.actor, actor_of.life)
 
     @property
     def ends(self) -> bool:
@@ -186,6 +190,10 @@ class Topology(Protocol):
 
     def replace(self, lost: Task, /) -> Outcome | None:
         """Replace a lost actor while the others go on; None where only a new launch helps."""
+
+    @property
+    def is_saving(self) -> bool:
+        """Whether a cut has been taken whose parts are not all there."""
 
     @property
     def newest_step(self) -> int:

@@ -30,6 +30,8 @@ WAITING_CALLS = 3
 CONTROL = "control"
 """The methods of a worker that are called beside all others, as in `Worker.pulse`."""
 NUM_CONTROL_THREADS = 2
+SAVES = "saves"
+"""Where a worker waits for what it writes beside its training."""
 
 
 def worker_bundle(cluster: ClusterConfig) -> dict[str, float]:
@@ -52,7 +54,7 @@ def _bundle(cpus: float, gpus: int) -> dict[str, float]:
 def _worker_class() -> Any:
     """Made once, or Ray would store each as another class."""
     remote: Any = ray.remote  # Its types do not know concurrency_groups.
-    return remote(concurrency_groups={CONTROL: NUM_CONTROL_THREADS})(Worker)
+    return remote(concurrency_groups={CONTROL: NUM_CONTROL_THREADS, SAVES: 1})(Worker)
 
 
 def worker(

@@ -17,22 +17,23 @@ from typing import Any
 import ray
 
 from datapipe.errors import CorruptSample
-from xdist import sizing
 from xdist.checkpoint import Checkpoint
 from xdist.flat import FlatModel
-from xdist.segments import Course, Dealer, SegmentRules
+from xdist.segments import Course
 from xdist.strategies import UpdateStrategy
 from xdist.strategies.all_reduce import AllReduce
 from xdist.strategies.group import NoteBoard, Rendezvous, cancel, forget, open_store
-from xdist.topologies import Outcome, Pending, Resize, RunPlan, Saved, Task
+from xdist.topologies import Outcome, Pending, Resize, RunPlan, Task
 from xdist.topologies.crew import Hand, may_have_state, newest_of
+from xdist.topologies.dealing import dealer_of, rules_of
 from xdist.topologies.draining import leaving
 from xdist.topologies.generation import Generation
 from xdist.topologies.headcount import Headcount
+from xdist.topologies.saving import Saving
 from xdist.topologies.seats import reseat, with_lanes
 from xdist.topologies.staff import MakeStrategy, Staff
-from xdist.topologies.writers import is_complete, shares_of, unsaved
-from xdist.worker import WorkerReport
+from xdist.topologies.writers import is_complete, unsaved
+from xdist.worker_messages import WorkerReport
 
 logger = logging.getLogger(__name__)
 
@@ -47,25 +48,12 @@ class AllReduceTopology:
         self._plan = plan
         self._updated: float | None = None
         """When the last update was made; None before the first one."""
-        config = plan.config
-        num_lanes = sizing.num_lanes(config, num_workers=plan.most_workers)
-        efficiency = num_lanes / (plan.num_workers * -(-num_lanes // plan.num_workers))
-        logger.info("lanes dealt lanes=%d efficiency=%.2f", num_lanes, efficiency)
-        self._dealer = Dealer(
-            num_samples=plan.order.num_samples,
-            num_lanes=num_lanes,
-            samples_per_lane=config.batch_size // num_lanes,
-            most_workers=plan.most_workers,
-            keeps_worker_batch=config.on_resize == "keep_worker_batch",
-        )
-        self._rules = SegmentRules(
-            config.num_epochs, config.max_steps, config.report_every_steps, plan.save_every_samples
-        )
+        self._dealer, self._rules = dealer_of(plan), rules_of(plan)
         self._host = ray.util.get_node_ip_address()
         self._store = open_store(self._host)
         self._notes = NoteBoard(self._store)
         self._rendezvous = Rendezvous(self._host, self._store.port, 0)
-        lanes_of_one = -(-num_lanes // plan.most_workers)
+        lanes_of_one = -(-self._dealer.num_lanes // plan.most_workers)
         self._staff = Staff(
             plan,
             make_strategy=make_strategy or all_reduce_strategy,
@@ -82,6 +70,7 @@ class AllReduceTopology:
         self._reports: list[WorkerReport] = []
         self._ends_at: int | None = None
         """The step that is saved when it is to end: no other one is made."""
+        self._saving = Saving(self._crew)
         self._headcount = Headcount(self._plan.config.cluster, self._staff)
         return self._staff.open(start, is_first=self._rendezvous.generation == 0)
 
@@ -119,6 +108,10 @@ class AllReduceTopology:
                     self._group.complain(hand, result.interrupted)
                     self._break()
                 return self._advance()
+            case "save":
+                outcome = self._saving.receive(hand, task, result)
+                self._saved_step = max(self._saved_step, 0, *(s.cut.step for s in outcome.saved))
+                return outcome
         return Outcome()
 
     def _see_update(self, standing_s: float | None) -> None:
@@ -157,6 +150,7 @@ class AllReduceTopology:
         faults = self._crew.silent(is_broken=is_broken)
         faults += self._crew.stuck(self._seated, is_broken=is_broken)
         faults += self._staff.unheard()
+        self._saving.look()
         if faults:
             return Outcome(faults=tuple(faults))
         pending = self._staff.look_for_draining(step=self._first_step) | self._start_due()
@@ -243,6 +237,7 @@ class AllReduceTopology:
         if group.round == "join" and not group.is_broken and not self._hands_over:
             return self._begin_training(pending)
         outcome = self._end_training() if group.round == "train" else Outcome()
+        pending |= outcome.pending
         faults = unsaved(outcome.reports, self._seated)
         faults += () if self._is_ending else group.unexplained(self._seated)
         outcome = replace(outcome, faults=faults)
@@ -288,16 +283,16 @@ class AllReduceTopology:
         assert segment is not None
         reports = tuple(sorted(self._reports, key=lambda report: report.worker))
         self._reports = []
-        saved: tuple[Saved, ...] = ()
+        outcome = Outcome()
         if is_complete(reports, segment, num_ranks=len(self._group.seats)):
             if segment.cut is not None:
-                parts = tuple(part for report in reports for part in report.parts)
-                saved = (Saved(segment.cut, parts),)
-                self._saved_step = segment.cut.step
+                outcome = self._saving.complete(segment.cut, reports)
+            for saved in outcome.saved:
+                self._saved_step = saved.cut.step
                 self._ends_at = self._saved_step if self._is_ending else None
             self._course.complete_segment()
         corrupt = tuple(CorruptSample(*json.loads(note)) for note in self._notes.read())
-        return Outcome(reports=reports, saved=saved, corrupt=corrupt)
+        return replace(outcome, reports=reports, corrupt=corrupt)
 
     def _form_group(self) -> Pending:
         """The next generation, of those who are there; nothing, while they are too few."""
@@ -368,14 +363,20 @@ class AllReduceTopology:
         self._group.round = "train"
         pending: Pending = {}
         seated = self._seated
-        shares = shares_of(seated) if segment.cut is not None else {}
+        shares = self._saving.shares(segment.cut, seated, is_ending=self._is_ending)
         for hand in seated:
             hand.begin()
             self._staff.does_well(hand)
-            share = shares.get(hand.life)
             train: Any = hand.actor.train
-            pending[train.remote(segment.until_step, share=share)] = hand.task("train")
+            started = train.remote(
+                segment.until_step, share=shares.get(hand.life), waits=self._saving.is_waited_for
+            )
+            pending[started] = hand.task("train")
         return pending
+
+    @property
+    def is_saving(self) -> bool:
+        return self._saving.is_at_work
 
     @property
     def newest_step(self) -> int:

@@ -23,7 +23,8 @@ from xdist.patient_storage import STORING_LIMIT_S
 from xdist.topologies import Fault, Pending, Task, nodes
 from xdist.topologies.actors import CONTROL, end
 from xdist.topologies.nodes import Process
-from xdist.worker import Pulse, Worker
+from xdist.worker import Worker
+from xdist.worker_messages import Pulse
 
 logger = logging.getLogger(__name__)
 
@@ -109,8 +110,8 @@ class Hand:
     def node_id(self) -> str | None:
         return None if self.process is None else self.process.node_id
 
-    def task(self, action: Any) -> Task:
-        return Task(f"worker {self.number}", action, self.number, life=self.life)
+    def task(self, action: Any, **more: Any) -> Task:
+        return Task(f"worker {self.number}", action, self.number, life=self.life, **more)
 
 
 class Crew:

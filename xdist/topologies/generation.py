@@ -13,7 +13,7 @@ from xdist.strategies.group import Rendezvous
 from xdist.topologies import Fault, Task
 from xdist.topologies.crew import Hand
 from xdist.topologies.seats import Seat, senders
-from xdist.worker import Parting
+from xdist.worker_messages import Parting
 
 MOST_FAILED = 2
 """Where no link is known to be down; what it was may pass."""

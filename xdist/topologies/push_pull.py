@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -20,22 +19,23 @@ import ray
 from ray.actor import ActorHandle
 
 from xdist import fork_servers
-from xdist.checkpoint import Checkpoint, Cut, checkpoint_url
+from xdist.checkpoint import Checkpoint
 from xdist.config import TrainConfig
 from xdist.errors import NotEnoughResources
 from xdist.flat import FlatModel, even_ranges
-from xdist.server_messages import ServerSave, TermStart
+from xdist.server_messages import TermStart
 from xdist.server_plan import ServerPlan
 from xdist.strategies import UpdateStrategy
 from xdist.strategies.push_pull import PushPull, Servers
-from xdist.topologies import Fault, Outcome, Pending, RunPlan, Saved, Task, nodes
+from xdist.topologies import Outcome, Pending, RunPlan, Task, nodes
 from xdist.topologies.actors import server_on
 from xdist.topologies.batches import LeasedBatches
 from xdist.topologies.crew import Crew, Hand
 from xdist.topologies.restarts import Restarts
 from xdist.topologies.room import Room
 from xdist.topologies.server_crew import ServerCrew, ServerHand
-from xdist.worker import WorkerReport
+from xdist.topologies.server_saves import ServerSaves
+from xdist.worker_messages import WorkerReport
 
 logger = logging.getLogger(__name__)
 
@@ -63,9 +63,7 @@ class PushPullTopology:
     def launch(self, start: Checkpoint) -> Pending:
         plan, cluster = self._plan, self._plan.config.cluster
         self._start = start
-        self._saved_step = start.manifest.cut.step
-        self._saved: defaultdict[int, set[int]] = defaultdict(set)
-        """Step of a cut -> the servers whose part is there."""
+        saved_step = start.manifest.cut.step
         self._draining: frozenset[str] = frozenset()
         self._starts.clear()
         self._since_somebody = time.monotonic()
@@ -87,15 +85,16 @@ class PushPullTopology:
             self._room.end_server,
             num_servers=plan.num_servers,
             has_replicas=plan.config.servers.replicas > 0,
-            saved_step=self._saved_step,
+            saved_step=saved_step,
             lives=self._server_lives,
         )
+        self._saves = ServerSaves(self._servers, plan.run_dir)
         if cluster.max_world_size is not None:
             nodes.ask_for_workers(plan.config, plan.most_workers)
         pending = self._servers.start()
         for number in range(plan.most_workers):
             is_expected = number < plan.num_workers
-            step = self._saved_step if is_expected else None
+            step = saved_step if is_expected else None
             pending |= self._workers.start(number, step=step, ends_run=is_expected and not is_again)
         return pending
 
@@ -169,21 +168,12 @@ class PushPullTopology:
             case "term":
                 return self._receive_term(task.term, result)
             case "cut" if result is not None and task.term == self._servers.term:
-                return Outcome(pending=self._save(result))  # Another term has cuts of its own.
+                return Outcome(
+                    pending=self._saves.begin(result)
+                )  # Another term has cuts of its own.
             case "save":
-                return self._receive_save(hand, task, result)
+                return self._saves.receive(hand, task, result)
         return Outcome()
-
-    def _receive_save(self, hand: ServerHand, task: Task, save: ServerSave) -> Outcome:
-        cut = task.cut
-        assert cut is not None
-        if save.unsaved is not None:
-            fault = Fault(task, save.unsaved, "unsaved")
-            return Outcome(pending=self._save_at(hand, cut), faults=(fault,))
-        self._saved[cut.step].add(hand.number)
-        if len(self._saved[cut.step]) == self._plan.num_servers:
-            self._servers.saved_step = max(self._servers.saved_step, cut.step)
-        return Outcome(saved=(Saved(cut, save.parts, save.corrupt),))
 
     def _receive_term(self, term: int, start: TermStart) -> Outcome:
         if start == "interrupted":
@@ -194,10 +184,9 @@ class PushPullTopology:
         if not isinstance(start, int) or term != self._servers.term:
             return Outcome()
         self._servers.is_led = True
-        # A lost server may have had a part of a later one.
-        self._saved_step = self._servers.saved_step
+        self._saves.begin_term()
         self._told_to_expect = None  # It knows of nobody.
-        follows = self._tell_whom_to_expect() | self._next_cut() | self._join_ready()
+        follows = self._tell_whom_to_expect() | self._saves.next_cut() | self._join_ready()
         return Outcome(pending=follows, ends_at=start if self._is_ending else None)
 
     def _tell_whom_to_expect(self) -> Pending:
@@ -277,22 +266,6 @@ class PushPullTopology:
         released: ray.ObjectRef[Any] = lead.actor.release.remote(hand.number)
         return {released: lead.task("tell")}
 
-    def _next_cut(self) -> Pending:
-        lead, term = self._servers.lead, self._servers.term
-        cut: ray.ObjectRef[Any] = lead.actor.next_cut.remote(self._saved_step)
-        return {cut: lead.task("cut", term=term)}
-
-    def _save(self, cut: Cut) -> Pending:
-        self._saved_step = cut.step
-        saves: Pending = {}
-        for hand in self._servers.primaries:
-            saves |= self._save_at(hand, cut)
-        return saves if cut.is_final else saves | self._next_cut()
-
-    def _save_at(self, hand: ServerHand, cut: Cut) -> Pending:
-        url = checkpoint_url(self._plan.run_dir, cut.step)
-        return {hand.actor.save.remote(cut.step, url): hand.task("save", cut=cut)}
-
     def replace(self, lost: Task, /) -> Outcome | None:
         if lost.role == "server":
             server = self._servers.find(lost.life)
@@ -330,7 +303,7 @@ class PushPullTopology:
         """In a term that nobody joins: what its servers have when it begins is saved."""
         self._is_ending = True
         if not self._servers.term:
-            return Outcome(ends_at=self._saved_step)
+            return Outcome(ends_at=self._saves.asked_step)
         return Outcome(pending=self._servers.begin_anew())
 
     def watch(self) -> Outcome:
@@ -381,6 +354,10 @@ class PushPullTopology:
                 f"{lost} lost, nobody is left, and {lacking} within {cluster.wait_s:g} s "
                 f"(cluster.wait_s); {todo}; the same command resumes from the last checkpoint"
             )
+
+    @property
+    def is_saving(self) -> bool:
+        return self._saves.is_at_work
 
     @property
     def newest_step(self) -> int:
