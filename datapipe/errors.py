@@ -12,6 +12,7 @@
       CorruptSample       one sample that cannot be decoded
       TooManyBadSamples   more of them than `max_bad_samples`
       PackingError        images that cannot be packed as asked
+      NoImages            a place that has none
     DecodeError           bytes that are no image that can be used; not of a place, so no DataError
 
 Every class keeps its facts as positional arguments, so that pickle can rebuild it.
@@ -166,6 +167,17 @@ class TooManyBadSamples(DataError):
             f"{number} corrupt samples, data.max_bad_samples allows {allowed}: {listed}; "
             "repair the shards or raise data.max_bad_samples"
         )
+
+
+class NoImages(DataError):
+    """There are no images at this place."""
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(url, reason)
+
+    def __str__(self) -> str:
+        url, reason = self.args
+        return f"{url}: {reason}"
 
 
 class PackingError(DataError):

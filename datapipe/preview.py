@@ -50,9 +50,7 @@ def contact_sheet(
         _cell(index, shard, row, names)
         for shard, row in zip(shards.tolist(), rows.tolist(), strict=True)
     ]
-    buffer = BytesIO()
-    _drawn(cells).save(buffer, "PNG")
-    return buffer.getvalue()
+    return drawn(cells)
 
 
 def _cell(index: ShardIndex, shard: int, row: int, names: Mapping[int, str]) -> Cell:
@@ -91,7 +89,8 @@ def _label_lines(table: ShardTable, row: int, names: Mapping[int, str]) -> list[
     return [f"{label} {names.get(label, '')}".rstrip() for label in labels.tolist()] or ["no label"]
 
 
-def _drawn(cells: Sequence[Cell]) -> Image.Image:
+def drawn(cells: Sequence[Cell]) -> bytes:
+    """A PNG of them, in rows and columns."""
     num_columns = max(1, round(len(cells) ** 0.5))
     num_rows = -(-len(cells) // num_columns)
     width, height = SIDE + MARGIN, SIDE + MARGIN + NUM_LINES * LINE_HEIGHT
@@ -111,7 +110,9 @@ def _drawn(cells: Sequence[Cell]) -> Image.Image:
         for line, text in enumerate(cell.lines):
             place = (left, top + SIDE + 2 + line * LINE_HEIGHT)
             draw.text(place, _fitting(text, font), TEXT, font)
-    return sheet
+    buffer = BytesIO()
+    sheet.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def _wrapped(text: str) -> list[str]:

@@ -14,6 +14,7 @@ from datapipe.errors import (
     LabelOutOfRange,
     MissingIndex,
     MissingShard,
+    NoImages,
     PackingError,
     TooManyBadSamples,
     UnreadableShard,
@@ -42,6 +43,7 @@ ERRORS = [
     (TooManyBadSamples((CORRUPT, CORRUPT), 1), "2 corrupt samples, .*allows 1: a.*000001.* raise"),
     (TooManyBadSamples((CORRUPT,), 100), "all 1 samples of the set are corrupt: .*repair the sha"),
     (PackingError("x: holds no images"), "x: holds no images"),
+    (NoImages("photos", "holds no images"), "photos: holds no images"),
 ]
 
 

@@ -69,12 +69,16 @@ def plan_of(config: TrainConfig, *, labels: Sequence[Label] = LABELS) -> Scoring
     )
 
 
-def saved(config: TrainConfig, directory: Path, *, with_average: bool = True) -> Checkpoint:
-    """A checkpoint of random weights, whose average is others."""
+def saved(
+    config: TrainConfig, directory: Path, *, with_average: bool = True, noise: float = 0.0
+) -> Checkpoint:
+    """A checkpoint of random weights, whose average is others. noise: that is added to these."""
     flat = flat_model(config)
     ranges, statistics = {WEIGHTS: flat.weights}, {STATISTICS: flat.statistics}
     if with_average:
-        ranges[AVERAGE] = flat_model(replace(config, seed=1)).weights
+        average = flat_model(replace(config, seed=1)).weights
+        generator = torch.Generator().manual_seed(0)
+        ranges[AVERAGE] = average + noise * torch.randn(average.shape, generator=generator)
         statistics[STATISTICS_AVERAGE] = flat.statistics + 1
     checkpoint.make_directory(str(directory / "run"))
     url = checkpoint.checkpoint_url(str(directory / "run"), 7)
