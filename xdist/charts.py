@@ -1,4 +1,4 @@
-"""The curves of a run, drawn from the records of metrics.jsonl.
+"""The curves of runs, drawn from the records of metrics.jsonl: of one, and of several together.
 
 Drawing uses no display and no state shared between figures, so any thread may do it.
 """
@@ -6,10 +6,11 @@ Drawing uses no display and no state shared between figures, so any thread may d
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -22,6 +23,7 @@ BLUE, ORANGE, GREEN, VIOLET, RED, GREY = (  # Okabe and Ito's: apart for colour-
     "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#777777",
 )  # fmt: skip
 SCORE_COLORS = (BLUE, GREEN, VIOLET)
+RUN_COLORS = (BLUE, ORANGE, GREEN, VIOLET, RED, GREY)
 SMOOTHING_REACH = 10  # Records to either side; fewer in a short run.
 PREVALENCE = "_prevalence"
 
@@ -144,6 +146,97 @@ def _mark_recoveries(axes: list[Axes], records: Sequence[Record]) -> None:
         if i == 0:
             noun = "recovery" if len(recoveries) == 1 else "recoveries"
             axes[0].plot([], [], color=RED, linestyle="--", label=f"{len(recoveries)} {noun}")
+
+
+ChartName = Literal["loss", "score", "throughput", "data wait", "staleness"]
+CHARTS: tuple[ChartName, ...] = ("loss", "score", "throughput", "data wait", "staleness")
+
+
+def draw_together(
+    runs: Mapping[str, Sequence[Record]],
+    chart: ChartName,
+    file: str | Path | IO[bytes],
+    *,
+    form: Literal["png", "svg"],
+) -> bool:
+    """Write one chart of several runs, by their names, with what has happened to each marked on its
+    curve; False, and nothing is written, where none of them has such a curve.
+    """
+    curves = {name: _curve(standing_records(records), chart) for name, records in runs.items()}
+    if not any(curves.values()):
+        return False
+    figure = Figure(figsize=(9, 3.4), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    panel: Axes = figure.subplots()
+    for number, (name, points) in enumerate(curves.items()):
+        color = RUN_COLORS[number % len(RUN_COLORS)]
+        _draw_of_run(panel, name, points, runs[name], color=color, is_smooth=chart == "loss")
+    panel.set_ylabel(UNITS[chart])
+    panel.set_xlabel("samples")
+    panel.xaxis.set_major_formatter(EngFormatter(sep=""))
+    if chart != "loss":
+        _start_at_zero(panel)
+    _finish(panel)
+    figure.savefig(file, format=form)
+    return True
+
+
+UNITS: Mapping[ChartName, str] = {
+    "loss": "training loss",
+    "score": "score",
+    "throughput": "samples / s",
+    "data wait": "share of a step",
+    "staleness": "staleness, updates",
+}
+EVENTS = {"recovery": ("x", "recovery", "recoveries"), "start": ("^", "resume", "resumes")}
+"""Kind of a record -> how it is marked, and called."""
+
+
+def _curve(records: Sequence[Record], chart: ChartName) -> list[tuple[int, float]]:
+    """Points of samples and values."""
+    training = [record for record in records if record["kind"] == "train"]
+    if chart == "score":
+        scored = [record for record in records if record["kind"] == "evaluation"]
+        best = [each for each in scored if each["weights"] == "average"] or scored
+        return [(each["samples"], next(iter(each["scores"].values()))) for each in best]
+    if chart == "data wait":
+        timed = [record for record in training if record.get("step_s")]
+        return [(each["samples"], each["data_wait_s"] / each["step_s"]) for each in timed]
+    field = {"loss": "loss", "throughput": "samples_per_s", "staleness": "staleness_mean"}[chart]
+    return [
+        (record["samples"], record[field]) for record in training if record.get(field) is not None
+    ]
+
+
+def _draw_of_run(
+    panel: Axes,
+    name: str,
+    points: Sequence[tuple[int, float]],
+    records: Sequence[Record],
+    *,
+    color: str,
+    is_smooth: bool,
+) -> None:
+    """The curve of a run, and its events on it."""
+    if not points:
+        return
+    samples, values = [x for x, _ in points], [y for _, y in points]
+    if is_smooth:
+        values = smoothed(values, min(SMOOTHING_REACH, len(values) // 20))
+    marker: dict[str, Any] = {"marker": "o", "markersize": 4} if len(points) < 10 else {}
+    panel.plot(samples, values, color=color, linewidth=1.8, label=name, **marker)
+    for kind, (mark, one, many) in EVENTS.items():
+        places = event_places(records, kind)
+        if places:
+            heights = np.interp(places, samples, values)
+            label = f"  {len(places)} {one if len(places) == 1 else many}"
+            panel.plot(places, heights, mark, color=color, markersize=8, label=label)
+
+
+def event_places(records: Sequence[Record], kind: str) -> list[int]:
+    """The samples at which it happened; the first start is none."""
+    places = [record["samples"] for record in records if record["kind"] == kind]
+    return places[1:] if kind == "start" else places
 
 
 def _start_at_zero(panel: Axes) -> None:
