@@ -7,14 +7,20 @@ NATIVE := $(wildcard native/*.[ch] native/*/*.[ch])
 CLANG ?= clang
 FUZZ_SECONDS ?= 1800
 
-.PHONY: demo test test-faults test-long test-by-hand bench-datapipe bench-scale bench-sync bench-async bench-gpu \
+.PHONY: demo test test-training test-others test-faults test-long test-by-hand bench-datapipe bench-scale bench-sync bench-async bench-checkpoint bench-gpu \
     soak soak-async fuzz lint clean
 
 demo: $(INSTALLED)  ## train on synthetic scenes, on a Ray cluster of its own; minutes
 	@$(BIN)/python jobs/demo.py
 
-test: $(INSTALLED)  ## all tests but those of the three below
-	$(BIN)/python -m pytest
+test: $(INSTALLED)  ## all tests but those of the three below, in two processes
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target test-training test-others
+
+test-training: $(INSTALLED)
+	$(BIN)/python -m pytest tests/xdist
+
+test-others: $(INSTALLED)
+	$(BIN)/python -m pytest --ignore tests/xdist
 
 test-faults: $(INSTALLED)  ## processes killed in every phase of a run
 	$(BIN)/python -m pytest -m 'faults and not long and not by_hand'
@@ -36,6 +42,9 @@ bench-sync: $(INSTALLED)  ## steps a second and a killed worker, against torchru
 
 bench-async: $(INSTALLED)  ## updates a second against Ray's example, stragglers, killed servers; 15 minutes
 	PYTHONPATH=jobs $(BIN)/python -m tests.benchmarks.asynchronous
+
+bench-checkpoint: $(INSTALLED)  ## how long training stands still for one, against torch.save and Ray Train; 3 minutes
+	PYTHONPATH=jobs $(BIN)/python -m tests.benchmarks.checkpoint
 
 soak: $(INSTALLED)  ## a run whose workers are killed every 20 seconds, for 20 minutes
 	PYTHONPATH=jobs $(BIN)/python -m tests.benchmarks.soak
