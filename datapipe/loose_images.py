@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path, PurePosixPath
 
-from datapipe.errors import NoImages
-from datapipe.sources import is_image, list_files
-from datapipe.storage import (
-    absolute,
-    exists,
-    join,
-    local_path,
-    names_in,
-    open_filesystem,
-    read_bytes,
-)
+from datapipe.errors import DataError, NoImages
+from datapipe.sources import ImageFile, is_image, list_files
+from datapipe.storage import absolute, copy_file, exists, join, local_path, names_in, read_bytes
 
 EXPECTED = "<image>.jpg (or .jpeg, .png, .webp)"
 
@@ -34,8 +29,9 @@ class LooseImage:
 
 
 def loose_images(place: str) -> Iterator[LooseImage]:
-    """The images at a path or URL, sorted by name: of one image, a folder with all that is below
-    it, a tar, or a folder of these. Errors: `NoImages`, `PackingError`, `UnreadableUrl`.
+    """The images at a path or URL, sorted by name: of one image, a tar, or a folder of these, of
+    this machine with all that is below it, elsewhere without. Errors, at once: `NoImages`,
+    `PackingError`, `UnreadableUrl`.
     """
     url = absolute(place)
     path = local_path(url)
@@ -43,8 +39,7 @@ def loose_images(place: str) -> Iterator[LooseImage]:
     first = next(found, None)
     if first is None:
         raise NoImages(place, f"holds no images; expected: {EXPECTED}, or shards")
-    yield first
-    yield from found
+    return chain([first], found)
 
 
 def _local(path: Path) -> Iterator[LooseImage]:
@@ -53,26 +48,50 @@ def _local(path: Path) -> Iterator[LooseImage]:
     if path.is_dir():
         for below in sorted(path.rglob("*")):
             if below.is_file() and (is_image(below) or below.suffix == ".tar"):
-                yield from _local(below)
+                yield from _below(_local(below), str(below))
     elif path.suffix == ".tar":
         yield from _in_tar(path, str(path))
     else:
         yield LooseImage(str(path), path.read_bytes)
 
 
-def _in_tar(path: Path, name: str) -> Iterator[LooseImage]:
+def _below(images: Iterator[LooseImage], name: str) -> Iterator[LooseImage]:
+    """What a folder has in one place; a tar that cannot be read costs no other place."""
+    try:
+        yield from images
+    except DataError as error:
+        yield LooseImage(name, partial(_raise, error))
+
+
+def _raise(error: DataError) -> bytes:
+    raise error
+
+
+def _in_tar(path: Path, name: str, owner: object = None) -> Iterator[LooseImage]:
+    """owner: what keeps the file there as long as one of its images may be read."""
     for image in list_files(path, lambda _: (), expected=EXPECTED).images:
-        yield LooseImage(f"{name}/{image.name}", image.read)
+        yield LooseImage(f"{name}/{image.name}", partial(_read, image, owner))
+
+
+def _read(image: ImageFile, _owner: object) -> bytes:
+    return image.read()
+
+
+class _Copy:
+    """Of a remote file, on this machine, as long as somebody knows of it."""
+
+    def __init__(self, url: str) -> None:
+        directory = tempfile.mkdtemp(prefix="xdist-images-")
+        weakref.finalize(self, shutil.rmtree, directory, ignore_errors=True)
+        self.path = Path(directory, PurePosixPath(url).name)
+        copy_file(url, self.path)
 
 
 def _remote(url: str) -> Iterator[LooseImage]:
     kind = PurePosixPath(url)
     if kind.suffix == ".tar":
-        filesystem, path = open_filesystem(url)
-        with tempfile.TemporaryDirectory() as directory:
-            copy = Path(directory, kind.name)
-            filesystem.get_file(path, str(copy))
-            yield from _in_tar(copy, url)
+        copy = _Copy(url)
+        yield from _in_tar(copy.path, url, copy)
     elif is_image(kind):
         if not exists(url):
             raise NoImages(url, "there is no such file")
@@ -80,4 +99,4 @@ def _remote(url: str) -> Iterator[LooseImage]:
     else:
         for name in sorted(names_in(url)):
             if is_image(PurePosixPath(name)) or name.endswith(".tar"):
-                yield from _remote(join(url, name))
+                yield from _below(_remote(join(url, name)), join(url, name))

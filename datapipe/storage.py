@@ -240,6 +240,13 @@ def remove(url: str) -> None:
         filesystem.rm(path)
 
 
+def copy_file(url: str, path: Path) -> None:
+    """Copy a file to this machine. Errors as of `read_bytes`."""
+    filesystem, source = open_filesystem(url)
+    with _reading(url):
+        filesystem.get_file(source, str(path))
+
+
 def remove_directory(url: str) -> None:
     """With all that is in it."""
     filesystem, path = open_filesystem(url)

@@ -122,7 +122,8 @@ def run(arguments: Arguments, console: Console) -> int:
     weights: WeightsName = "average" if averages(config.optimizer) else "raw"
     predictor = Predictor(found, config, arguments.weights or weights, top_k=arguments.top_k)
     names = Names(arguments.labels, config.data.train)
-    images = chain.from_iterable(map(loose_images, arguments.images))
+    places = [loose_images(place) for place in arguments.images]  # Each is looked at now.
+    images = chain.from_iterable(places)
     predictions = predictor.predict(images, batch_size=arguments.batch_size)
     cells: list[Cell] = []
     num_failed = 0
@@ -154,7 +155,9 @@ def _told(output: str | None, console: Console) -> Iterator[Callable[[Row], None
     """Takes rows, and has told all of them at the end of the block."""
     if output is None:
         table = Table(Column("image", overflow="fold"), Column("labels", no_wrap=True))
-        yield lambda row: table.add_row(printable(row["image"]), Text("\n".join(_lines(row))))
+        yield lambda row: table.add_row(
+            *(Text(text) for text in (printable(row["image"]), _text(row)))
+        )
         console.print(table)
     elif output.endswith(".jsonl"):
         with replacing(absolute(output)) as file:
@@ -183,6 +186,10 @@ def _write_rows(writer: Any, rows: list[Row], row: Row) -> None:
     if len(rows) == ROWS_AT_ONCE:
         writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
         rows.clear()
+
+
+def _text(row: Row) -> str:
+    return "\n".join(_lines(row))
 
 
 def _lines(row: Row) -> list[str]:

@@ -198,10 +198,14 @@ def _curve(records: Sequence[Record], chart: ChartName) -> list[tuple[int, float
     if chart == "score":
         scored = [record for record in records if record["kind"] == "evaluation"]
         best = [each for each in scored if each["weights"] == "average"] or scored
-        return [(each["samples"], next(iter(each["scores"].values()))) for each in best]
+        return [
+            (each["samples"], next(iter(each["scores"].values())))
+            for each in best
+            if each["scores"]
+        ]
     if chart == "data wait":
         timed = [record for record in training if record.get("step_s")]
-        return [(each["samples"], each["data_wait_s"] / each["step_s"]) for each in timed]
+        return [(each["samples"], each.get("data_wait_s", 0) / each["step_s"]) for each in timed]
     field = {"loss": "loss", "throughput": "samples_per_s", "staleness": "staleness_mean"}[chart]
     return [
         (record["samples"], record[field]) for record in training if record.get(field) is not None

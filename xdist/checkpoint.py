@@ -21,7 +21,7 @@ import logging
 import platform
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ from datapipe.position import Position
 from datapipe.storage import (
     directory_of,
     exists,
+    names_in,
     open_filesystem,
 )
 from xdist import patient_storage
@@ -312,13 +313,16 @@ def latest(run_dir: str) -> Checkpoint | None:
     return None
 
 
-def copy(source: Checkpoint, run_dir: str) -> Checkpoint:
-    """The same checkpoint in another run. Raises `CheckpointDamaged`, `RunDirectoryError`."""
+def copy(source: Checkpoint, run_dir: str, *, config: dict[str, Any]) -> Checkpoint:
+    """The same state in another run, of this configuration. Raises `CheckpointDamaged`,
+    `RunDirectoryError`.
+    """
     make_directory(run_dir)
     url = checkpoint_url(run_dir, source.manifest.cut.step)
     for part in source.manifest.parts:
         _store(f"{url}/{part.file}", source.read_bytes(part))
-    return publish(url, source.manifest)
+    cut = replace(source.manifest.cut, is_final=False)
+    return publish(url, replace(source.manifest, cut=cut, config=config, versions=versions()))
 
 
 def find_again(run_dir: str) -> Checkpoint:
@@ -366,11 +370,4 @@ def _best(run_dir: str) -> str:
 def directories(run_dir: str) -> list[str]:
     """Those of the checkpoints of a run, published or not, as URLs in the order of steps."""
     root = checkpoints_url(run_dir)
-    filesystem, path = open_filesystem(root)
-    filesystem.invalidate_cache(path)
-    if not filesystem.exists(path):
-        return []
-    names = sorted(
-        entry.rstrip("/").rsplit("/", 1)[-1] for entry in filesystem.ls(path, detail=False)
-    )
-    return [f"{root}/{name}" for name in names if name.startswith("step-")]
+    return [f"{root}/{name}" for name in sorted(names_in(root)) if name.startswith("step-")]

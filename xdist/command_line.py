@@ -23,7 +23,7 @@ from rich.logging import RichHandler
 from rich.table import Table
 
 from datapipe.errors import DataError
-from datapipe.storage import absolute, exists, open_filesystem
+from datapipe.storage import absolute, exists, remove_directory
 from xdist.config import TrainConfig
 from xdist.connection import connect
 from xdist.errors import RunFailed, UserError
@@ -137,9 +137,12 @@ def _unused(where: str) -> str:
 
 def _remove(where: str) -> None:
     """A run directory that was only tried."""
-    filesystem, path = open_filesystem(where)
-    if filesystem.exists(path):
-        filesystem.rm(path, recursive=True)
+    try:
+        remove_directory(where)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        logger.warning("%s not removed: %s", where, error)
 
 
 def default_run_dir(job: str, config: TrainConfig) -> str:

@@ -26,6 +26,7 @@ class CutStore:
         """Step -> tensors of the range."""
         self._known: dict[int, LeadSnapshot] = {}
         """Step -> what only server 0 has of a cut that is to be saved."""
+        self._term = 0
         self._dropped: set[int] = set()
         """Steps of cuts that the server will come to, and is not to keep."""
         self._owed: set[int] = set()
@@ -42,13 +43,14 @@ class CutStore:
         self._kept[step] = tensors
         self._changes.tell()
 
-    def drop(self, step: int) -> None:
-        """A cut of this term is not to be saved, whether the server has come to it or not yet."""
-        if self._kept.pop(step, None) is None:
+    def drop(self, step: int, term: int) -> None:
+        """A cut of a term is not to be saved, whether the server has come to it or not yet."""
+        if term == self._term and self._kept.pop(step, None) is None:
             self._dropped.add(step)
 
-    def begin_term(self) -> None:
+    def begin_term(self, term: int) -> None:
         """What was dropped before is another cut, if there will be one of its step."""
+        self._term = term
         self._dropped.clear()
 
     def __contains__(self, step: int) -> bool:

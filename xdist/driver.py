@@ -144,8 +144,10 @@ class Driver:
         return max(self._log.step, self._topology.newest_step)
 
     def _is_over(self) -> bool:
-        is_at_work = self._scorer.has_work or self._publications.is_busy
-        unfinished = is_at_work or any(task.ends for task in self._pending.values())
+        is_saving = self._publications.is_busy or self._topology.is_saving
+        unfinished = (
+            is_saving or self._scorer.has_work or any(task.ends for task in self._pending.values())
+        )
         return self._is_trained() and not unfinished
 
     def _is_trained(self) -> bool:
@@ -236,7 +238,8 @@ class Driver:
     def _publish_if_complete(self, saved: Saved) -> None:
         """Publish a checkpoint once all its parts are there."""
         self._log.corrupt(saved.corrupt)
-        self._publications.add(saved.cut, saved.parts, previous=self._latest.manifest)
+        previous = self._latest.manifest
+        self._publications.add(saved.cut, saved.parts, previous=previous, began=saved.began)
 
     def _take_published(self, *, waits: bool = False) -> None:
         """Score a checkpoint that is there now, and delete old ones."""

@@ -43,10 +43,12 @@ class Invocation:
     training set.
     """
     no_resume: Flag = False
-    """Start over, in a new run directory beside that of the same command."""
+    """Start over, in a new run directory beside that of the same command. To go on with it later,
+    give that as --run-dir.
+    """
     dry_run: Flag = False
     """Build everything, on the cluster that the run would have, make a few steps, say how long the
-    run and how large its workers would be, and leave nothing behind.
+    run and how large its workers would be, and leave nothing behind, but the built-in data set.
     """
     print_config: Flag = False
     """Write the configuration to stdout, as --config takes it, and do nothing else."""
@@ -88,8 +90,8 @@ def parse(
 
 def _read(source: str) -> TrainConfig:
     """The configuration in a file, or of a run directory."""
-    url = absolute(source)
     try:
+        url = absolute(source)
         in_run = join(url, CONFIG)
         text = read_bytes(in_run if exists(in_run) else url)
         config = from_json(TrainConfig, json.loads(text))

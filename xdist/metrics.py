@@ -102,7 +102,7 @@ class Metrics:
         self._score = Gauge("xdist_score", "Last score", ["weights", "measure"], registry=registry)
         self._checkpoint_seconds = Histogram(
             "xdist_checkpoint_seconds",
-            "From the first part to the manifest",
+            "From when it was begun to write to the manifest",
             buckets=SECONDS_BUCKETS,
             registry=registry,
         )

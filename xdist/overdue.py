@@ -1,4 +1,4 @@
-"""Overdue: for how long a run has had something to save that its storage does not take."""
+"""Overdue: for how long a run has had something to save that is not saved."""
 
 from __future__ import annotations
 
@@ -9,35 +9,34 @@ from xdist.errors import RunDirectoryError
 
 
 class Overdue:
-    """A run goes on meanwhile, but not for ever: all that it trains might be lost."""
+    """A run goes on meanwhile, but not for ever: all that it trains might be lost. It counts from
+    the first checkpoint that was begun since the last one that is there.
+    """
 
     def __init__(self, max_age_s: float, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._max_age_s = max_age_s
         self._clock = clock
-        self._refused: float | None = None
-        """Since when, unless something was saved after it."""
-        self._saving: float | None = None
-        """Since when something has been on its way all the time."""
+        self._since: float | None = None
         self._why = "it takes very long"
 
     def refused(self, why: str) -> None:
         """The storage has said so."""
-        self._refused = self._refused or self._clock()
         self._why = why
+        self.see(is_saving=True)
 
     def saved(self) -> None:
         """A checkpoint is there, or was read."""
-        self._refused = self._saving = None
+        self._since = None
 
     def see(self, *, is_saving: bool) -> None:
-        """Whether something is on its way."""
-        self._saving = (self._saving or self._clock()) if is_saving else None
+        """Whether one is on its way. It may be given up for another one."""
+        if is_saving and self._since is None:
+            self._since = self._clock()
 
     @property
     def failure(self) -> RunDirectoryError | None:
         """What the run is to end with, where it has been so for too long."""
-        times = [since for since in (self._refused, self._saving) if since is not None]
-        age_s = self._clock() - min(times, default=self._clock())
+        age_s = 0.0 if self._since is None else self._clock() - self._since
         if age_s <= self._max_age_s:
             return None
         return RunDirectoryError(

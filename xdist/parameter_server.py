@@ -311,7 +311,7 @@ class ParameterServer:
         lead.tell_of_parting(partial(self._part, term))
         self._answers.refuse(PeerLost.in_another_term(), worker=None, below_token=math.inf)
         async with self._range.at_rest:  # What has come is applied first.
-            self._cuts.begin_term()
+            self._cuts.begin_term(term)
             return self._range.version
 
     def _part(self, term: int) -> None:
@@ -374,9 +374,9 @@ class ParameterServer:
         known = None if self._lead is None else self._lead.take_snapshot(step)
         return await self._cuts.save(step, url, known)
 
-    async def drop_cut(self, step: int) -> None:
-        """The cut at `step` is not to be saved."""
-        self._cuts.drop(step)
+    async def drop_cut(self, step: int, term: int) -> None:
+        """The cut of a term at `step` is not to be saved."""
+        self._cuts.drop(step, term)
 
     async def release(self, worker: int) -> None:
         """Server 0: a worker is lost; what it had leased goes to whoever asks first."""

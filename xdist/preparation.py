@@ -195,8 +195,10 @@ def starting_checkpoint(plan: RunPlan, resume_from: str | None = None) -> Checkp
     logger.info("network built parameters=%d", flat.layout.num_weights)
     data = {"fingerprint": plan.data.fingerprint, "order": plan.order.facts()}
     found = checkpoint.latest(plan.run_dir)
-    begins = found is None and resume_from is not None
-    if begins and resume_from is not None:
+    is_own = found is not None
+    if found is not None and resume_from is not None:
+        logger.info("the run has begun, and goes on from its own checkpoint, not %s", resume_from)
+    elif resume_from is not None:
         found, _ = checkpoint.find(absolute(resume_from))
     if found is not None:
         _check_same("network", found.url, found.manifest.layout, flat.layout)
@@ -204,7 +206,8 @@ def starting_checkpoint(plan: RunPlan, resume_from: str | None = None) -> Checkp
             _check_same(DATA_NAMES[name], found.url, found.manifest.data.get(name), value)
         cut = found.manifest.cut
         logger.info("run resumed step=%d samples=%d", cut.step, cut.num_samples)
-        return checkpoint.copy(found, plan.run_dir) if begins else found
+        config = plan.config.to_json()
+        return found if is_own else checkpoint.copy(found, plan.run_dir, config=config)
     checkpoint.make_directory(plan.run_dir)
     url = checkpoint.checkpoint_url(plan.run_dir, 0)
     size = flat.layout.num_weights

@@ -32,13 +32,13 @@ class Published:
 
     checkpoint: Checkpoint
     seconds: float
-    """From the first part to the manifest."""
+    """From when it was begun to write to the manifest."""
 
 
 @dataclass
 class _Unfinished:
     cut: Cut
-    started: float = field(default_factory=time.monotonic)
+    started: float
     parts: dict[str, Part] = field(default_factory=dict)
     """By their files: a part that is written again is the same one."""
 
@@ -66,13 +66,22 @@ class Publications:
         self._gives_up = True
         self._beside = Beside("publications")
 
-    def add(self, cut: Cut, parts: tuple[Part, ...], *, previous: Manifest) -> None:
+    def add(
+        self,
+        cut: Cut,
+        parts: tuple[Part, ...],
+        *,
+        previous: Manifest,
+        began: float | None = None,
+    ) -> None:
         """Take parts of the checkpoint of `cut`; `previous` is the manifest of an earlier one. One
-        that has had all its parts needs none again.
+        that has had all its parts needs none again. began: when it was begun to write them, by
+        `time.monotonic`; None: now.
         """
         if cut.step in self._done:
             return
-        unfinished = self._unfinished.setdefault(cut.step, _Unfinished(cut))
+        started = time.monotonic() if began is None else began
+        unfinished = self._unfinished.setdefault(cut.step, _Unfinished(cut, started))
         unfinished.parts |= {part.file: part for part in parts}
         manifest = Manifest(
             unfinished.cut,

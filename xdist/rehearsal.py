@@ -27,7 +27,7 @@ def shortened(preparation: Preparation) -> Preparation:
     plan, config = preparation.plan, preparation.plan.config
     num_updates = NUM_STEPS * (1 if config.strategy == "all_reduce" else plan.num_workers)
     max_steps = min(num_updates, config.max_steps or num_updates)
-    few = replace(config, max_steps=max_steps, report_every_steps=1, profile=False)
+    few = replace(config, max_steps=max_steps, report_every_steps=1, profile=False, trackers=())
     num_places = min(plan.num_places, num_updates * config.batch_size)
     plan = replace(plan, config=few, num_places=num_places, save_every_samples=plan.num_places)
     return replace(preparation, plan=plan, scoring=None)

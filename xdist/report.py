@@ -68,10 +68,30 @@ def read_run(url: str) -> RunStory:
     except (ValueError, DataError) as error:
         raise UserError(f"{url} cannot be read: {error}") from error
     every = 1 + len(lines) // DRAWN_RECORDS
-    records = [record for record in parsed(thinned(lines, every=every)) if "kind" in record]
+    lines = [*thinned(lines[:-1], every=every), *lines[-1:]]
+    records = [record for record in parsed(lines) if _is_whole(record)]
     if not isinstance(config, dict) or not records:
         raise UserError(f"{url}: the run has not begun")
     return RunStory(url.rstrip("/").rsplit("/", 1)[-1], url, fields_of(config), records)
+
+
+FIELDS: Mapping[str, Mapping[str, Any]] = {
+    "start": {},
+    "train": {"step": (int, float)},
+    "evaluation": {"weights": str, "scores": dict},
+    "group": {"num_workers": int},
+    "checkpoint": {},
+    "recovery": {"cause": str},
+}
+"""Kind of a record -> what it must have, besides when and where it was."""
+
+
+def _is_whole(record: Any) -> bool:
+    """Whether it is a record of this program, of which nothing lacks."""
+    if not isinstance(record, dict) or record.get("kind") not in FIELDS:
+        return False
+    fields = {"time": (int, float), "samples": (int, float), **FIELDS[record["kind"]]}
+    return all(isinstance(record.get(name), kind) for name, kind in fields.items())
 
 
 def distinct(stories: Sequence[RunStory]) -> dict[str, RunStory]:
@@ -118,7 +138,7 @@ def _scores(story: RunStory) -> str:
         f"{name} {value:.4f} ({weights})"
         for weights, scores in last.items()
         for name, value in scores.items()
-        if not name.endswith(charts.PREVALENCE)
+        if not name.endswith(charts.PREVALENCE) and isinstance(value, float | int)
     )
 
 
@@ -198,7 +218,7 @@ def _told(record: Mapping[str, Any]) -> tuple[str, str]:
         case "group":
             return f"{record['num_workers']} workers train", ""
         case _:
-            return str(record["cause"]), str(record.get("reason", "")).splitlines()[0]
+            return record["cause"], str(record.get("reason") or "").partition("\n")[0]
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from datapipe.storage import exists, open_filesystem, write_bytes
-from xdist.checkpoint import BEST, MANIFEST, Checkpoint, checkpoint_url, directories
+from datapipe.storage import names_in, remove_directory, write_bytes
+from xdist.checkpoint import BEST, MANIFEST, Checkpoint, checkpoint_url, directories, is_due
 from xdist.config import CheckpointConfig
 from xdist.errors import CheckpointDamaged, UnknownFormat
 from xdist.patient_storage import fetch
@@ -44,56 +44,58 @@ class Scored:
 
 
 class Retention:
-    """Of one run. To be used by one thread."""
+    """Of one run. To be used by one thread. Errors: `OSError` and `UnreadableUrl`."""
 
     def __init__(self, run_dir: str, config: CheckpointConfig, *, save_every_samples: int) -> None:
         self._run_dir = run_dir
         self._config = config
         self._save_every_samples = save_every_samples
-        self._numbers: dict[str, int | None] = {}
-        """URL -> which one of the regular checkpoints of the run it is; None of one that is
-        damaged.
-        """
         self._scores: dict[str, Scored | None] = {}
         """By URL."""
+        self._measure: str | None = None
+        """Of the last scores: those of others are not compared with them."""
 
     def prune(self, *, newest: int, spare: Collection[str] = ()) -> None:
         """Delete checkpoints that do not stay, none of them after step `newest` nor in `spare`
-        (URLs); what was never published and is older than the newest that stay goes too.
+        (URLs); what was never published and is older than the newest that stay goes too. Where it
+        is the turn of the newest one to stay for good, it is pinned.
 
         What comes after `newest` is none of this life's: damaged, or it would have been resumed
         from.
         """
-        filesystem, _ = open_filesystem(self._run_dir)
         last = checkpoint_url(self._run_dir, newest)
-        urls = [url for url in directories(self._run_dir) if url <= last]
-        published = [url for url in urls if exists(f"{url}/{MANIFEST}")]
+        names = {url: names_in(url) for url in directories(self._run_dir) if url <= last}
+        published = [url for url in names if MANIFEST in names[url]]
+        if self._is_regular(published):
+            write_bytes(f"{published[-1]}/{PINNED}", self._why_pinned.encode())
         if len(published) <= self._config.keep:
             return
         oldest = published[-self._config.keep]
-        stays = {*spare, *self._best(published), *filter(self._is_regular, published)}
-        for url in urls:
-            _, path = open_filesystem(url)
-            if url < oldest and url not in stays and not filesystem.exists(f"{path}/{PINNED}"):
-                filesystem.rm(path, recursive=True)
+        stays = {*spare, *self._best(published)}
+        for url in names:
+            if url < oldest and url not in stays and PINNED not in names[url]:
+                remove_directory(url)
 
-    def _is_regular(self, url: str) -> bool:
-        """Whether it is one of those of which every n-th stays."""
-        if self._config.keep_every is None:
+    @property
+    def _why_pinned(self) -> str:
+        return f"checkpoint.keep_every is {self._config.keep_every}\n"
+
+    def _is_regular(self, published: Sequence[str]) -> bool:
+        """Whether the newest is the first one after a multiple of what `keep_every` checkpoints
+        have.
+        """
+        if self._config.keep_every is None or not published:
             return False
-        if url not in self._numbers:
-            try:
-                cut = Checkpoint.open(url).manifest.cut
-                self._numbers[url] = cut.num_samples // self._save_every_samples
-            except (CheckpointDamaged, UnknownFormat):
-                self._numbers[url] = None
-        number = self._numbers[url]
-        return number is not None and number > 0 and number % self._config.keep_every == 0
+        every = self._config.keep_every * self._save_every_samples
+        before, after = map(_num_samples, (["", *published][-2], published[-1]))
+        return is_due(before, after, every=every)
 
     def _best(self, published: Collection[str]) -> list[str]:
         """The best first."""
         scored = [(url, score) for url in published if (score := self._score(url)) is not None]
-        ordered = sorted(scored, key=lambda each: -each[1].value)
+        measure = self._measure or (scored[-1][1].measure if scored else "")
+        comparable = [each for each in scored if each[1].measure == measure]
+        ordered = sorted(comparable, key=lambda each: -each[1].value)
         return [url for url, _ in ordered[: self._config.keep_best]]
 
     def _score(self, url: str) -> Scored | None:
@@ -105,14 +107,23 @@ class Retention:
         """Write down what a checkpoint has scored, and which one is the best by now."""
         known = {**read_scores(url), weights: dict(scores)}
         write_bytes(f"{url}/{SCORES}", json.dumps(known, indent=1).encode())
-        self._scores[url] = Scored.of(known)
-        everything = [each for each in directories(self._run_dir) if exists(f"{each}/{MANIFEST}")]
-        for best in self._best(everything)[:1]:
+        score = self._scores[url] = Scored.of(known)
+        self._measure = score.measure if score is not None else self._measure
+        published = [each for each in directories(self._run_dir) if MANIFEST in names_in(each)]
+        for best in self._best(published)[:1]:
             score = self._score(best)
             assert score is not None
             name = best.rsplit("/", 1)[-1]
             told = {"checkpoint": name, "measure": score.measure, "score": score.value}
             write_bytes(f"{self._run_dir}/{BEST}", json.dumps(told, indent=1).encode())
+
+
+def _num_samples(url: str) -> int:
+    """Of the checkpoint there; 0 where there is none."""
+    try:
+        return Checkpoint.open(url).manifest.cut.num_samples if url else 0
+    except (CheckpointDamaged, UnknownFormat):
+        return 0
 
 
 def read_scores(url: str) -> dict[str, dict[str, float]]:
@@ -121,6 +132,9 @@ def read_scores(url: str) -> dict[str, dict[str, float]]:
     """
     try:
         value = json.loads(fetch(f"{url}/{SCORES}"))
-    except (FileNotFoundError, ValueError):
+        return {
+            weights: {name: float(score) for name, score in scores.items()}
+            for weights, scores in value.items()
+        }
+    except (FileNotFoundError, ValueError, TypeError, AttributeError):
         return {}
-    return value if isinstance(value, dict) else {}

@@ -48,6 +48,8 @@ class RunLog:
             )
         )
         self._trackers.go_back(start.num_samples)
+        self._put_off: set[str] = set()
+        """What a storage has refused since the last checkpoint."""
         self._num_listed = 0
         self._has_profile = False
 
@@ -128,6 +130,7 @@ class RunLog:
             raise TooManyBadSamples(listed, allowed)
 
     def published(self, found: Published) -> None:
+        self._put_off.clear()
         cut, seconds = found.checkpoint.manifest.cut, found.seconds
         self._metrics.checkpoint(seconds)
         self._metrics.reach(step=cut.step, num_samples=cut.num_samples)
@@ -148,10 +151,12 @@ class RunLog:
         self._metrics.recovery(role)
 
     def put_off(self, what: str, why: str) -> None:
-        """A storage refuses something, which is tried again."""
+        """A storage refuses something, which is tried again; recorded once until it does not."""
         logger.warning("%s, and will try again: %s", what, why)
         self.lost("storage")
-        self.recovered(cause=what, reason=why)
+        if what not in self._put_off:
+            self.recovered(cause=what, reason=why)
+        self._put_off.add(what)
 
     def recovered(self, *, cause: str, reason: str, host: str | None = None) -> None:
         self._record("recovery", cause=cause, reason=reason, host=host)

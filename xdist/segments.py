@@ -146,6 +146,13 @@ class Course:
         self.segment = replace(self.segment, until_step=step, cut=cut)
         self._rest = segments(cut, self.dealing, self._rules)
 
+    def save_at_end(self) -> None:
+        """The segment's last step is to be saved, also where the rules do not say so."""
+        assert self.segment is not None
+        if self.segment.cut is None:
+            cut = self.cut_at(self.segment.until_step)
+            self.segment = replace(self.segment, cut=cut)
+
     def regrouped(self, step: int, *, num_workers: int) -> Course:
         """The way on, if so many workers go it after this step of the segment. This one stays as it
         is: they may not come together.

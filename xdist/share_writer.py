@@ -1,16 +1,17 @@
 """ShareWriter: a worker's shares of checkpoints, written beside its training from copies that it
 keeps.
 
-Training stands still for the copy alone. At most two are kept: of the share that is being written,
-and of the one that follows.
+Training stands still for the copy, and for a while where two are kept that are not written: at most
+so many are, of the share that is being written, and of the one that follows.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from torch import Tensor
@@ -46,6 +47,8 @@ class Written:
     """Why it could not be written, if so."""
     is_kept: bool = True
     """Whether it may be tried again: no other one has needed its place."""
+    seconds: float = 0.0
+    """From when it was copied."""
 
 
 @dataclass
@@ -55,6 +58,7 @@ class _Share:
     payloads: list[Payload]
     """None of them once they are written."""
     write: Future[Written]
+    copied: float = field(default_factory=time.monotonic)
     is_told: bool = False
     """Whether somebody knows what has become of it."""
 
@@ -139,7 +143,7 @@ class ShareWriter:
             self._free.append(share.payloads)
             share.payloads = []
             self._changed.notify_all()
-        return Written(parts)
+        return Written(parts, seconds=time.monotonic() - share.copied)
 
     def written(self, step: int) -> Written:
         """Wait for the share of this step. One that could not be written is tried again with the

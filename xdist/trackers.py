@@ -76,6 +76,7 @@ class WandB:
         self._run = wandb.init(
             dir=str(directory), name=name, id=run_id, resume="allow", config=config
         )
+        self._run.define_metric("*", step_metric="samples")
 
     def go_back(self, samples: int) -> None:
         """It keeps what is void."""

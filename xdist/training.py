@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from datapipe.storage import absolute
 from xdist import checkpoint
 from xdist.config import TrainConfig
 from xdist.driver import TOPOLOGIES, Driver, MakeTopology
@@ -85,9 +86,12 @@ def _train(
 
 
 def rehearse(config: TrainConfig, run: RunDirectory, **how: Any) -> Estimate:
-    """Make the first steps of a run in a directory that will be deleted. how: as `train` takes it.
-    Raises as `train`, and `UserError` where the run has too few steps.
+    """Make the first steps of a run in a directory that will be deleted; those from the initial
+    weights, also where it would begin with a checkpoint. how: as `train` takes it. Raises as
+    `train`, and `UserError` where the run has too few steps.
     """
+    if (begins_with := how.pop("resume_from", None)) is not None:
+        checkpoint.find(absolute(begins_with))
     train(config, run, **how, adapt=shortened)
     saved = checkpoint.latest(run.url)
     assert saved is not None

@@ -2,9 +2,10 @@
 
 A worker knows neither its peers nor the servers: what becomes of a gradient is its strategy's
 business. Commands come as arguments of `join` and `train`, state goes back in the `WorkerReport`;
-between two calls nothing runs but the reading of batches. `pulse`, `request_stop` and `abort` are
-called beside them, by another thread. Weights, step and samples seen are the strategy's; the
-worker's own state is derived from (config, seed, batch).
+between two calls nothing runs but the reading of batches, and the writing of its share of a
+checkpoint. `pulse`, `request_stop`, `abort` and `written` are called beside them, by other threads.
+Weights, step and samples seen are the strategy's; the worker's own state is derived from (config,
+seed, batch).
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ each round all save it several times to the same disk, between updates that touc
 systems take turns, round after round; a ratio is the median of the rounds' ratios of medians.
 
 The last line is one JSON object: the two ratios, seconds of each, seconds of our first copy, whose
-memory was found beside the steps before it, write_mb_s (how fast our writer is beside training) and
+memory was found beside the steps before it, write_mb_s (how fast our writer is) and
 resume_s (from nothing to verified tensors in place).
 """
 

@@ -47,9 +47,18 @@ def test_one_file_is_one_image(tmp_path: Path) -> None:
 def test_where_there_are_none_it_says_so(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="empty: holds no images"):
-        next(loose_images(str(tmp_path / "empty")))
+        loose_images(str(tmp_path / "empty"))
     with pytest.raises(DataError, match="there is no such file or folder"):
-        next(loose_images(str(tmp_path / "absent.jpg")))
+        loose_images(str(tmp_path / "absent.jpg"))
+
+
+def test_a_damaged_shard_of_a_folder_costs_no_other_image(tmp_path: Path) -> None:
+    fill(tmp_path)
+    (tmp_path / "broken.tar").write_bytes(b"no tar" * 200)
+    images = {Path(image.name).name: image for image in loose_images(str(tmp_path))}
+    assert set(images) == {"a.png", "b.jpg", "c.JPEG", "broken.tar", "000001.jpg"}
+    with pytest.raises(DataError, match=r"broken\.tar"):
+        images["broken.tar"].read()
 
 
 def test_urls_are_read_where_they_lie(tmp_path: Path) -> None:
@@ -58,6 +67,6 @@ def test_urls_are_read_where_they_lie(tmp_path: Path) -> None:
         images = list(loose_images(server.url))
         names = [image.name.removeprefix(server.url) for image in images]
         assert names == ["/a.png", "/b.jpg", "/shard.tar/000001.jpg"]
-        assert images[1].read() == payload(0)
+        assert [images[number].read() for number in (1, 2)] == [payload(0)] * 2
         with pytest.raises(DataError, match="there is no such file"):
-            next(loose_images(f"{server.url}/absent.jpg"))
+            loose_images(f"{server.url}/absent.jpg")

@@ -32,6 +32,7 @@ def run_dirs(tmp_path_factory: pytest.TempPathFactory, cluster: object) -> list[
     run(replace(config, strategy="push_pull", max_steps=4), directory / "second")
     lost = {"kind": "recovery", "time": 1.0, "step": 4, "samples": 16, "host": None}
     with (directory / "second" / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({**lost, "cause": "storage failed", "reason": ""}) + "\n")
         file.write(json.dumps({**lost, "cause": f"worker 1 {HOSTILE} lost", "reason": HOSTILE}))
         file.write('\n{"kind": "tra')
     for name in ("first", "second"):
@@ -53,7 +54,7 @@ def test_a_page_tells_what_the_runs_came_to_and_how_they_differ(
     assert "<td>strategy</td><td>all_reduce</td><td>push_pull</td>" in text
     assert "<td>updates</td><td>6</td><td>4</td>" in text
     assert "<td>resumes</td><td>1</td><td>0</td>" in text
-    assert "<td>recoveries</td><td>0</td><td>1</td>" in text
+    assert "<td>recoveries</td><td>0</td><td>2</td>" in text
     assert "<td>max_steps</td><td>6</td><td>4</td>" in text
     assert "top1" in text
     assert text.count("data:image/svg+xml;base64,") == 5
@@ -116,7 +117,8 @@ def broken(directory: Path, config: str | None, metrics: str | None) -> str:
         ("{", "", "cannot be read"),
         ("{}", "", "the run has not begun"),
         ("[]", '{"kind": "start"}', "the run has not begun"),
-        ("{}", "garbage\n[1]\n", "the run has not begun"),
+        ("{}", "garbage\n[1]\n5\nnull\n", "the run has not begun"),
+        ("{}", '{"kind": "train"}\n{"kind": "start", "samples": "x"}', "the run has not begun"),
     ],
 )
 def test_what_is_no_run_is_said_in_one_line(

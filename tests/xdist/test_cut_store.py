@@ -61,11 +61,11 @@ def test_a_cut_that_is_dropped_is_not_kept_and_the_next_one_is(tmp_path: Path) -
         await servers.begin()
         worker = await Worker.registered(servers, 0)
         behind = servers.primaries[1].server
-        await behind.drop_cut(1)  # It has not come to it yet.
+        await behind.drop_cut(1, servers.term)  # It has not come to it yet.
         await worker.push(gradients_of(servers, 1)[0])
         stores = [each.server._cuts for each in servers.primaries]
         await stores[0]._changes.until(partial(stores[0].__contains__, 1))
-        await servers.primaries[0].server.drop_cut(1)
+        await servers.primaries[0].server.drop_cut(1, servers.term)
         await worker.push(gradients_of(servers, 1)[0])
         for each in servers.primaries:
             assert (await each.server.save(2, str(tmp_path / "cut"))).parts
@@ -79,7 +79,7 @@ def test_what_was_dropped_in_one_term_is_kept_in_the_next(tmp_path: Path) -> Non
         servers = servers_of(tmp_path, num_servers=2, save_every=1)
         await servers.begin()
         for each in servers.primaries:
-            await each.server.drop_cut(1)
+            await each.server.drop_cut(1, servers.term)
         await servers.begin()
         worker = await Worker.registered(servers, 0)
         await worker.push(gradients_of(servers, 1)[0])

@@ -36,17 +36,18 @@ def test_it_counts_from_the_first_refusal_until_something_is_saved(clock: Clock)
     assert overdue.failure is None
 
 
-def test_what_is_on_its_way_all_the_time_counts_too(clock: Clock) -> None:
+def test_what_is_on_its_way_counts_too_also_where_one_is_given_up_for_another(
+    clock: Clock,
+) -> None:
     overdue = Overdue(60, clock=clock)
-    overdue.see(is_saving=True)
-    clock.time += 50
-    overdue.see(is_saving=False)
-    overdue.see(is_saving=True)
-    clock.time += 50
-    overdue.see(is_saving=True)
+    for is_saving in (True, False, True):
+        overdue.see(is_saving=is_saving)
+        clock.time += 20
     assert overdue.failure is None
-    clock.time += 11
+    clock.time += 1
     assert overdue.failure is not None
+    overdue.saved()
+    assert overdue.failure is None
 
 
 def test_a_long_time_without_anything_to_save_is_none(clock: Clock) -> None:

@@ -85,10 +85,45 @@ def test_a_run_that_was_not_scored_has_no_best_one(tmp_path: Path) -> None:
 
 
 def test_every_nth_stays_for_good(tmp_path: Path) -> None:
+    config = CheckpointConfig(keep=1, keep_best=0, keep_every=4)
     for step in range(1, 11):
         save(tmp_path, step=step)
+        prune(tmp_path, newest=step, config=config)
+    assert steps(tmp_path) == [4, 8, 10]
+
+
+def test_what_is_kept_for_good_stays_so_where_the_settings_change(tmp_path: Path) -> None:
+    for step in range(1, 6):
+        save(tmp_path, step=step)
+        prune(tmp_path, newest=step, config=CheckpointConfig(keep=1, keep_best=0, keep_every=2))
+    assert steps(tmp_path) == [2, 4, 5]
+    later = Retention(str(tmp_path), NOTHING_ELSE, save_every_samples=70)
+    save(tmp_path, step=7)
+    later.prune(newest=7)
+    assert steps(tmp_path) == [2, 4, 7]
+
+
+def test_where_one_is_left_out_the_next_is_kept_for_good(tmp_path: Path) -> None:
     config = CheckpointConfig(keep=1, keep_best=0, keep_every=4)
-    assert prune(tmp_path, newest=10, config=config) == [4, 8, 10]
+    for step in (1, 2, 3, 5, 6, 7, 9):
+        save(tmp_path, step=step)
+        prune(tmp_path, newest=step, config=config)
+    assert steps(tmp_path) == [5, 9]
+
+
+def test_scores_that_are_none_cost_nothing(tmp_path: Path) -> None:
+    saved = [save(tmp_path, step=step) for step in (1, 2, 3)]
+    Path(saved[0].url, "scores.json").write_text('{"average": 5}')
+    Path(saved[1].url, "scores.json").write_text('{"average": {"top1": "much"}}')
+    assert prune(tmp_path, newest=3, config=CheckpointConfig(keep=1)) == [3]
+
+
+def test_scores_of_another_measure_are_not_compared(tmp_path: Path) -> None:
+    first, second = (save(tmp_path, step=step) for step in (1, 2))
+    retention = retention_of(tmp_path, CheckpointConfig())
+    retention.scored(first.url, "raw", {"top5": 0.9})
+    retention.scored(second.url, "raw", {"top1": 0.1})
+    assert checkpoint.find(f"{tmp_path}/best")[0] == second
 
 
 def test_a_pinned_one_is_never_deleted(tmp_path: Path) -> None:

@@ -89,8 +89,9 @@ def test_a_worker_whose_disk_is_full_leaves_saving_to_the_others(
     run(config, tmp_path / "undisturbed")
     undisturbed = [record["step"] for record in records(tmp_path / "undisturbed", "checkpoint")]
     assert saved[-1] == undisturbed[-1]
-    [given_up] = re.findall(r"checkpoint given up step=(\d+)", caplog.text)
-    assert int(given_up) in set(undisturbed) - set(saved)
+    given_up = set(map(int, re.findall(r"checkpoint given up step=(\d+)", caplog.text)))
+    assert given_up
+    assert not given_up & set(saved)
 
 
 def take_away(checkpoints: Path) -> None:
@@ -204,9 +205,9 @@ def test_a_run_directory_that_is_away_when_a_checkpoint_is_published_keeps_nobod
     tmp_path: Path,
 ) -> None:
     """Neither the others nor the driver, who hears at once that a worker is lost; what it cannot
-    write into the run directory it writes later.
+    write into the run directory it writes later. (TensorBoard's own thread does not.)
     """
-    config = small_config(tmp_path, strategy="all_reduce")
+    config = replace(small_config(tmp_path, strategy="all_reduce"), trackers=())
     config = replace(config, batch_size=12, num_lanes=12, num_epochs=6)
     directory, killed_at = tmp_path / "recording", tmp_path / "killed-at"
     directory.mkdir()

@@ -76,14 +76,24 @@ class Task:
 
     actor: str
     action: Literal[
-        "start", "attach", "term", "join", "train", "pulse", "tell", "watch", "cut", "save"
+        "start",
+        "attach",
+        "term",
+        "join",
+        "train",
+        "pulse",
+        "tell",
+        "watch",
+        "cut",
+        "save",
+        "written",
     ]
     number: int
     """Of the worker, or of the server."""
     life: int = 0
     """Which of the actors that had this number, one after the other."""
     cut: Cut | None = None
-    """save: which one."""
+    """save, written: which one."""
     term: int = 0
     """term, cut: which one of the servers."""
     is_alone: bool = False
@@ -113,6 +123,8 @@ class Saved:
 
     cut: Cut
     parts: tuple[Part, ...]
+    began: float | None = None
+    """When it was begun to write them, by `time.monotonic`."""
     corrupt: tuple[CorruptSample, ...] = ()
     """Samples before the cut that could not be decoded, where no worker may be left to tell."""
 

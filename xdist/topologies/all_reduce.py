@@ -60,9 +60,10 @@ class AllReduceTopology:
             warm_up_images=[self._dealer.samples_per_lane] * lanes_of_one,
         )
         self._crew = self._staff.crew
+        self._saving = Saving(self._crew, saved_step=0)
 
     def launch(self, start: Checkpoint) -> Pending:
-        self._start_step = self._saved_step = start.manifest.cut.step
+        self._start_step = start.manifest.cut.step
         self._course = Course(
             start.manifest.cut, self._dealer, self._rules, num_workers=self._plan.num_workers
         )
@@ -70,7 +71,7 @@ class AllReduceTopology:
         self._reports: list[WorkerReport] = []
         self._ends_at: int | None = None
         """The step that is saved when it is to end: no other one is made."""
-        self._saving = Saving(self._crew)
+        self._saving = Saving(self._crew, saved_step=self._start_step)
         self._headcount = Headcount(self._plan.config.cluster, self._staff)
         return self._staff.open(start, is_first=self._rendezvous.generation == 0)
 
@@ -108,10 +109,8 @@ class AllReduceTopology:
                     self._group.complain(hand, result.interrupted)
                     self._break()
                 return self._advance()
-            case "save":
-                outcome = self._saving.receive(hand, task, result)
-                self._saved_step = max(self._saved_step, 0, *(s.cut.step for s in outcome.saved))
-                return outcome
+            case "written":
+                return self._saving.receive(hand, task, result)
         return Outcome()
 
     def _see_update(self, standing_s: float | None) -> None:
@@ -287,9 +286,8 @@ class AllReduceTopology:
         if is_complete(reports, segment, num_ranks=len(self._group.seats)):
             if segment.cut is not None:
                 outcome = self._saving.complete(segment.cut, reports)
-            for saved in outcome.saved:
-                self._saved_step = saved.cut.step
-                self._ends_at = self._saved_step if self._is_ending else None
+            if outcome.saved and self._is_ending:
+                self._ends_at = self._saving.saved_step
             self._course.complete_segment()
         corrupt = tuple(CorruptSample(*json.loads(note)) for note in self._notes.read())
         return replace(outcome, reports=reports, corrupt=corrupt)
@@ -354,10 +352,12 @@ class AllReduceTopology:
     def _train(self) -> Pending:
         step = self._seated[0].step
         if self._can_save and step is not None:
-            if step == self._saved_step:
+            if step == self._saving.saved_step:
                 self._ends_at = step
                 return {}
             self._course.cut_short(step)
+        if self._saving.owes:
+            self._course.save_at_end()
         segment = self._course.segment
         assert segment is not None
         self._group.round = "train"

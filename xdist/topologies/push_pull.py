@@ -357,7 +357,7 @@ class PushPullTopology:
 
     @property
     def is_saving(self) -> bool:
-        return self._saves.is_at_work
+        return self._has_room and self._saves.is_at_work
 
     @property
     def newest_step(self) -> int:

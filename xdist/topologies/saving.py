@@ -24,6 +24,8 @@ LATE_S = 1.0
 refuses, gets no more than it takes.
 """
 
+LAST_WAIT_S = 10.0
+"""For those before the last one, once that is there."""
 OVER = "the last one is there"
 
 
@@ -38,6 +40,8 @@ class _Unwritten:
     refused: dict[int, str] = field(default_factory=dict)
     """Life -> why its share could not be written, when that was tried last."""
     began: float = field(default_factory=time.monotonic)
+    first_written: float | None = None
+    """When the first share was there."""
 
 
 class Saving:
@@ -45,21 +49,26 @@ class Saving:
     it is there.
     """
 
-    def __init__(self, crew: Crew) -> None:
+    def __init__(self, crew: Crew, *, saved_step: int) -> None:
         self._crew = crew
+        self.saved_step = saved_step
+        """Of the last one all of whose shares are there."""
         self._unwritten: dict[int, _Unwritten] = {}
         """By step."""
         self._owners: dict[int, Hand] = {}
         """By their lives: of the shares of the next cut."""
         self.is_waited_for = False
         """Whether those wait until theirs is written."""
-        self._is_over = False
-        """Whether the last one is there."""
+        self._over: float | None = None
+        """When the last one was there."""
+        self._owes = False
+        """Whether one was given up, and none was begun after it."""
 
     @property
     def is_at_work(self) -> bool:
-        """Whether one is not there yet."""
-        return bool(self._unwritten)
+        """Whether one is not there yet, and is worth waiting for."""
+        is_late = self._over is not None and time.monotonic() - self._over > LAST_WAIT_S
+        return bool(self._unwritten) and not is_late
 
     def shares(
         self, cut: Cut | None, seated: Sequence[Hand], *, is_ending: bool
@@ -82,18 +91,25 @@ class Saving:
 
     def complete(self, cut: Cut, reports: Sequence[WorkerReport]) -> Outcome:
         """Those who were to save shares of this cut have come to it."""
+        now = time.monotonic()
         if self.is_waited_for:
             parts = [part for report in reports if report.written for part in report.written.parts]
-            self._is_over = True
+            began = now - max(report.written.seconds for report in reports if report.written)
+            self._over = now
             self._forget_refused()
-            return Outcome(saved=(Saved(cut, tuple(parts)),))
+            return self._saved(cut, parts, began)
         if not self._owners:
             return Outcome()
+        self._owes = False
         self._unwritten[cut.step] = _Unwritten(cut, dict(self._owners))
         pending: Pending = {}
         for hand in self._owners.values():
             pending |= _ask(hand, cut)
         return Outcome(pending=pending)
+
+    def _saved(self, cut: Cut, parts: Sequence[Part], began: float) -> Outcome:
+        self.saved_step = max(self.saved_step, cut.step)
+        return Outcome(saved=(Saved(cut, tuple(parts), began=began),))
 
     def _forget_refused(self) -> None:
         """A later one is there."""
@@ -113,6 +129,7 @@ class Saving:
         if written.unsaved is None:
             del one.owners[hand.life]
             one.parts += written.parts
+            one.first_written = one.first_written or time.monotonic()
         else:
             one.refused[hand.life] = written.unsaved
         return self._judge(one)
@@ -122,8 +139,8 @@ class Saving:
             return Outcome()
         if not one.owners:
             del self._unwritten[one.cut.step]
-            return Outcome(saved=(Saved(one.cut, tuple(one.parts)),))
-        if self._is_over:
+            return self._saved(one.cut, one.parts, one.began)
+        if self._over is not None:
             self._give_up(one, OVER)
             return Outcome()
         if one.parts:
@@ -143,21 +160,27 @@ class Saving:
 
     def _give_up(self, one: _Unwritten, why: str) -> None:
         logger.warning("checkpoint given up step=%d: %s", one.cut.step, why)
+        self._owes = True
         del self._unwritten[one.cut.step]
 
+    @property
+    def owes(self) -> bool:
+        """Whether the next segment is to be saved, as one that was is given up."""
+        return self._owes and not self._unwritten
+
     def look(self) -> None:
-        """Who has been writing for long, where others have done so, leaves saving to these. What
-        somebody had not written who is gone is lost.
+        """Who writes for much longer than another one leaves saving to the others. What somebody
+        had not written who is gone is lost.
         """
         for one in list(self._unwritten.values()):
             gone = [hand.number for life, hand in one.owners.items() if not self._crew.alive(life)]
             if gone:
                 self._give_up(one, f"worker {gone[0]} is gone")
-            elif one.parts and time.monotonic() - one.began > SAVE_PATIENCE_S:
-                why = f"it has been writing for {SAVE_PATIENCE_S:g} s"
+            elif one.first_written and time.monotonic() - one.first_written > SAVE_PATIENCE_S:
+                why = f"it has written for {SAVE_PATIENCE_S:g} s longer than another one"
                 self._leave_to_others(one, dict.fromkeys(one.owners, why))
 
 
 def _ask(hand: Hand, cut: Cut) -> Pending:
     written: Any = hand.actor.written.options(concurrency_group=SAVES)
-    return {written.remote(cut.step): hand.task("save", cut=cut)}
+    return {written.remote(cut.step): hand.task("written", cut=cut)}

@@ -61,7 +61,9 @@ class ServerSaves:
             said = "checkpoint left out, as an earlier one is being written yet step=%d"
             logger.warning(said, cut.step)
             for hand in self._servers.primaries:
-                dropped: ray.ObjectRef[Any] = hand.actor.drop_cut.remote(cut.step)
+                dropped: ray.ObjectRef[Any] = hand.actor.drop_cut.remote(
+                    cut.step, self._servers.term
+                )
                 pending[dropped] = hand.task("tell")
             return pending | self.next_cut()
         self._began[cut.step] = time.monotonic()
@@ -85,8 +87,9 @@ class ServerSaves:
         if save.unsaved is not None:
             fault = Fault(task, save.unsaved, "unsaved")
             return Outcome(pending=self._save_at(hand, cut), faults=(fault,))
+        began = self._began.get(cut.step)
         self._written[cut.step].add(hand.number)
         if len(self._written[cut.step]) == len(self._servers.primaries):
             self._servers.saved_step = max(self._servers.saved_step, cut.step)
             self._began.pop(cut.step, None)
-        return Outcome(saved=(Saved(cut, save.parts, save.corrupt),))
+        return Outcome(saved=(Saved(cut, save.parts, began, save.corrupt),))
