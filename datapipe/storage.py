@@ -51,11 +51,7 @@ def open_filesystem(url: str, **options: Any) -> tuple[Any, str]:
 def refuse_pipe(url: str) -> None:
     """Raise `UnsupportedUrl` for what webdataset would hand to a shell."""
     if url.startswith("pipe:"):
-        raise UnsupportedUrl(
-            url,
-            "pipe: URLs run a shell command and are refused; name the file itself: a path, "
-            "s3://, gs:// or https://",
-        )
+        raise UnsupportedUrl(url, "pipe: URLs run a shell command and are refused; name the file")
 
 
 def join(directory: str, name: str) -> str:

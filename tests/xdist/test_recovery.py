@@ -239,7 +239,7 @@ def test_an_exception_in_one_worker_ends_the_run_with_its_traceback(tmp_path: Pa
 
 
 def break_down() -> None:
-    print(1 / 0)  # noqa: T201
+    print(1 / 0)  # noqa: T201 - it is never printed
 
 
 def test_a_stopped_worker_is_found_ended_and_replaced(tmp_path: Path) -> None:
