@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any
 
 from rich.table import Table
@@ -19,7 +20,7 @@ from xdist.preparation import Preparation
 
 NUM_STEPS = 4
 """Of each worker; the first one may take longer, and is not counted."""
-HOUR_S, MB = 3600, 1e6
+MB = 1e6
 
 
 def shortened(preparation: Preparation) -> Preparation:
@@ -56,9 +57,8 @@ class Estimate:
 
     def table(self) -> Table:
         table = Table(title="this run would take", show_header=False)
-        table.add_row(
-            "time", f"{self.total_s / HOUR_S:.1f} h, at {self.samples_per_s:.1f} samples/s"
-        )
+        time = timedelta(seconds=round(self.total_s))
+        table.add_row("time", f"{time}, at {self.samples_per_s:.1f} samples/s")
         table.add_row("samples", f"{self.num_places:,}")
         table.add_row("workers", str(self.num_workers))
         table.add_row("parameters", f"{self.num_weights:,}")
