@@ -227,8 +227,7 @@ def _draw_of_run(
     samples, values = [x for x, _ in points], [y for _, y in points]
     if is_smooth:
         values = smoothed(values, min(SMOOTHING_REACH, len(values) // 20))
-    marker: dict[str, Any] = {"marker": "o", "markersize": 4} if len(points) < 10 else {}
-    panel.plot(samples, values, color=color, linewidth=1.8, label=name, **marker)
+    panel.plot(samples, values, color=color, linewidth=1.8, label=name, **_marker(points))
     for kind, (mark, one, many) in EVENTS.items():
         places = event_places(records, kind)
         if places:
@@ -259,5 +258,5 @@ def _samples(records: list[Record]) -> list[int]:
     return [record["samples"] for record in records]
 
 
-def _marker(records: list[Record]) -> dict[str, Any]:
-    return {"marker": "o", "markersize": 4} if len(records) < 10 else {}
+def _marker(points: Sequence[object]) -> dict[str, Any]:
+    return {"marker": "o", "markersize": 4} if len(points) < 10 else {}

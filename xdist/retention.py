@@ -8,7 +8,6 @@ whose directory somebody has put a file `pinned`. What a checkpoint scored lies 
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,8 +19,6 @@ from xdist.patient_storage import fetch
 
 SCORES = "scores.json"
 PINNED = "pinned"
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ class Retention:
         if len(published) <= self._config.keep:
             return
         oldest = published[-self._config.keep]
-        stays = {*spare, *self._best(published)}
+        stays = {*spare, *self._ranked(published)[: self._config.keep_best]}
         for url in names:
             if url < oldest and url not in stays and PINNED not in names[url]:
                 remove_directory(url)
@@ -90,13 +87,13 @@ class Retention:
         before, after = map(_num_samples, (["", *published][-2], published[-1]))
         return is_due(before, after, every=every)
 
-    def _best(self, published: Collection[str]) -> list[str]:
+    def _ranked(self, published: Collection[str]) -> list[str]:
         """The best first."""
         scored = [(url, score) for url in published if (score := self._score(url)) is not None]
         measure = self._measure or (scored[-1][1].measure if scored else "")
         comparable = [each for each in scored if each[1].measure == measure]
         ordered = sorted(comparable, key=lambda each: -each[1].value)
-        return [url for url, _ in ordered[: self._config.keep_best]]
+        return [url for url, _ in ordered]
 
     def _score(self, url: str) -> Scored | None:
         if url not in self._scores:
@@ -110,7 +107,7 @@ class Retention:
         score = self._scores[url] = Scored.of(known)
         self._measure = score.measure if score is not None else self._measure
         published = [each for each in directories(self._run_dir) if MANIFEST in names_in(each)]
-        for best in self._best(published)[:1]:
+        for best in self._ranked(published)[:1]:
             score = self._score(best)
             assert score is not None
             name = best.rsplit("/", 1)[-1]

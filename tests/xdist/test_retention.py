@@ -78,6 +78,12 @@ def test_the_best_stay_and_are_found(tmp_path: Path) -> None:
     }
 
 
+def test_the_best_one_is_named_also_where_none_is_kept_for_that(tmp_path: Path) -> None:
+    saved = save(tmp_path, step=1)
+    retention_of(tmp_path, NOTHING_ELSE).scored(saved.url, "raw", {"top1": 0.5})
+    assert checkpoint.find(f"{tmp_path}/best")[0] == saved
+
+
 def test_a_run_that_was_not_scored_has_no_best_one(tmp_path: Path) -> None:
     save(tmp_path, step=1)
     with pytest.raises(UserError, match="none of its checkpoints has been scored"):

@@ -90,8 +90,10 @@ def test_a_worker_whose_disk_is_full_leaves_saving_to_the_others(
     undisturbed = [record["step"] for record in records(tmp_path / "undisturbed", "checkpoint")]
     assert saved[-1] == undisturbed[-1]
     given_up = set(map(int, re.findall(r"checkpoint given up step=(\d+)", caplog.text)))
+    left_out = set(map(int, re.findall(r"checkpoint left out, .* step=(\d+)", caplog.text)))
     assert given_up
     assert not given_up & set(saved)
+    assert set(undisturbed) - set(saved) <= given_up | left_out
 
 
 def take_away(checkpoints: Path) -> None:

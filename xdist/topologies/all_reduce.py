@@ -51,7 +51,6 @@ class AllReduceTopology:
         self._dealer, self._rules = dealer_of(plan), rules_of(plan)
         self._host = ray.util.get_node_ip_address()
         self._store = open_store(self._host)
-        self._notes = NoteBoard(self._store)
         self._rendezvous = Rendezvous(self._host, self._store.port, 0)
         lanes_of_one = -(-self._dealer.num_lanes // plan.most_workers)
         self._staff = Staff(
@@ -289,7 +288,8 @@ class AllReduceTopology:
             if outcome.saved and self._is_ending:
                 self._ends_at = self._saving.saved_step
             self._course.complete_segment()
-        corrupt = tuple(CorruptSample(*json.loads(note)) for note in self._notes.read())
+        notes = NoteBoard(self._store).read()
+        corrupt = tuple(CorruptSample(*json.loads(note)) for note in notes)
         return replace(outcome, reports=reports, corrupt=corrupt)
 
     def _form_group(self) -> Pending:
@@ -368,10 +368,8 @@ class AllReduceTopology:
             hand.begin()
             self._staff.does_well(hand)
             train: Any = hand.actor.train
-            started = train.remote(
-                segment.until_step, share=shares.get(hand.life), waits=self._saving.is_waited_for
-            )
-            pending[started] = hand.task("train")
+            how = {"share": shares.get(hand.life), "waits": self._saving.is_waited_for}
+            pending[train.remote(segment.until_step, **how)] = hand.task("train")
         return pending
 
     @property
@@ -383,6 +381,7 @@ class AllReduceTopology:
         return max(self._start_step, self._crew.newest_step)
 
     def close(self) -> None:
+        self._saving.close()
         self._staff.close()
 
 

@@ -163,6 +163,11 @@ class Saving:
         self._owes = True
         del self._unwritten[one.cut.step]
 
+    def close(self) -> None:
+        """Nobody goes on to write."""
+        for one in list(self._unwritten.values()):
+            self._give_up(one, "nobody writes any more")
+
     @property
     def owes(self) -> bool:
         """Whether the next segment is to be saved, as one that was is given up."""
