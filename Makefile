@@ -22,11 +22,18 @@ test-training: $(INSTALLED)
 test-others: $(INSTALLED)
 	$(BIN)/python -m pytest --ignore tests/xdist
 
-test-faults: $(INSTALLED)  ## processes killed in every phase of a run
-	$(BIN)/python -m pytest -m 'faults and not long and not by_hand'
+# Every second test in each of two processes, with clusters of its own: one alone leaves a core half idle.
+test-faults: $(INSTALLED)  ## processes killed in every phase of a run; in two processes
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target faults-1 faults-2
 
-test-long: $(INSTALLED)  ## tests that take long, with faults and without
-	$(BIN)/python -m pytest -m 'long and not by_hand'
+faults-%: $(INSTALLED)
+	$(BIN)/python -m pytest -m 'faults and not long and not by_hand' --part $*/2
+
+test-long: $(INSTALLED)  ## tests that take long, with faults and without; in two processes
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target long-1 long-2
+
+long-%: $(INSTALLED)
+	$(BIN)/python -m pytest -m 'long and not by_hand' --part $*/2
 
 test-by-hand: $(INSTALLED)  ## more variants with faults, for which continuous integration has no time
 	$(BIN)/python -m pytest -m by_hand
@@ -46,8 +53,9 @@ bench-async: $(INSTALLED)  ## updates a second against Ray's example, stragglers
 bench-checkpoint: $(INSTALLED)  ## how long training stands still for one, against torch.save and Ray Train; 3 minutes
 	PYTHONPATH=jobs $(BIN)/python -m tests.benchmarks.checkpoint
 
-soak: $(INSTALLED)  ## a run whose workers are killed every 20 seconds, for 20 minutes
+soak: $(INSTALLED)  ## a run whose workers are killed every 20 seconds, for 20 minutes; 30 killed drivers
 	PYTHONPATH=jobs $(BIN)/python -m tests.benchmarks.soak
+	$(BIN)/python -m pytest -m "long or by_hand" tests/xdist/test_killed_drivers.py
 
 soak-async: $(INSTALLED)  ## the same with parameter servers, which are killed too
 	PYTHONPATH=jobs $(BIN)/python -m tests.benchmarks.soak --strategy push_pull --every-s 15

@@ -32,6 +32,10 @@ PORTS = range(20_000, 32_768)
 """Above the ports of Ray's workers (10002 to 19999), below those that Linux hands out by itself."""
 START_LIMIT_S = 60.0
 LOG_TAIL_BYTES = 2000
+NO_IDLE_WORKERS = {"RAY_enable_worker_prestart": "0", "RAY_prestart_worker_first_driver": "0"}
+"""Ray starts a process for each CPU before anybody asks: a second of a core each, and ours have an
+environment of their own, for which none of those will do.
+"""
 
 
 class HeadFailed(Exception):
@@ -124,6 +128,7 @@ class LocalHead:
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Binds loopback alone.
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # Its actors end with it.
             "RAY_USAGE_STATS_ENABLED": "0",
+            **NO_IDLE_WORKERS,
             **self._variables,
         }
 
