@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import isfinite
 
+from datapipe.checks import check, check_types
+
 LIMITS = {
     "image_size": (8, 4096),
     "block_size": (1, 16_384),
@@ -82,21 +84,22 @@ class DataConfig:
         return int(share * num_samples) if 0 < share < 1 else int(share)
 
     def __post_init__(self) -> None:
-        _check(bool(self.train), "data.train", self.train, "a directory or URL of shards")
-        _check(
+        check_types(self, "data.")
+        check(bool(self.train), "data.train", self.train, "a directory or URL of shards")
+        check(
             self.evaluation != "",
             "data.evaluation",
             self.evaluation,
             "a directory or URL of shards, or None",
         )
-        _check(
+        check(
             self.cache_dir is None or (bool(self.cache_dir) and "://" not in self.cache_dir),
             "data.cache_dir",
             self.cache_dir,
             "a directory of this machine, or None",
         )
-        _check(all(self.mix), "data.mix", self.mix, "directories or URLs of shards")
-        _check(
+        check(all(self.mix), "data.mix", self.mix, "directories or URLs of shards")
+        check(
             not self.mix_weights
             or (
                 len(self.mix_weights) == len(self.sources)
@@ -108,17 +111,17 @@ class DataConfig:
             f"a number above 0 for data.train and each of data.mix ({len(self.sources)}), or none",
         )
         low, high = self.crop_area
-        _check(
+        check(
             0 < low <= high <= 1, "data.crop_area", self.crop_area, "0 < smallest <= largest <= 1"
         )
         low, high = self.crop_aspect
-        _check(
+        check(
             0 < low <= high < float("inf"),
             "data.crop_aspect",
             self.crop_aspect,
             "0 < smallest <= largest",
         )
-        _check(
+        check(
             0 < self.evaluation_crop <= 1,
             "data.evaluation_crop",
             self.evaluation_crop,
@@ -126,16 +129,11 @@ class DataConfig:
         )
         for name, (least, most) in LIMITS.items():
             value = getattr(self, name)
-            _check(least <= value <= most, f"data.{name}", value, f"{least} to {most}")
-        _check(
+            check(least <= value <= most, f"data.{name}", value, f"{least} to {most}")
+        check(
             self.max_bad_samples >= 0
             and (self.max_bad_samples < 1 or self.max_bad_samples % 1 == 0),
             "data.max_bad_samples",
             self.max_bad_samples,
             "a whole number from 0, or a share below 1",
         )
-
-
-def _check(holds: bool, field: str, value: object, allowed: str) -> None:
-    if not holds:
-        raise ValueError(f"{field} is {value!r}; allowed: {allowed}")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from datapipe.errors import NUM_LISTED, PackingError
+from datapipe.json_text import parse_json
 from datapipe.sources import ImageFile
 
 
@@ -25,7 +25,7 @@ class LabelMap:
         not differ.
         """
         try:
-            value = json.loads(path.read_bytes())
+            value = parse_json(path.read_bytes())
             names = value.get("names", {}) if "labels_of_class" in value else {}
             return LabelMap(
                 {
@@ -33,7 +33,7 @@ class LabelMap:
                     for name, labels in value.get("labels_of_class", value).items()
                 }
             )
-        except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
             raise PackingError(
                 f"{path}: not a label map ({error!r}); allowed: "
                 '{"class": ["label", ...]} or {"labels_of_class": {...}, "names": {...}}'

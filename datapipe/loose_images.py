@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import weakref
@@ -52,7 +53,8 @@ def _local(path: Path) -> Iterator[LooseImage]:
     elif path.suffix == ".tar":
         yield from _in_tar(path, str(path))
     else:
-        yield LooseImage(str(path), path.read_bytes)
+        name = os.fsencode(path).decode("utf-8", "backslashreplace")
+        yield LooseImage(name, path.read_bytes)
 
 
 def _below(images: Iterator[LooseImage], name: str) -> Iterator[LooseImage]:

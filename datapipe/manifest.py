@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, overload
 
 from datapipe.errors import BadIndex, MissingIndex
+from datapipe.json_text import parse_json
 from datapipe.range_reader import read_again
 from datapipe.storage import read_bytes
 from datapipe.table import LARGEST_LABEL
@@ -99,10 +100,10 @@ class Manifest:
 def read_manifest(url: str) -> Manifest:
     """Errors: `MissingIndex`, `BadIndex`, `UnreadableUrl`."""
     try:
-        manifest = json.loads(read_again(lambda: read_bytes(url), url=url, what="index"))
+        manifest = parse_json(read_again(lambda: read_bytes(url), url=url, what="index"))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise MissingIndex(url, "there is no such index") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise BadIndex(url, f"cannot be read: {error}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise BadIndex(url, f"not a {FORMAT}")

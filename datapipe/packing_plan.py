@@ -16,6 +16,7 @@ from tarfile import BLOCKSIZE
 from typing import Any
 
 from datapipe.errors import PackingError
+from datapipe.json_text import parse_json
 from datapipe.payloads import PayloadOptions
 from datapipe.sources import ImageFile
 from datapipe.writer import describe
@@ -150,7 +151,7 @@ def _cuts(images: Sequence[LabelledImage], shard_bytes: int) -> tuple[int, ...]:
 
 def _parsed(written: bytes) -> dict[str, Any] | None:
     try:
-        mark = json.loads(written)
+        mark = parse_json(written)
     except ValueError:
         return None
     if not isinstance(mark, dict) or not isinstance(mark.get("first_images"), list):

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 
 from datapipe.decode import DecodeError
 from datapipe.errors import PackingError
+from datapipe.json_text import parse_json
 from datapipe.manifest import ShardEntry
 from datapipe.packing_plan import PlannedShard
 from datapipe.payloads import PayloadOptions
@@ -44,7 +45,7 @@ class ShardRecord:
     def read(url: str) -> ShardRecord | None:
         """None where there is none, or none that this version wrote."""
         try:
-            fields = json.loads(read_bytes(url))
+            fields = parse_json(read_bytes(url))
             shard = fields["shard"]
             return ShardRecord(
                 number=fields["number"],

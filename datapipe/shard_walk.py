@@ -8,7 +8,6 @@ members are ignored.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import tarfile
@@ -18,6 +17,7 @@ from typing import Any
 
 from datapipe import native_walk
 from datapipe.errors import BadIndex, MissingShard, UnreadableShard
+from datapipe.json_text import parse_json
 from datapipe.native_walk import OddArchive, Piece
 from datapipe.storage import local_path, opened
 from datapipe.table import LARGEST_LABEL, SampleEntry
@@ -164,8 +164,8 @@ def _encodable(name: str) -> str:
 def _parsed(content: bytes) -> Any:
     """The JSON in a member, None where there is none."""
     try:
-        return json.loads(content)
-    except (ValueError, RecursionError):
+        return parse_json(content)
+    except ValueError:
         return None
 
 

@@ -195,7 +195,7 @@ def _class_of(source: Path, name: str) -> str:
 def _in_table(source: Path) -> Iterator[ImageFile]:
     try:
         rows = _rows(source)
-    except (pa.ArrowException, UnicodeError) as error:
+    except (OSError, pa.ArrowException, UnicodeError) as error:
         raise PackingError(f"{source}: cannot be read: {error}") from error
     rows_of_path: dict[Path, str] = {}
     for number, (name, labels) in enumerate(rows, start=1):

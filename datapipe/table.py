@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from datapipe.errors import BadIndex, UnreadableUrl
+from datapipe.json_text import parse_json
 from datapipe.storage import read_bytes, write_bytes
 
 SCHEMA = pa.schema(
@@ -177,7 +178,7 @@ def read_facts(url: str) -> TableFacts | None:
     """What the table says that it was made of; None if it does not, or cannot be read."""
     try:
         metadata = _open(url).schema_arrow.metadata or {}
-        return TableFacts(**json.loads(metadata[FACTS_KEY]))
+        return TableFacts(**parse_json(metadata[FACTS_KEY]))
     except (OSError, pa.ArrowException, UnreadableUrl, ValueError, TypeError, KeyError):
         return None
 

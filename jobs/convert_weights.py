@@ -76,7 +76,7 @@ class ConvertConfig:
 
 
 def convert(config: ConvertConfig) -> Fitted:
-    """Read, fit and write. Raises `UserError` and `CheckpointDamaged`, and nothing is written."""
+    """Read, fit and write. Raises `UserError`, and nothing is written."""
     source, target = absolute(config.source), absolute(config.target)
     if config.is_file:
         fitted = read_file(source, model=config.model)

@@ -22,9 +22,10 @@ from datapipe.labels import Label, read_labels
 from datapipe.storage import absolute, join, remove, write_bytes
 from xdist import checkpoint
 from xdist.checkpoint import Checkpoint
-from xdist.config import MeasureName, TrainConfig
+from xdist.config import TrainConfig
 from xdist.connection import connect
-from xdist.errors import CheckpointDamaged, UserError
+from xdist.errors import UserError
+from xdist.evaluation_config import MeasureName
 from xdist.label_space import labels_at
 from xdist.score_report import ScoreReport
 from xdist.scoring import ScoringPlan, measures, plan_scoring
@@ -196,7 +197,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     try:
         report, files = run(tyro.cli(Arguments, args=arguments, description=DESCRIPTION))
-    except (DataError, UserError, CheckpointDamaged, OSError) as error:
+    except (DataError, UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

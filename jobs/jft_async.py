@@ -1,6 +1,7 @@
 """Asynchronous training on parameter servers: the paper's JFT set-up (section 4), and smaller ones.
 
-ray job submit -- python jobs/jft_async.py   (built-in synthetic scenes, sized to the cluster)
+ray job submit -- python jobs/jft_async.py   (built-in synthetic scenes, sized to the cluster; with
+                                              time to save when it is stopped: see the README)
 python jobs/jft_async.py --preset cifar      (on data/cifar10-multi, see the README)
 """
 

@@ -10,9 +10,15 @@
 #ifdef __SSE2__
 #include <emmintrin.h>
 
-/* Where there is enough, pages are copied side by side: their reads are under way at once, which
- * takes a third less time than one page after the other. */
+/* Where there is enough, pages are copied side by side: their reads are under way at once. Measured:
+ * Intel Xeon takes a third less time than for one page after the other, AMD EPYC five times as much,
+ * as it gathers stores to a few lines only. */
 enum { STREAM_LINE = 64, STREAM_PAGE = 4096, STREAM_PAGES = 4 };
+
+static inline size_t pages_side_by_side(void) {
+    __builtin_cpu_init();
+    return __builtin_cpu_is("amd") ? 1 : STREAM_PAGES;
+}
 
 static inline void stream_line(char *out, const char *in) {
     __m128i parts[4];
@@ -22,7 +28,7 @@ static inline void stream_line(char *out, const char *in) {
 
 /* The two are apart. Others see it after `end_stream`. */
 static inline void stream(void *to, const void *from, size_t num_bytes) {
-    const size_t at_once = STREAM_PAGES * STREAM_PAGE;
+    const size_t at_once = pages_side_by_side() * STREAM_PAGE;
     char *out = to;
     const char *in = from;
     size_t to_line = -(uintptr_t)out % STREAM_LINE;

@@ -30,7 +30,7 @@ static void widen_past_caches(float *out, const uint16_t *values, size_t n) {
     size_t i = 0;
 #ifdef __SSE2__
     const size_t in_line = STREAM_LINE / sizeof *out, in_page = STREAM_PAGE / sizeof *out;
-    const size_t at_once = STREAM_PAGES * in_page;
+    const size_t at_once = pages_side_by_side() * in_page;
     for (; i < n && (uintptr_t)(out + i) % STREAM_LINE; i++) widen(out + i, values[i]);
     for (; i + at_once <= n; i += at_once)
         for (size_t line = i; line < i + in_page; line += in_line)

@@ -86,8 +86,8 @@ def small_config(
     return replace(config, **changes)
 
 
-def run(config: TrainConfig, run_dir: Path, **arguments: Any) -> Summary:
-    """Drive a run to its end from this process."""
+def run(config: TrainConfig, run_dir: Path | str, **arguments: Any) -> Summary:
+    """Drive a run to its end from this process. run_dir: or a URL."""
     console = Console(stderr=True, force_terminal=False)
     with RunDirectory(str(run_dir), config) as directory:
         return training.train(config, directory, console=console, **arguments)
@@ -104,14 +104,14 @@ def batches_of(config: TrainConfig, plans: Iterable[BatchPlan]) -> list[Batch]:
         return list(stream)
 
 
-def saved_step(run_dir: Path) -> int:
+def saved_step(run_dir: Path | str) -> int:
     """That of the last checkpoint."""
     found = checkpoint.latest(str(run_dir))
     assert found is not None
     return found.manifest.cut.step
 
 
-def final(run_dir: Path) -> Checkpoint:
+def final(run_dir: Path | str) -> Checkpoint:
     """The last checkpoint of a run that has ended."""
     found = checkpoint.latest(str(run_dir))
     assert found is not None

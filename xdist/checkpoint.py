@@ -19,6 +19,7 @@ import hashlib
 import json
 import logging
 import platform
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -31,6 +32,7 @@ import torch
 from torch import Tensor
 
 from datapipe.errors import UnreadableUrl
+from datapipe.json_text import parse_json
 from datapipe.position import Position
 from datapipe.storage import (
     directory_of,
@@ -47,6 +49,7 @@ from xdist.payload import Payload
 FORMAT = "xdist-checkpoint"
 VERSION = 1
 MANIFEST = "manifest.json"
+DIRECTORY = re.compile(r"step-\d+")
 BEST = "best.json"
 """In a run directory: which of its checkpoints has the best score."""
 STATISTICS_PART = "statistics.safetensors"
@@ -185,10 +188,15 @@ def checkpoints_url(run_dir: str) -> str:
 
 def make_directory(run_dir: str) -> None:
     """Where the checkpoints of a run will live: nobody makes it later, so that a node on which it
-    is not there any more writes none of their parts beside it.
+    is not there any more writes none of their parts beside it. Raises `RunDirectoryError`.
     """
     filesystem, path = open_filesystem(checkpoints_url(run_dir))
-    filesystem.makedirs(path, exist_ok=True)
+    try:
+        filesystem.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise RunDirectoryError(
+            f"{run_dir} cannot be written: {error}; choose another with --run-dir"
+        ) from error
 
 
 def range_file(start: int, stop: int) -> str:
@@ -246,7 +254,7 @@ class Checkpoint:
         or no valid one, `UnknownFormat` when another version of this program wrote it.
         """
         try:
-            value = json.loads(fetch(f"{url}/{MANIFEST}"))
+            value = parse_json(fetch(f"{url}/{MANIFEST}"))
             return cls(url, Manifest.from_json(value))
         except FileNotFoundError as error:
             raise CheckpointDamaged(f"{url}: no {MANIFEST}; not a checkpoint") from error
@@ -360,14 +368,25 @@ def find(url: str) -> tuple[Checkpoint, str | None]:
 
 
 def _best(run_dir: str) -> str:
-    try:
-        name = json.loads(fetch(f"{run_dir}/{BEST}"))["checkpoint"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{run_dir}: none of its checkpoints has been scored ({error})") from error
+    if (name := best_name(run_dir)) is None:
+        raise UserError(f"{run_dir}: none of its checkpoints has been scored")
     return f"{checkpoints_url(run_dir)}/{name}"
+
+
+def best_name(run_dir: str) -> str | None:
+    """Of the directory of the checkpoint with the best score, None where that is not known."""
+    try:
+        return str(parse_json(fetch(f"{run_dir}/{BEST}"))["checkpoint"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
 
 
 def directories(run_dir: str) -> list[str]:
     """Those of the checkpoints of a run, published or not, as URLs in the order of steps."""
     root = checkpoints_url(run_dir)
-    return [f"{root}/{name}" for name in sorted(names_in(root)) if name.startswith("step-")]
+    return [f"{root}/{name}" for name in sorted(names_in(root)) if DIRECTORY.fullmatch(name)]
+
+
+def step_of(url: str) -> int:
+    """That of the checkpoint whose directory it is."""
+    return int(url.rsplit("-", 1)[-1])

@@ -14,7 +14,7 @@ import signal
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -79,7 +79,9 @@ def main(
                 where = f"{where}-dry-run-{uuid.uuid4().hex[:8]}"
                 stack.callback(_remove, where)
             run = stack.enter_context(RunDirectory(where, config))
-            stack.enter_context(_logging(logging.FileHandler(run.log)))
+            with run.told_of_refusals():
+                log_file = LogFile(run.log)
+            stack.enter_context(_logging(log_file))
             logger.info("run directory %s", run.url)
             with _exit_of_ray(interruption):
                 connect(config.cluster)
@@ -141,7 +143,7 @@ def _remove(where: str) -> None:
         remove_directory(where)
     except FileNotFoundError:
         return
-    except OSError as error:
+    except (OSError, DataError) as error:
         logger.warning("%s not removed: %s", where, error)
 
 
@@ -151,6 +153,25 @@ def default_run_dir(job: str, config: TrainConfig) -> str:
     """
     text = json.dumps(identity(config), sort_keys=True)
     return f"{RUNS}/{job}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+class LogFile(logging.FileHandler):
+    """Of a run. What its disk refuses is left out, and said once elsewhere."""
+
+    _has_failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Called within the handling of an error, by those who write."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._has_failed:
+            self._has_failed = True
+            logger.warning("%s lacks lines, which its disk refuses: %s", self.baseFilename, error)
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
 
 
 def _console_handler(console: Console) -> logging.Handler:
@@ -215,7 +236,8 @@ def _anchored_url(url: str | None) -> str | None:
 def _finish(run: RunDirectory, summary: Summary, console: Console) -> None:
     """Store and show the summary."""
     run.store(SUMMARY, asdict(summary))
-    run.sync()
+    with run.told_of_refusals():
+        run.sync()
     table = Table(title="run finished", show_header=False)
     table.add_row("updates", str(summary.step))
     table.add_row("samples", str(summary.num_samples))

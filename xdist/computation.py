@@ -1,9 +1,11 @@
 """Computation: from a batch to its gradient, in the flat vector of the model.
 
 A batch is computed in parts, one after the other: its lanes, where they are the groups of batch
-norm, else as many as `compute.accumulation_steps` says. As soon as the backward of the last part
-has a parameter's gradient, the listener is told: whoever sends it can do so meanwhile. A compiled
-model has all gradients at the end of backward, and a CUDA graph at its own end.
+norm, else as many as `compute.accumulation_steps` says, or more, where others are lost and a worker
+has their images too: no part is larger than usual, as memory may not be there for it. As soon as
+the backward of the last part has a parameter's gradient, the listener is told: whoever sends it can
+do so meanwhile. A compiled model has all gradients at the end of backward, and a CUDA graph at its
+own end.
 """
 
 from __future__ import annotations
@@ -68,10 +70,18 @@ class Computation:
     """Computes the gradients of one model."""
 
     def __init__(
-        self, config: TrainConfig, flat: FlatModel, *, observer: StepObserver | None = None
+        self,
+        config: TrainConfig,
+        flat: FlatModel,
+        *,
+        observer: StepObserver | None = None,
+        most_images: int | None = None,
     ) -> None:
-        """Raises `UserError` for CUDA graphs without a GPU."""
+        """most_images: that memory is there for in `compute.accumulation_steps` parts; None: any
+        number. Raises `UserError` for CUDA graphs without a GPU.
+        """
         self._config = config
+        self._most_images = most_images
         self._flat = flat
         self._loss = PartLoss(config.compute, flat, loss=make_loss(config))
         self._sums = BatchSums(flat)
@@ -172,8 +182,11 @@ class Computation:
         if self._config.bn_group == "lane":
             stops = itertools.accumulate(batch.segment_sizes, initial=0)
             return list(itertools.pairwise(stops))
-        num_parts = min(self._config.compute.accumulation_steps, len(batch.sample_weights))
-        return list(even_ranges(len(batch.sample_weights), num_parts))
+        num_images, num_parts = len(batch.sample_weights), self._config.compute.accumulation_steps
+        if self._most_images is not None:
+            usual = -(-self._most_images // num_parts)
+            num_parts = max(num_parts, -(-num_images // usual))
+        return list(even_ranges(num_images, min(num_parts, num_images)))
 
     def _parts(self, batch: Batch, rows: Sequence[tuple[int, int]]) -> list[Part]:
         """The parts of a batch, on the device, without waiting for it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from xdist.checks import check, check_least
+from datapipe.checks import check, check_least, check_types
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class ComputeConfig:
     """
 
     def __post_init__(self) -> None:
+        check_types(self, "compute.")
         check_least(self, "compute.", accumulation_steps=1)
         is_alone = not (self.compile and self.cuda_graphs)
         allowed = "False with compute.compile, whose mode of CUDA graphs is another"

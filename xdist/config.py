@@ -10,9 +10,17 @@ import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Literal
 
+from datapipe.checks import (
+    AUTO,
+    check,
+    check_least,
+    check_positive,
+    check_share,
+    check_types,
+)
 from datapipe.config import DataConfig
-from xdist.checks import AUTO, check, check_least, check_positive, check_share
 from xdist.compute_config import ComputeConfig
+from xdist.evaluation_config import EvaluationConfig
 from xdist.model_config import ModelConfig
 from xdist.servers_config import ServersConfig
 
@@ -70,6 +78,7 @@ class OptimizerConfig:
     """
 
     def __post_init__(self) -> None:
+        check_types(self, "optimizer.")
         prefix = "optimizer."
         check_positive(self, prefix, "learning_rate", "rmsprop_epsilon")
         check_share(self, prefix, "momentum", "rmsprop_decay", "average_decay")
@@ -117,6 +126,7 @@ class CheckpointConfig:
     """
 
     def __post_init__(self) -> None:
+        check_types(self, "checkpoint.")
         check_positive(self, "checkpoint.", "max_age_s")
         check_least(self, "checkpoint.", every_samples=1, keep=1, keep_best=0, keep_every=1)
         check_least(self, "checkpoint.", evaluate_every=0)
@@ -124,31 +134,6 @@ class CheckpointConfig:
 
 
 TrackerName = Literal["tensorboard", "wandb", "mlflow"]
-MeasureName = Literal["top_k", "map", "map_image_wise"]
-
-
-@dataclass(frozen=True)
-class EvaluationConfig:
-    """How the evaluation shards are scored."""
-
-    measures: tuple[MeasureName, ...] = ()
-    """top_k: top-1 and top-5; map: weighted MAP@100 of the classes; map_image_wise: of the images.
-    None of them is top_k for softmax, map for sigmoid.
-    """
-    class_weights: str | None = None
-    """File of the labels that are scored and their weights: CSV (label,weight), JSON
-    ({label: weight}) or a labels.json; None scores all, weighted by the training labels'
-    frequencies.
-    """
-    skip: str | None = None
-    """File of samples that do not count, one a line: a key, or a number of an ILSVRC2012 validation
-    image (the blacklist).
-    """
-    batch_size: int = 64
-    """Samples that are scored together; with other batches the last bits of a score may differ."""
-
-    def __post_init__(self) -> None:
-        check_least(self, "evaluation.", batch_size=1)
 
 
 @dataclass(frozen=True)
@@ -197,6 +182,7 @@ class ClusterConfig:
     """The time that max_recoveries is about."""
 
     def __post_init__(self) -> None:
+        check_types(self, "cluster.")
         check_least(self, "cluster.", cpus_per_worker=LEAST_CPUS)
         check_least(self, "cluster.", gpus_per_worker=0, cpus_per_server=0, gpus_per_server=0)
         check_least(self, "cluster.", max_recoveries=0, min_world_size=1, num_spares=0, wait_s=0)
@@ -306,6 +292,7 @@ class TrainConfig:
     """
 
     def __post_init__(self) -> None:
+        check_types(self, "")
         check_least(self, "", num_workers=1, num_servers=1, num_lanes=1, batch_size=1)
         check_least(self, "", num_epochs=1, max_steps=1, report_every_steps=1, seed=0)
         check(self.seed <= LARGEST_SEED, "seed", self.seed, f"at most {LARGEST_SEED}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any, NoReturn, TypeVar
@@ -18,12 +18,12 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from rich.console import Console
 
-from datapipe.errors import DataError, TooManyBadSamples
+from datapipe.errors import CorruptSample, TooManyBadSamples
 from xdist import checkpoint
 from xdist.checkpoint import Checkpoint
 from xdist.ending import Ending
-from xdist.errors import NotEnoughResources, RunDirectoryError, RunFailed, UserError
-from xdist.failures import LOST, fault_of, reason_of
+from xdist.errors import NotEnoughResources, RunDirectoryError, RunFailed
+from xdist.failures import LOST, cause_of, fault_of, last_line, reason_of
 from xdist.fault_history import FaultHistory
 from xdist.interruption import Interruption
 from xdist.overdue import Overdue
@@ -33,15 +33,7 @@ from xdist.run_directory import RunDirectory
 from xdist.run_log import RunLog
 from xdist.scorer import MAY_PASS, Scorer
 from xdist.summary import Summary
-from xdist.topologies import (
-    Fault,
-    Outcome,
-    Pending,
-    RunPlan,
-    Saved,
-    Topology,
-    nodes,
-)
+from xdist.topologies import Fault, Outcome, Pending, RunPlan, Saved, Task, Topology, nodes
 from xdist.topologies.actors import first_ready
 from xdist.topologies.all_reduce import AllReduceTopology
 from xdist.topologies.push_pull import PushPullTopology
@@ -93,7 +85,6 @@ class Driver:
         cluster = config.cluster
         self._faults = FaultHistory(cluster.max_recoveries, window_s=cluster.recovery_window_s)
         self._watched = time.monotonic()
-        self._is_leaving = False
         self._unfit: RayError | None = None
         """Why somebody could not start, since the number of workers has changed."""
 
@@ -118,9 +109,8 @@ class Driver:
         )
 
     def _train(self) -> None:
-        if self._is_trained():
-            self._scorer.add(self._latest, is_last=True)
-        else:
+        self._scorer.begin(self._latest, is_trained=self._is_trained())
+        if not self._is_trained():
             self._pending = self._topology.launch(self._latest)
         with self._interruption.waits():
             while not self._is_over():
@@ -169,18 +159,9 @@ class Driver:
         is_at_work = self._pending or not self._is_trained()
         if is_at_work and time.monotonic() - self._watched > WATCH_EVERY_S:
             self._handle(self._apply(self._ask(self._topology.watch)))
-            self._warn_if_leaving()
             self._overdue.see(is_saving=self._topology.is_saving or self._publications.is_busy)
             self._end_if_overdue()
             self._watched = time.monotonic()
-
-    def _warn_if_leaving(self) -> None:
-        if not self._is_leaving and nodes.here() in nodes.draining():
-            self._is_leaving = True
-            logger.warning(
-                "the node of the driver is being drained: the run ends when it goes, and the same "
-                "command resumes from the last checkpoint elsewhere"
-            )
 
     def _handle(self, faults: Iterable[Fault]) -> None:
         for fault in faults:
@@ -192,9 +173,7 @@ class Driver:
         try:
             result = ray.get(ready)
         except RayError as error:
-            fault = fault_of(task, error)
-            if fault is None:
-                self._raise_cause(error)
+            fault = fault_of(task, error) or self._end_with(error, task)
             self._unfit = error if fault.kind == "unfit" else self._unfit
             return (fault,)
         return self._apply(self._ask(partial(self._topology.receive, task, result)))
@@ -209,7 +188,8 @@ class Driver:
             return Outcome()
 
     def _apply(self, outcome: Outcome) -> tuple[Fault, ...]:
-        self._log.corrupt(outcome.corrupt)
+        corrupt = (sample for report in outcome.reports for sample in report.corrupt)
+        self._list_corrupt([*outcome.corrupt, *corrupt])
         self._log.reported(outcome.reports)
         for saved in outcome.saved:
             self._publish_if_complete(saved)
@@ -226,30 +206,46 @@ class Driver:
             self._relaunch()
         return outcome.faults
 
-    def _raise_cause(self, error: RayError) -> NoReturn:
-        """Raise what the user can mend as itself, and a bug with its own traceback."""
-        cause = getattr(error, "cause", error)
+    def _end_with(self, error: RayError, task: Task) -> Fault:
+        """The run cannot go on, for what a task has raised: it ends, once what the others have
+        trained is saved. Raises it where there is nothing to save.
+        """
+        why = last_line(error)
+        self._end_for(self._cause_of(error), why)
+        return Fault(task, why, "bug")
+
+    def _end_for(self, cause: Exception, why: str | None = None) -> None:
+        if self._newest_step == self._latest.manifest.cut.step:
+            raise cause
+        self._ending.fail(cause, why)
+
+    def _cause_of(self, error: RayError) -> Exception:
+        cause = cause_of(error)
         if isinstance(cause, TooManyBadSamples):
             self._run.quarantine(cause.samples)
-        if isinstance(cause, (DataError, UserError)):
-            raise cause from error
-        raise error
+        return cause
+
+    def _list_corrupt(self, samples: Sequence[CorruptSample]) -> None:
+        try:
+            self._log.corrupt(samples)
+        except TooManyBadSamples as error:
+            self._end_for(error)
 
     def _publish_if_complete(self, saved: Saved) -> None:
         """Publish a checkpoint once all its parts are there."""
-        self._log.corrupt(saved.corrupt)
+        self._list_corrupt(saved.corrupt)
         previous = self._latest.manifest
         self._publications.add(saved.cut, saved.parts, previous=previous, began=saved.began)
 
-    def _take_published(self, *, waits: bool = False) -> None:
-        """Score a checkpoint that is there now, and delete old ones."""
+    def _take_published(self, *, waits: bool = False) -> bool:
+        """Score a checkpoint that is there now, and delete old ones; whether there is one."""
         try:
             published = self._publications.take(waits=waits)
         except RunDirectoryError as error:
             self._put_off("storage failed", str(error))
-            return
+            return False
         if published is None:
-            return
+            return False
         self._overdue.saved()
         cut = published.checkpoint.manifest.cut
         if cut.step > self._latest.manifest.cut.step:  # Two may be written side by side.
@@ -262,20 +258,22 @@ class Driver:
             scoring=self._scorer.checkpoint_urls,
             then=partial(self._run.sync, is_last=False),
         )
+        return True
 
     def _receive_scores(self) -> None:
         try:
             wanted, scores, corrupt = self._scorer.receive()
         except RayTaskError as error:
             if not isinstance(error.cause, MAY_PASS):
-                self._raise_cause(error)
+                self._scorer.give_up(last_line(error))
+                return self._end_for(self._cause_of(error), last_line(error))
             if self._scorer.wants_last:
                 self._count_and_record("scoring", str(error.cause))
             self._scorer.put_off(str(error.cause))
         except LOST as error:
             self._count_and_record("scoring", reason_of(error))
         else:
-            self._log.corrupt(corrupt)
+            self._list_corrupt(corrupt)
             if wanted.checkpoint == self._latest:
                 self._scores[wanted.weights] = scores
             self._log.scored(wanted, scores)
@@ -292,14 +290,14 @@ class Driver:
             if fault.kind == "unsaved":
                 self._put_off(f"{fault.task.actor} did not save", fault.cause)
                 continue
-            is_gone = fault.kind in ("lost", "never_ran", "unfit")
+            is_gone = fault.kind in ("lost", "never_ran", "unfit", "bug")
             if is_gone and not self._topology.is_current(fault.task):
                 continue
             host = self._topology.host_of(fault.task)
             if fault.kind == "unfit":
                 said = "%s could not start, and will try again: %s"
                 logger.warning(said, fault.task.actor, fault.cause)
-            if is_new := fault.kind not in ("never_ran", "unfit"):
+            if is_new := fault.kind not in ("never_ran", "unfit", "bug"):
                 self._count_fault(fault.task.actor, fault.cause, host=host)
             replace = partial(self._topology.replace, fault.task)
             replaced = Outcome() if fault.kind == "link" else self._ask(replace)
@@ -351,8 +349,9 @@ class Driver:
         self._log.put_off(what, why)
 
     def _end_if_overdue(self) -> None:
-        """Rather than train for long what is not saved."""
-        if (failure := self._overdue.failure) is not None and not self._ending.is_due:
+        """Rather than train what will not be saved."""
+        failure = self._overdue.failure or self._ending.leaving
+        if failure is not None and not self._ending.is_due and not self._is_trained():
             self._ending.fail(failure)
 
     def _relaunch(self) -> None:
@@ -374,7 +373,8 @@ class Driver:
 
     def _go_back(self, newest: int) -> None:
         """To the last checkpoint, from this step."""
-        self._take_published(waits=True)
+        while self._take_published(waits=True):
+            pass
         self._publications.clear()
         if self._is_trained():
             self._pending = {}

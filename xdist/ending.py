@@ -6,12 +6,18 @@ import logging
 import time
 from typing import NoReturn
 
+from xdist.errors import RunFailed
 from xdist.interruption import Interruption
+from xdist.topologies import nodes
 
 logger = logging.getLogger(__name__)
 
 GRACE_S = 5.0
 """For what was begun before the end, as a manifest that is being written."""
+LEAVING = (
+    "the node of the driver is being drained, and the run would end with it: it ends now, with "
+    "what it has trained; the same command goes on elsewhere"
+)
 
 
 class Ending:
@@ -26,9 +32,11 @@ class Ending:
         self._failure: Exception | None = None
         self._ends_by: float | None = None
 
-    def fail(self, error: Exception) -> None:
-        """The run cannot go on; it ends with this, unless it was to end before."""
-        logger.warning("cannot go on: %s", str(error).splitlines()[0])
+    def fail(self, error: Exception, why: str | None = None) -> None:
+        """The run cannot go on; it ends with this, unless it was to end before. why: in a line;
+        None: the first one of the error.
+        """
+        logger.warning("cannot go on: %s", why or str(error).splitlines()[0])
         if not self.is_due:
             self._failure = error
 
@@ -40,6 +48,13 @@ class Ending:
     def cause(self) -> BaseException:
         """What the run ends with."""
         return self._failure or KeyboardInterrupt()
+
+    @property
+    def leaving(self) -> RunFailed | None:
+        """Why the run cannot stay, where the node of the driver is about to go: with it, whatever
+        the other nodes do.
+        """
+        return RunFailed(LEAVING) if nodes.here() in nodes.draining() else None
 
     def begin(self) -> bool:
         """Returns whether it is for now to have the state saved: once, and with time to do so."""

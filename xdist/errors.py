@@ -8,8 +8,8 @@
         │   ├── NotEnoughResources   the cluster has no room for the workers and servers
         │   ├── RunDirectoryError    the run directory cannot be written, or holds another run
         │   │   └── PartMissing      what a node wrote into it is not there
-        │   └── UnknownFormat        another version of this program wrote the checkpoint
-        ├── CheckpointDamaged  a part of a checkpoint is missing or fails its SHA-256
+        │   ├── UnknownFormat        another version of this program wrote the checkpoint
+        │   └── CheckpointDamaged    a part of a checkpoint is missing or fails its SHA-256
         ├── PeerLost           another worker or a server is gone; this one is healthy
         ├── NotShared          two processes cannot share memory, though both are well
         ├── LeaseLost          this worker was replaced; its late push was refused
@@ -46,7 +46,7 @@ class UnknownFormat(UserError):
     """Another version of this program wrote the checkpoint."""
 
 
-class CheckpointDamaged(XdistError):
+class CheckpointDamaged(UserError):
     """A part of a checkpoint is missing or is not what the manifest says."""
 
 

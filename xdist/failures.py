@@ -16,8 +16,8 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from datapipe.errors import MissingShard, UnreadableUrl
-from xdist.errors import LeaseLost, PeerLost
+from datapipe.errors import DataError, MissingShard, UnreadableUrl
+from xdist.errors import LeaseLost, PeerLost, UserError
 from xdist.topologies import Fault, Task
 
 LOST = (
@@ -30,6 +30,8 @@ LOST = (
 )
 NEVER_RAN = ("The actor never ran", "node has died")
 """From the text of an `ActorDiedError`: its process had not started when its node went."""
+GPU_ERROR = "AcceleratorError"
+"""torch's name for what it cannot go on after: the process has lost its GPU."""
 LOW_ON_MEMORY = re.compile(r"node running low on memory.*? was (.*? limit)", re.DOTALL)
 """What Ray says of an actor that it ended before the memory of its node was used up."""
 
@@ -42,14 +44,26 @@ def fault_of(task: Task, error: RayError) -> Fault | None:
         if isinstance(error.cause, (PeerLost, LeaseLost)):
             return Fault(task, str(error.cause), "complaint")
         if task.is_alone:
-            return Fault(task, _last_line(error), "unfit")
-        return Fault(task, str(error.cause), "lost") if _is_of_its_node(error, task) else None
+            return Fault(task, last_line(error), "unfit")
+        is_lost = _is_of_its_node(error, task) or type(error.cause).__name__ == GPU_ERROR
+        return Fault(task, reason_of(error.cause), "lost") if is_lost else None
     if isinstance(error, RayActorError) and error.actor_init_failed:
-        return Fault(task, _last_line(error), "unfit") if task.is_alone else None
+        return Fault(task, last_line(error), "unfit") if task.is_alone else None
     if not isinstance(error, LOST):
         return None
     never_ran = all(words in str(error) for words in NEVER_RAN)
     return Fault(task, reason_of(error), "never_ran" if never_ran else "lost")
+
+
+def cause_of(error: RayError) -> Exception:
+    """What a run ends with that cannot go on for it: what the user can mend is itself, a bug has
+    its own traceback.
+    """
+    cause = getattr(error, "cause", error)
+    if not isinstance(cause, DataError | UserError):
+        return error
+    cause.__cause__ = error
+    return cause
 
 
 def _is_of_its_node(error: RayTaskError, task: Task) -> bool:
@@ -65,7 +79,7 @@ def _is_seen(url: str) -> bool:
     return "://" not in url and os.path.exists(url)
 
 
-def _last_line(error: RayError) -> str:
+def last_line(error: RayError) -> str:
     """Of a traceback: what the exception says, or the end of it."""
     return str(error).strip().splitlines()[-1]
 

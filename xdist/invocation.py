@@ -7,7 +7,6 @@ field of it.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from typing import Annotated, NoReturn
 import tyro
 
 from datapipe.errors import DataError
+from datapipe.json_text import parse_json
 from datapipe.storage import absolute, exists, join, read_bytes
 from xdist.config import TrainConfig
 from xdist.model_config import MODEL_NAMES
@@ -94,10 +94,10 @@ def _read(source: str) -> TrainConfig:
         url = absolute(source)
         in_run = join(url, CONFIG)
         text = read_bytes(in_run if exists(in_run) else url)
-        config = from_json(TrainConfig, json.loads(text))
+        config = from_json(TrainConfig, parse_json(text))
     except FileNotFoundError:
         _refuse(f"--config {source}: neither a file nor a run directory with a {CONFIG}")
-    except (OSError, DataError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, DataError, ValueError) as error:
         _refuse(f"--config {source} is not the configuration of a run: {error}")
     return replace(config, run_dir=None)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from datapipe.errors import DataError
+from datapipe.json_text import parse_json
 from datapipe.labels import LABELS_NAME, Label, read_labels
 from datapipe.storage import absolute, directory_of, exists, join, read_bytes
 from xdist.errors import UserError
@@ -168,7 +168,7 @@ def _entries(url: str) -> list[tuple[str, object]]:
         text = read_bytes(url).decode()
         if not url.endswith(".json"):
             return _csv_entries(text)
-        value = json.loads(text)
+        value = parse_json(text)
         if isinstance(value, Mapping):
             return list(value.items())
     except (OSError, ValueError, DataError) as error:

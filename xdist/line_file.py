@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import threading
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +49,20 @@ class LineFile:
             self.end_last_line()
             self._is_torn = False
         while self._unwritten:
-            with self.path.open("a") as file:
-                file.write(self._unwritten[0] + "\n")
+            self._write_whole(f"{self._unwritten[0]}\n".encode())
             self._unwritten.popleft()
+
+    def _write_whole(self, line: bytes) -> None:
+        """Or nothing of it."""
+        with self.path.open("ab", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            try:
+                if file.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                with suppress(OSError):
+                    file.truncate(size)
+                raise
 
     def end_last_line(self) -> None:
         """A crash may have cut it short; what comes next is a line of its own. Raises `OSError`."""

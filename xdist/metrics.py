@@ -51,6 +51,7 @@ class Metrics:
         """Places done, as far as is known."""
         self._epoch_samples = epoch_samples
         self._num_workers = num_workers
+        self._num_recoveries = 0
         self._window: deque[tuple[float, int]] = deque(maxlen=2 * num_workers + 1)
         self._samples = Counter("xdist_samples", "Samples trained on", registry=registry)
         self._steps = Counter("xdist_steps", "Updates of the weights", registry=registry)
@@ -167,6 +168,7 @@ class Metrics:
             "step_s": sum(report.step_s for report in reports) / len(reports),
             "data_wait_s": sum(report.data_wait_s for report in reports) / len(reports),
             "num_workers": self._num_workers,
+            "recoveries": self._num_recoveries,
             "worker_mib": max(report.memory.host_mib for report in reports),
             "gpu_mib": max((report.memory.gpu_mib or 0.0 for report in reports), default=0.0),
             "straggler": straggler.worker if straggler else None,
@@ -190,6 +192,7 @@ class Metrics:
         self.staff(num_workers)
 
     def recovery(self, cause: str) -> None:
+        self._num_recoveries += 1
         self._recoveries.labels(cause).inc()
 
     def checkpoint(self, seconds: float) -> None:

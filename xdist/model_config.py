@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final, Literal
 
-from xdist.checks import check, check_least
+from datapipe.checks import check, check_least, check_types
 
 MODEL_OPTIONS: Final = {
     "xception": ("fc", "middle_modules", "residual", "mid_activation", "segments"),
@@ -18,6 +18,9 @@ MODEL_OPTIONS: Final = {
 }
 """The networks, and which fields of `ModelConfig` each has besides those that all have."""
 MODEL_NAMES = tuple(MODEL_OPTIONS)
+MOST: Final = {"num_classes": 10_000_000, "middle_modules": 1000, "pooled_size": 64}
+MOST_LAYERS, MOST_UNITS = 16, 1_000_000
+"""Of `fc`. Beyond them a mistaken number would take all memory before anybody sees it."""
 LEAST_IMAGE_SIZES: Final = {"xception": 7, "inception_v3": 75, "vgg_separable": 32, "vgg16": 32}
 
 
@@ -68,11 +71,17 @@ class ModelConfig:
     """
 
     def __post_init__(self) -> None:
+        check_types(self, "model.")
         known = "one of " + ", ".join(MODEL_NAMES)
         check(self.name in MODEL_NAMES, "model.name", self.name, known)
         check_least(self, "model.", num_classes=1, middle_modules=0, segments=1, pooled_size=1)
         check(0 < self.width <= 8, "model.width", self.width, "above 0, at most 8")
-        check(all(units >= 1 for units in self.fc), "model.fc", self.fc, "positive unit counts")
+        for name, most in MOST.items():
+            value = getattr(self, name)
+            check(value is None or value <= most, f"model.{name}", value, f"at most {most:,}")
+        are_units = len(self.fc) <= MOST_LAYERS and all(1 <= each <= MOST_UNITS for each in self.fc)
+        units = f"up to {MOST_LAYERS} unit counts, each of 1 to {MOST_UNITS:,}"
+        check(are_units, "model.fc", self.fc, units)
         check(0 <= self.dropout < 1, "model.dropout", self.dropout, "at least 0, below 1")
         self._check_foreign_options()
 

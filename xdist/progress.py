@@ -1,18 +1,39 @@
-"""What a person sees of a running job: a live line on a terminal, plain lines in a log."""
+"""What a person sees of a running job: live lines on a terminal, plain ones in a log."""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable
+from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.text import Text
+
+from xdist.state import WeightsName
 
 logger = logging.getLogger(__name__)
 
 PLAIN_EVERY_S = 5.0
+
+
+class _Live(Progress):
+    """A bar, beneath what is known of the run, which takes as many lines as it needs."""
+
+    facts = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield Text(self.facts)
+        yield self.make_tasks_table(self.tasks)
 
 
 class ProgressDisplay:
@@ -22,15 +43,19 @@ class ProgressDisplay:
         self._num_places = num_places
         self._last_line = float("-inf")
         self._started = (time.monotonic(), num_done)
-        self._score = ""
+        self._scores: dict[str, str] = {}
+        """By the kind of weights."""
         columns = (
-            TextColumn("{task.fields[text]}"),
-            BarColumn(bar_width=24),
-            TimeRemainingColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left {task.fields[left]}"),
         )
-        self._live = Progress(*columns, console=console, disable=not console.is_terminal)
+        is_plain = not console.is_terminal
+        self._live = _Live(*columns, console=console, disable=is_plain, expand=True)
         self._task = self._live.add_task(
-            "train", total=num_places, completed=num_done, text="starting"
+            "starting", total=num_places, completed=num_done, left=_as_time(None)
         )
 
     def __enter__(self) -> Self:
@@ -47,32 +72,47 @@ class ProgressDisplay:
 
     def train(self, record: dict[str, Any]) -> None:
         """Show a `train` record; in a log, one of them every few seconds."""
-        text = self._text(record)
-        self._live.update(self._task, completed=record["samples"], text=text)
+        text = self._live.facts = self._text(record)
+        epoch = f"epoch {record['epoch']:.2f}"
+        num_done, left_s = record["samples"], self._left_s(record["samples"])
+        left = _as_time(left_s)
+        self._live.update(self._task, completed=num_done, description=epoch, left=left)
         now = time.monotonic()
         if self._live.disable and now - self._last_line >= PLAIN_EVERY_S:
             self._last_line = now
-            logger.info("%s eta=%s", text, self._eta(record["samples"]))
+            logger.info("%s eta=%s", text, "?" if left_s is None else f"{left_s:.0f}s")
 
-    def score(self, scores: dict[str, float]) -> None:
-        """The newest score, shown from now on."""
-        self._score = " ".join(
-            f"{name}={value:.3f}" for name, value in scores.items() if "prevalence" not in name
+    def score(self, weights: WeightsName, scores: dict[str, float]) -> None:
+        """The newest score of averaged or raw weights, shown from now on."""
+        ending = "" if weights == "average" else "_raw"
+        self._scores[weights] = " ".join(
+            f"{name}{ending}={value:.3f}"
+            for name, value in scores.items()
+            if "prevalence" not in name
         )
 
     def _text(self, record: dict[str, Any]) -> str:
         loss = float("nan") if record["loss"] is None else record["loss"]
+        num_workers, rate = record["num_workers"], record["samples_per_s"]
+        waited = record["data_wait_s"] / max(record["step_s"], 1e-9)
         parts = [
             f"epoch={record['epoch']:.2f} step={record['step']} samples={record['samples']}",
-            f"loss={loss:.4f} samples_per_s={record['samples_per_s']:.0f}",
+            f"loss={loss:.4f} learning_rate={record['learning_rate']:.3g}",
+            f"samples_per_s={rate:.0f} workers={num_workers}",
+            f"per_worker={rate / max(1, num_workers):.0f} data_wait={min(waited, 1):.0%}",
         ]
         if record["staleness_mean"] is not None:
             parts.append(f"staleness={record['staleness_mean']:.1f}")
-        return " ".join([*parts, self._score]).rstrip()
+        if record["recoveries"]:
+            parts.append(f"recoveries={record['recoveries']}")
+        return " ".join([*parts, *self._scores.values()])
 
-    def _eta(self, num_samples: int) -> str:
+    def _left_s(self, num_samples: int) -> float | None:
+        """Until the end, at the rate since the start."""
         started, samples_then = self._started
         rate = (num_samples - samples_then) / max(time.monotonic() - started, 1e-9)
-        if rate <= 0:
-            return "?"
-        return f"{(self._num_places - num_samples) / rate:.0f}s"
+        return (self._num_places - num_samples) / rate if rate > 0 else None
+
+
+def _as_time(seconds: float | None) -> str:
+    return "-:--:--" if seconds is None else str(timedelta(seconds=round(seconds)))

@@ -15,12 +15,13 @@ from html import escape
 from typing import Any
 
 from datapipe.errors import DataError
+from datapipe.json_text import parse_json
 from datapipe.storage import read_bytes
 from xdist import charts
 from xdist.charts import CHARTS, standing_records
 from xdist.errors import UserError
 from xdist.run_directory import CONFIG, DRAWN_RECORDS, METRICS, fields_of
-from xdist.run_records import parsed, thinned
+from xdist.run_records import parsed, thinned, whole
 
 MOST_EVENTS = 200
 """Of a run, that are listed."""
@@ -61,7 +62,7 @@ class RunStory:
 def read_run(url: str) -> RunStory:
     """A run directory, of a run that is under way or over. Raises `UserError`, `UnreadableUrl`."""
     try:
-        config = json.loads(read_bytes(f"{url}/{CONFIG}"))
+        config = parse_json(read_bytes(f"{url}/{CONFIG}"))
         lines = read_bytes(f"{url}/{METRICS}").decode(errors="replace").splitlines()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{url} is no run directory: it has no {CONFIG} and {METRICS}") from error
@@ -69,29 +70,10 @@ def read_run(url: str) -> RunStory:
         raise UserError(f"{url} cannot be read: {error}") from error
     every = 1 + len(lines) // DRAWN_RECORDS
     lines = [*thinned(lines[:-1], every=every), *lines[-1:]]
-    records = [record for record in parsed(lines) if _is_whole(record)]
+    records = whole(parsed(lines))
     if not isinstance(config, dict) or not records:
         raise UserError(f"{url}: the run has not begun")
     return RunStory(url.rstrip("/").rsplit("/", 1)[-1], url, fields_of(config), records)
-
-
-FIELDS: Mapping[str, Mapping[str, Any]] = {
-    "start": {},
-    "train": {"step": (int, float)},
-    "evaluation": {"weights": str, "scores": dict},
-    "group": {"num_workers": int},
-    "checkpoint": {},
-    "recovery": {"cause": str},
-}
-"""Kind of a record -> what it must have, besides when and where it was."""
-
-
-def _is_whole(record: Any) -> bool:
-    """Whether it is a record of this program, of which nothing lacks."""
-    if not isinstance(record, dict) or record.get("kind") not in FIELDS:
-        return False
-    fields = {"time": (int, float), "samples": (int, float), **FIELDS[record["kind"]]}
-    return all(isinstance(record.get(name), kind) for name, kind in fields.items())
 
 
 def distinct(stories: Sequence[RunStory]) -> dict[str, RunStory]:
@@ -138,7 +120,7 @@ def _scores(story: RunStory) -> str:
         f"{name} {value:.4f} ({weights})"
         for weights, scores in last.items()
         for name, value in scores.items()
-        if not name.endswith(charts.PREVALENCE) and isinstance(value, float | int)
+        if not name.endswith(charts.PREVALENCE)
     )
 
 

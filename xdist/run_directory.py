@@ -24,17 +24,19 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from datapipe.errors import CorruptSample
-from datapipe.storage import absolute, open_filesystem, read_bytes, write_bytes
+from datapipe.json_text import parse_json
+from datapipe.storage import absolute, read_bytes, write_bytes
 from xdist.config import TrainConfig
 from xdist.errors import RunDirectoryError
 from xdist.line_file import LineFile
-from xdist.run_records import parsed, thinned
+from xdist.run_records import parsed, thinned, whole
 
 if TYPE_CHECKING:
     from xdist.profiling import Profile  # With torch.
@@ -50,6 +52,8 @@ CURVES_EVERY_S = 30.0
 DRAWN_RECORDS = 4000
 """Of how a run trained: a line has fewer pixels, and all those of a month would take a GB."""
 PLACE = ("shard", "key", "offset")
+SAMPLE = {"shard": str, "key": str, "offset": int, "reason": str}
+"""A line of quarantine.jsonl."""
 OPERATION = (
     "cluster",
     "num_workers",
@@ -129,7 +133,8 @@ class RunDirectory:
         except OSError as error:
             raise self._not_writable(error) from error
         try:
-            self._open(config)
+            with self.told_of_refusals():
+                self._open(config)
         except BaseException:
             self.close()
             raise
@@ -148,6 +153,12 @@ class RunDirectory:
                 f"{self.url} is in use by a run that is under way; wait for it, end it, "
                 "or choose another --run-dir"
             ) from error
+
+    @contextmanager
+    def told_of_refusals(self) -> Iterator[None]:
+        """Within the block an `OSError` of what is written there becomes a `RunDirectoryError`."""
+        try:
+            yield
         except OSError as error:
             raise self._not_writable(error) from error
 
@@ -178,11 +189,14 @@ class RunDirectory:
             shutil.rmtree(self.local)
 
     def store(self, name: str, value: dict[str, Any]) -> None:
-        """Write a JSON file; a crash leaves the old one or the new one."""
+        """Write a JSON file; a crash leaves the old one or the new one. Raises
+        `RunDirectoryError`.
+        """
         text = json.dumps(value, indent=1).encode()
-        write_bytes(str(self.local / name), text)
-        if self._is_remote:
-            write_bytes(f"{self.url}/{name}", text)
+        with self.told_of_refusals():
+            write_bytes(str(self.local / name), text)
+            if self._is_remote:
+                write_bytes(f"{self.url}/{name}", text)
 
     def store_profile(self, profile: Profile) -> None:
         """Write what was seen of some steps; another one, of a run that was resumed, replaces
@@ -201,7 +215,7 @@ class RunDirectory:
         """All records, in order; a last line that a crash cut short is left out. most_of_training:
         of a longer run only so many of those that tell how it trained, evenly spread.
         """
-        with (self.local / METRICS).open() as file:
+        with (self.local / METRICS).open(errors="replace") as file:
             num_lines = sum(1 for _ in file) if most_of_training else 0
             every = 1 + num_lines // most_of_training if most_of_training else 1
             file.seek(0)
@@ -222,10 +236,11 @@ class RunDirectory:
 
     def _read_quarantine(self) -> dict[tuple[str, str, int], CorruptSample]:
         path = self._quarantine.path
-        lines = path.read_text().splitlines() if path.exists() else []
+        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
         return {
             (entry["shard"], entry["key"], entry["offset"]): CorruptSample(**entry)
             for entry in parsed(lines)
+            if {name: type(value) for name, value in entry.items()} == SAMPLE
         }
 
     def sync(self, *, is_last: bool = True) -> None:
@@ -238,18 +253,17 @@ class RunDirectory:
         if is_last or now - self._drawn > CURVES_EVERY_S:
             from xdist import charts  # With matplotlib: most of a second, that no start waits for.
 
-            records = self.records(most_of_training=DRAWN_RECORDS)
+            records = whole(self.records(most_of_training=DRAWN_RECORDS))
             charts.draw_curves(records, self.local / CURVES)
             self._drawn = time.monotonic()
         self._upload()
 
     def _upload(self) -> None:
         if self._is_remote:
-            filesystem, path = open_filesystem(self.url)
             for file in self.local.rglob("*"):
                 if file.name != LOCK and file.is_file():
                     name = file.relative_to(self.local).as_posix()
-                    filesystem.pipe_file(f"{path}/{name}", file.read_bytes())
+                    write_bytes(f"{self.url}/{name}", file.read_bytes())
 
     def _fetch(self) -> None:
         if self._is_remote:
@@ -265,8 +279,8 @@ class RunDirectory:
         if not self.was_begun:
             return
         try:
-            stored = dict(_leaves(json.loads(path.read_text())))
-        except ValueError as error:
+            stored = fields_of(parse_json(path.read_bytes()))
+        except (TypeError, ValueError) as error:
             raise RunDirectoryError(
                 f"{path} is not readable ({error}); choose another --run-dir"
             ) from error

@@ -55,7 +55,8 @@ class RunLog:
 
     def begin(self, address: str, *, kernels: Mapping[str, Any]) -> None:
         """Serve metrics on a port of `address`, this node's. kernels: by node, of a record."""
-        place = self._metrics.serve(address, self._run.local)
+        with self._run.told_of_refusals():
+            place = self._metrics.serve(address, self._run.local)
         logger.info("metrics served address=http://%s/metrics", place)
         self._record("start", kernels=dict(kernels))
 
@@ -91,8 +92,7 @@ class RunLog:
         self._metrics.staff(num_workers)
 
     def reported(self, reports: Sequence[WorkerReport]) -> None:
-        """Of a segment of one worker, or of all ranks together. Raises as `corrupt`."""
-        self.corrupt([sample for report in reports for sample in report.corrupt])
+        """Of a segment of one worker, or of all ranks together."""
         for report in reports:
             if report.profile is not None:
                 self._store_profile(report.profile)
@@ -139,7 +139,7 @@ class RunLog:
     def scored(self, request: ScoringRequest, scores: dict[str, float]) -> None:
         cut, weights = request.checkpoint.manifest.cut, request.weights
         self._metrics.scores(weights, scores)
-        self.display.score(scores)
+        self.display.score(weights, scores)
         self._record("evaluation", cut, weights=weights, scores=scores)
         text = " ".join(f"{name}={value:.4f}" for name, value in scores.items())
         logger.info(

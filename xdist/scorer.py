@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -18,6 +19,7 @@ from xdist import fork_servers, scoring
 from xdist.checkpoint import Checkpoint
 from xdist.config import TrainConfig
 from xdist.errors import CheckpointDamaged
+from xdist.retention import read_scores
 from xdist.scoring import ScoringPlan
 from xdist.state import WeightsName, averages
 from xdist.topologies import nodes
@@ -45,8 +47,9 @@ class ScoringRequest:
 
 
 class ScoringQueue:
-    """Which checkpoint is scored next. The first one is being scored; where that takes longer than
-    the next ones take to come, the newest waits and the others are passed over, in the log too.
+    """Which checkpoint is scored next, on its averaged weights and on the raw ones. The first one
+    is being scored; where that takes longer than the next ones take to come, the newest waits and
+    the others are passed over, in the log too.
     """
 
     def __init__(self, config: TrainConfig, *, save_every_samples: int) -> None:
@@ -64,20 +67,24 @@ class ScoringQueue:
         """The checkpoints that must not be deleted yet."""
         return {request.checkpoint.url for request in self._requests}
 
-    def add(self, checkpoint: Checkpoint, *, is_last: bool) -> None:
-        """Queue a new checkpoint if its turn has come; the run's last one in any case, averaged and
-        raw.
+    def add(self, checkpoint: Checkpoint, *, is_last: bool, known: Collection[str] = ()) -> None:
+        """Queue a checkpoint if its turn has come; the run's last one in any case. known: the kinds
+        of weights whose scores it has.
         """
         number = checkpoint.manifest.cut.num_samples // self._save_every_samples
         if not is_last and (self._every == 0 or number % self._every):
             return
-        while len(self._requests) > 1:
-            url = self._requests.pop().checkpoint.url
-            logger.info("checkpoint passed over, as another is being scored checkpoint=%s", url)
+        self._pass_over()
         names: tuple[WeightsName, ...] = ("average", "raw") if self._has_average else ("raw",)
-        self._requests.extend(
-            ScoringRequest(checkpoint, name) for name in (names if is_last else names[:1])
-        )
+        wanted = [name for name in names if name not in known]
+        self._requests.extend(ScoringRequest(checkpoint, name) for name in wanted)
+
+    def _pass_over(self) -> None:
+        """Drop all of those that wait behind the first one."""
+        urls = [request.checkpoint.url for request in self._requests]
+        for url in dict.fromkeys(url for url in urls if url != urls[0]):
+            logger.info("checkpoint passed over, as another is being scored checkpoint=%s", url)
+        self._requests = deque(r for r in self._requests if r.checkpoint.url == urls[0])
 
     def remove_first(self) -> None:
         """It has been scored."""
@@ -130,6 +137,16 @@ class Scorer:
             self._queue.add(wanted, is_last=is_last)
             self.go_on()
 
+    def begin(self, found: Checkpoint, *, is_trained: bool) -> None:
+        """A run begins with this checkpoint: its last one, or one that should have been scored, and
+        may not have come to be.
+        """
+        if is_trained:
+            self.add(found, is_last=True)
+        elif self._plan is not None and found.manifest.cut.step:
+            self._queue.add(found, is_last=False, known=read_scores(found.url))
+            self.go_on()
+
     @property
     def has_work(self) -> bool:
         return self._queue.first is not None
@@ -167,8 +184,14 @@ class Scorer:
         self._not_before = time.monotonic() + PUT_OFF_S
         logger.warning("checkpoint %s not scored yet: %s", wanted.checkpoint.url, why)
         if self._num_put_off == MOST_TRIES and not self.wants_last:
-            logger.error("checkpoint %s is not scored", wanted.checkpoint.url)
-            self._remove_first()
+            self.give_up(f"it could not be in {MOST_TRIES} tries")
+
+    def give_up(self, why: str) -> None:
+        """The first one will not be scored."""
+        wanted = self._queue.first
+        assert wanted is not None
+        logger.error("checkpoint %s is not scored: %s", wanted.checkpoint.url, why)
+        self._remove_first()
 
     def _remove_first(self) -> None:
         self._queue.remove_first()

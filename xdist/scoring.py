@@ -25,9 +25,10 @@ from datapipe.order import SampleOrder
 from datapipe.plan import sequential_batches
 from datapipe.storage import read_bytes
 from xdist.checkpoint import Checkpoint
-from xdist.config import MeasureName, TrainConfig
+from xdist.config import TrainConfig
 from xdist.errors import UnknownFormat, UserError
 from xdist.evaluation import ImageMeanAveragePrecision, MeanAveragePrecision, Measure, TopK
+from xdist.evaluation_config import MeasureName
 from xdist.flat import FlatModel
 from xdist.label_space import (
     ClassWeights,
@@ -52,6 +53,7 @@ logger = logging.getLogger(__name__)
 
 ILSVRC_VALIDATION = "ILSVRC2012_val_{:08d}"
 """The name of the validation image of a number."""
+ILSVRC_DIGITS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,7 +189,8 @@ def skipped_samples(url: str, index: ShardIndex) -> NDArray[np.int64]:
     except (OSError, ValueError) as error:
         raise UserError(f"{url}: the samples to skip cannot be read: {error}") from error
     names = {_stem(line) for line in lines}
-    names |= {ILSVRC_VALIDATION.format(int(name)) for name in names if name.isdecimal()}
+    numbers = {name for name in names if name.isdecimal() and len(name) <= ILSVRC_DIGITS}
+    names |= {ILSVRC_VALIDATION.format(int(number)) for number in numbers}
     tables = [index.table(shard) for shard in range(len(index.shards))]
     samples = [
         name or key for table in tables for name, key in zip(table.names, table.keys, strict=True)
@@ -226,7 +229,7 @@ def score_part(
     """Count one of `num_parts` contiguous parts of the evaluation set.
 
     The parts are cut between batches, so every image is computed in the same batch, and with the
-    same bits, whatever their number. Raises `UserError`, `CheckpointDamaged`, `DataError`.
+    same bits, whatever their number. Raises `UserError`, `DataError`.
     """
     torch.set_num_threads(max(1, int(plan.config.cluster.cpus_per_worker)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

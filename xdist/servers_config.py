@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from xdist.checks import check, check_least, check_positive
+from datapipe.checks import check, check_least, check_positive, check_types
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class ServersConfig:
     """
 
     def __post_init__(self) -> None:
+        check_types(self, "servers.")
         prefix = "servers."
         check_least(self, prefix, overlap=0, start_over_steps=0, lease_timeout_s=1)
         check_least(self, prefix, max_clock_lead=1, commit_first=1)

@@ -20,12 +20,12 @@ import ray
 from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from datapipe.checks import AUTO
 from datapipe.errors import DataError, TooManyBadSamples
 from datapipe.index import ShardIndex
 from xdist import fork_servers
-from xdist.checks import AUTO
 from xdist.config import ClusterConfig
-from xdist.errors import CheckpointDamaged, NotEnoughResources, UserError
+from xdist.errors import NotEnoughResources, UserError
 from xdist.scoring import ScoringPlan, Tally, num_batches, score_part
 from xdist.sizing import Nodes
 from xdist.state import WeightsName
@@ -130,7 +130,7 @@ def _wait(parts: Sequence[ray.ObjectRef[Any]]) -> None:
         try:
             tally = ray.get(ready)
         except RayTaskError as error:
-            if isinstance(error.cause, (DataError, UserError, CheckpointDamaged)):
+            if isinstance(error.cause, (DataError, UserError)):
                 raise error.cause from error
             raise
         done, number = len(parts) - len(waiting), parts.index(ready)

@@ -74,6 +74,8 @@ class ShareWriter:
         self._beside = Beside("share-writer")
         self._shares: dict[int, _Share] = {}
         """By their steps."""
+        self._replaced: list[_Share] = []
+        """By another one of their step, before they were written."""
         self._free: list[list[Payload]] = []
         self._changed = threading.Condition()
 
@@ -82,7 +84,7 @@ class ShareWriter:
 
         def reserve() -> None:
             with self._changed:
-                if self._shares or any(_fit(payloads, pieces) for payloads in self._free):
+                if self._num_kept or any(_fit(payloads, pieces) for payloads in self._free):
                     return
             payloads = [Payload(piece.tensors) for piece in pieces]
             for payload in payloads:
@@ -101,9 +103,10 @@ class ShareWriter:
             known = self._shares.get(step)
             if known and [p.file for p in known.pieces] == [p.file for p in pieces]:
                 return
-            self._drop_refused()
-            if not self._changed.wait_for(self._has_room, WAIT_S):
+            if not self._changed.wait_for(self._makes_room, WAIT_S):
                 return
+            if (known := self._shares.get(step)) is not None and known.payloads:
+                self._replaced.append(known)
             payloads = self._take_payloads(pieces)
         for payload, piece in zip(payloads, pieces, strict=True):
             payload.fill(piece.tensors)
@@ -112,15 +115,24 @@ class ShareWriter:
             self._shares[step] = share
             self._begin(share)
 
-    def _drop_refused(self) -> None:
-        """And what is written, once somebody knows."""
+    def _makes_room(self) -> bool:
+        """Drop what was refused, and what is written, once somebody knows; whether there is room
+        then.
+        """
         for step, share in list(self._shares.items()):
             if share.is_refused or (share.is_told and not share.payloads):
                 self._free += [share.payloads] if share.payloads else []
                 del self._shares[step]
+        for share in [share for share in self._replaced if share.is_refused]:
+            self._free.append(share.payloads)
+            share.payloads = []
+        self._replaced = [share for share in self._replaced if share.payloads]
+        return self._num_kept < MOST_KEPT
 
-    def _has_room(self) -> bool:
-        return sum(bool(share.payloads) for share in self._shares.values()) < MOST_KEPT
+    @property
+    def _num_kept(self) -> int:
+        shares = [*self._shares.values(), *self._replaced]
+        return sum(bool(share.payloads) for share in shares)
 
     def _take_payloads(self, pieces: Sequence[Piece]) -> list[Payload]:
         """Some that were used before, if there are any that fit."""
@@ -130,6 +142,12 @@ class ShareWriter:
     def _begin(self, share: _Share) -> None:
         share.is_told = False
         share.write = self._beside.submit(partial(self._write, share))
+        share.write.add_done_callback(lambda _: self._tell())
+
+    def _tell(self) -> None:
+        """Who waits for room may have some."""
+        with self._changed:
+            self._changed.notify_all()
 
     def _write(self, share: _Share) -> Written:
         try:
@@ -142,7 +160,6 @@ class ShareWriter:
         with self._changed:
             self._free.append(share.payloads)
             share.payloads = []
-            self._changed.notify_all()
         return Written(parts, seconds=time.monotonic() - share.copied)
 
     def written(self, step: int) -> Written:

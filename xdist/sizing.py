@@ -65,6 +65,14 @@ def most_workers(config: TrainConfig) -> int:
     return config.cluster.max_world_size or config.num_workers
 
 
+def most_images_of_a_worker(config: TrainConfig) -> int:
+    """In a step of a run, while none of them is lost."""
+    if config.strategy == "push_pull" or not isinstance(config.num_workers, int):
+        return config.batch_size
+    lanes = num_lanes(config, num_workers=most_workers(config))
+    return -(-lanes // config.num_workers) * (config.batch_size // lanes)
+
+
 def num_lanes(config: TrainConfig, *, num_workers: int) -> int:
     """Parts that an epoch is dealt in, where there may be so many workers: the configured number,
     or the smallest divisor of the batch with 4 a worker. Where workers keep their batch, a multiple

@@ -17,7 +17,7 @@ def stored_config(checkpoint: Checkpoint) -> TrainConfig:
     """
     try:
         return from_json(TrainConfig, checkpoint.manifest.config)
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise UnknownFormat(
             f"{checkpoint.url}: its configuration is not one of this version: {error}; use the "
             "version of this program that wrote it"

@@ -1,16 +1,23 @@
 """Trackers: where the records of a run go besides metrics.jsonl: TensorBoard, and whom the user
 has: Weights & Biases, MLflow.
 
-They are told beside the driver's loop, and none of them ends a run: one that fails is told of no
-more. Their steps are samples, as those of all curves.
+They are told beside the driver's loop, and none of them ends a run: one that fails is made anew
+after a while, and told then what it has missed. Their steps are samples, as those of all curves.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import io
+import itertools
 import logging
 import math
+import os
+import platform
+import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,6 +37,10 @@ TRAIN_FIELDS = (
 """Of a `train` record, those that become curves."""
 CLOSING_S = 10.0
 """For what is on its way, when the run ends."""
+RETRY_S = 60.0
+"""From when one fails to when it is tried again."""
+MOST_MISSED = 10_000
+"""Records that are kept for one that fails."""
 
 
 class Tracker(Protocol):
@@ -45,27 +56,50 @@ class Tracker(Protocol):
         """Nothing follows."""
 
 
+_file_numbers = itertools.count()
+
+
 class TensorBoard:
-    """Event files, which hide what is void."""
+    """Event files, which hide what is void. They are written at once, not by torch's SummaryWriter,
+    whose thread ends where a disk is full for a moment.
+    """
 
     def __init__(self, directory: Path) -> None:
-        self._directory = str(directory / TENSORBOARD)
-        self._writer: Any = None
+        self._directory = directory / TENSORBOARD
+        self._file: Path | None = None
 
     def go_back(self, samples: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # Takes a second.
+        from tensorboard.compat.proto.event_pb2 import SessionLog
 
-        self.close()
-        writer: Any = SummaryWriter
-        self._writer = writer(self._directory, purge_step=samples + 1)
+        self._file = None
+        self._append({"step": samples + 1, "session_log": SessionLog(status=SessionLog.START)})
 
     def log(self, values: Mapping[str, float], *, samples: int) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, samples)
+        from torch.utils.tensorboard.summary import scalar  # Takes a second.
+
+        make: Any = scalar
+        self._append(*({"step": samples, "summary": make(*each)} for each in values.items()))
+
+    def _append(self, *events: dict[str, Any]) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        content = io.BytesIO()
+        writer: Any = RecordWriter(content)
+        for fields in events if self._file else ({"file_version": "brain.Event:2"}, *events):
+            writer.write(Event(wall_time=time.time(), **fields).SerializeToString())
+        self._file = self._file or self._new_file()
+        with self._file.open("ab") as file:
+            file.write(content.getvalue())
+
+    def _new_file(self) -> Path:
+        """Its name is after those of before, in whose order they are read."""
+        self._directory.mkdir(exist_ok=True)  # Not beneath a file system that was unmounted.
+        made = f"{time.time():017.6f}.{platform.node()}.{os.getpid()}.{next(_file_numbers)}"
+        return self._directory / f"events.out.tfevents.{made}"
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        """Nothing is open."""
 
 
 class WandB:
@@ -139,19 +173,64 @@ def make_trackers(
     return {each: ways[each] for each in names}
 
 
+class _Told:
+    """One tracker, and what it is to be told yet."""
+
+    def __init__(self, name: str, make: Callable[[], Tracker]) -> None:
+        self._name = name
+        self._make = make
+        self._tracker: Tracker | None = None
+        self._missed: deque[Callable[[Tracker], None]] = deque(maxlen=MOST_MISSED)
+        self._not_before = -math.inf
+        self._has_failed = False
+
+    def tell(self, what: Callable[[Tracker], None]) -> None:
+        self._missed.append(what)
+        if time.monotonic() >= self._not_before:
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        try:
+            if self._tracker is None:
+                self._tracker = self._make()
+            while self._missed:
+                self._missed[0](self._tracker)
+                self._missed.popleft()
+        except Exception as error:  # noqa: BLE001 - not ours, and no run ends for it
+            if not self._has_failed:
+                said = "%s fails, and is told later, if it does not: %s"
+                logger.warning(said, self._name, error)
+            self._has_failed = True
+            self._not_before = time.monotonic() + RETRY_S
+            self._give_up()
+        else:
+            self._has_failed = False
+
+    def _give_up(self) -> None:
+        """It is made anew."""
+        tracker, self._tracker = self._tracker, None
+        with suppress(Exception):
+            if tracker is not None:
+                tracker.close()
+
+    def close(self) -> None:
+        """Tell it all, and that nothing follows."""
+        self._missed.append(lambda tracker: tracker.close())
+        self._catch_up()
+        if self._missed:
+            logger.warning("%s lacks the last %d records", self._name, len(self._missed) - 1)
+
+
 class Trackers:
     """All of a run, told by one thread."""
 
     def __init__(self, ways: Mapping[str, Callable[[], Tracker]]) -> None:
-        self._ways = dict(ways)
-        self._trackers: dict[str, Tracker] = {}
-        self._start = 0
+        self._all = [_Told(name, make) for name, make in ways.items()]
         self._beside = Beside("trackers")
 
     def go_back(self, samples: int) -> None:
         """The run goes on from here, for the first time or again."""
-        self._start = samples
-        self._tell(lambda tracker: tracker.go_back(samples), makes=False)
+        self._tell(lambda tracker: tracker.go_back(samples))
 
     def record(self, record: Mapping[str, Any]) -> None:
         """A record of metrics.jsonl."""
@@ -159,27 +238,14 @@ class Trackers:
             samples = record["samples"]
             self._tell(lambda tracker: tracker.log(values, samples=samples))
 
-    def _tell(self, what: Callable[[Tracker], None], *, makes: bool = True) -> None:
-        start = self._start
-
-        def tell() -> None:
-            for name in list(self._ways):
-                try:
-                    if name not in self._trackers and makes:
-                        self._trackers[name] = self._ways[name]()
-                        self._trackers[name].go_back(start)
-                    if name in self._trackers:
-                        what(self._trackers[name])
-                except Exception as error:  # noqa: BLE001 - not ours, and no run ends for it
-                    logger.warning("%s is told nothing any more: %s", name, error)
-                    del self._ways[name]
-
-        if self._ways:
-            self._beside.submit(tell)
+    def _tell(self, what: Callable[[Tracker], None]) -> None:
+        for told in self._all:
+            self._beside.submit(partial(told.tell, what))
 
     def close(self) -> None:
         """Return when all is told, or after a while."""
-        self._tell(lambda tracker: tracker.close(), makes=False)
+        for told in self._all:
+            self._beside.submit(told.close)
         if not self._beside.close(CLOSING_S):
             logger.warning("not all trackers have got everything within %g s", CLOSING_S)
 

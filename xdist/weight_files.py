@@ -25,6 +25,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from datapipe.json_text import parse_json
 from datapipe.storage import read_bytes, write_bytes
 from xdist import checkpoint
 from xdist.errors import UserError
@@ -86,16 +87,17 @@ def _models(model: str | None) -> list[ModelConfig]:
     if not model.endswith(".json"):
         return [ModelConfig(name=model)]
     try:
-        value = json.loads(read_bytes(model))["model"]
+        value = parse_json(read_bytes(model))["model"]
     except (ValueError, LookupError, TypeError) as error:
         raise UserError(f"{model}: not the config.json of a run ({error})") from error
     return [_model_from_json(model, value)]
 
 
-def _model_from_json(source: str, value: Mapping[str, Any]) -> ModelConfig:
+def _model_from_json(source: str, value: Mapping[str, Any] | str) -> ModelConfig:
+    """value: or the text of it."""
     try:
-        return from_json(ModelConfig, value)
-    except (ValueError, TypeError, AttributeError) as error:
+        return from_json(ModelConfig, parse_json(value) if isinstance(value, str) else value)
+    except ValueError as error:
         raise UserError(
             f"{source}: not the options of a network that this version knows ({error})"
         ) from error
@@ -107,9 +109,9 @@ def _read_safetensors(url: str, payload: bytes) -> tuple[Found, ModelConfig | No
         tensors = safetensors.torch.load(payload)
     except safetensors.SafetensorError as error:
         raise UserError(f"{url}: not readable as safetensors ({error})") from error
-    header = json.loads(payload[8 : 8 + int.from_bytes(payload[:8], "little")])
+    header = parse_json(payload[8 : 8 + int.from_bytes(payload[:8], "little")])
     said = header.get("__metadata__", {}).get(MODEL_KEY)
-    model = None if said is None else _model_from_json(url, json.loads(said))
+    model = None if said is None else _model_from_json(url, said)
     return Found(url, _cleaned(tensors)), model
 
 

@@ -49,15 +49,16 @@ def fit(found: Found, models: Sequence[ModelConfig]) -> Fitted:
     """
     model, style, naming = _closest(found, models)
     num_classes = _num_classes(found, naming)
-    network = build_model(model, num_classes=num_classes, head_bias=0.0, seed=0).eval()
-    state = network.state_dict()
-    problems = "; ".join(_problems(found, naming, state))
+    shapes = _skeleton(model, num_classes=num_classes).state_dict()
+    problems = "; ".join(_problems(found, naming, shapes))
     if problems:
         raise UserError(
             f"{found.source}: nothing converted, as it does not fit {model.name} with "
             f"{num_classes} classes in the naming of {style}: {problems}; where the options of the "
             "network are not the paper's, give --model the config.json of its run"
         )
+    network = build_model(model, num_classes=num_classes, head_bias=0.0, seed=0).eval()
+    state = network.state_dict()
     for name, place in naming.items():
         state[place.name].copy_(place.ours(found.tensors[name]))
     return Fitted(replace(model, num_classes=num_classes), network, style)
@@ -84,10 +85,10 @@ def _likeness(naming: Naming, found: Found) -> float:
     return len(naming.keys() & names) / len(naming.keys() | names)
 
 
-def _skeleton(model: ModelConfig) -> Network:
-    """The network without values, for the names of its weights."""
+def _skeleton(model: ModelConfig, *, num_classes: int = 1) -> Network:
+    """The network without values, for the names and shapes of its weights."""
     with torch.device("meta"):
-        return MODELS[model.name](num_classes=1, **model.options())
+        return MODELS[model.name](num_classes=num_classes, **model.options())
 
 
 def _num_classes(found: Found, naming: Naming) -> int:

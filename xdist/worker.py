@@ -34,6 +34,7 @@ from xdist.flat import FlatModel
 from xdist.models import build_model
 from xdist.peak_memory import peak_memory
 from xdist.profiling import Profile, Profiler
+from xdist.sizing import most_images_of_a_worker
 from xdist.step_phases import Nobody
 from xdist.strategies import Share, UpdateStrategy
 from xdist.worker_messages import JoinReport, Parting, Phase, Pulse, WorkerReport
@@ -135,7 +136,13 @@ class Worker:
         if self._config.profile and self._number == 0:
             self._profiler = Profiler(self._device)
         observer = self._observer = self._profiler or Nobody()
-        self._computation = Computation(self._config, self._flat, observer=observer)
+        is_bound = self._device.type != "cpu" or self._config.compute.accumulation_steps > 1
+        self._computation = Computation(
+            self._config,
+            self._flat,
+            observer=observer,
+            most_images=most_images_of_a_worker(self._config) if is_bound else None,
+        )
         self._strategy = self._make_strategy(self._flat)
         self._strategy.observe(observer)
         self._batches = self._make_batches()

@@ -62,7 +62,7 @@ def soak(arguments: Arguments, directory: Path) -> dict[str, float]:
     config = replace(
         small_config(directory, strategy="all_reduce", num_workers=NUM_WORKERS),
         num_epochs=10**6,
-        checkpoint=CheckpointConfig(every_samples=20_000, keep=2, evaluate_every=0),
+        checkpoint=CheckpointConfig(every_samples=400, keep=2, evaluate_every=0),
         cluster=ClusterConfig(max_recoveries=10**6),
         report_every_steps=20,
     )

@@ -42,7 +42,7 @@ OURS = {
 OF_PEERS = {"ratio_vs_mosaic", "ratio_vs_litdata", "mosaic_images_s", "litdata_images_s"}
 
 
-@pytest.mark.long
+@pytest.mark.by_hand
 @pytest.mark.timeout(240)
 def test_the_last_line_has_every_figure(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)

@@ -1,4 +1,6 @@
-"""A proxy in front of an HTTP server that fails some of the requests for ranges of shards."""
+"""A proxy in front of an HTTP server that fails some of the requests, those for ranges of shards or
+all.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,11 @@ from types import TracebackType
 from typing import Literal, Self
 from urllib.parse import urlsplit
 
-Fault = Literal["refuse", "throttle", "stall", "cut", "shorten"]
-"""503; 429; no answer; a connection that is closed in the middle of the body; fewer bytes than
+Fault = Literal["refuse", "throttle", "deny", "stall", "cut", "shorten"]
+"""503; 429; 403; no answer; a connection that is closed in the middle of the body; fewer bytes than
 asked for, as if the file ended. (A connection that is closed before any answer is none of them:
 aiohttp then sends the request again by itself.)"""
-STATUSES: dict[Fault, int] = {"refuse": 503, "throttle": 429}
+STATUSES: dict[Fault, int] = {"refuse": 503, "throttle": 429, "deny": 403}
 
 
 class FaultProxy:
@@ -84,12 +86,16 @@ def one_in_five(*, seed: int, num_requests: int, num_stalls: int) -> dict[int, F
 
 
 class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"  # Who sends a body may wait for "100 Continue".
+
     def __init__(self, proxy: FaultProxy, upstream: str, *arguments: object) -> None:
         self._proxy = proxy
         self._upstream = upstream
         super().__init__(*arguments)  # type: ignore[arg-type]
 
     def _forward(self) -> None:
+        self.close_connection = True
+        self._body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         fault: Fault | None = None
         if self._proxy.everywhere or ("Range" in self.headers and self.path.endswith(".tar")):
             self._proxy.gathered.wait(timeout=20)
@@ -101,11 +107,11 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._answer(fault)
 
-    do_GET = do_HEAD = _forward
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _forward
 
     def _answer(self, fault: Fault | None) -> None:
         connection = http.client.HTTPConnection(self._upstream, timeout=20)
-        connection.request(self.command, self.path, headers=dict(self.headers))
+        connection.request(self.command, self.path, self._body, dict(self.headers))
         response = connection.getresponse()
         content = response.read()
         connection.close()
@@ -119,6 +125,7 @@ class _Handler(BaseHTTPRequestHandler):
             if name.lower() not in ("content-length", "transfer-encoding", "connection"):
                 self.send_header(name, value)
         self.send_header("Content-Length", length)
+        self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(content)
 

@@ -42,7 +42,7 @@ def test_labels_of_a_map_are_text_or_numbers(
         ("[1, 2]", "AttributeError"),
         ("3", "TypeError"),
         ("{", "JSONDecodeError"),
-        ("[" * 100_000, "RecursionError"),
+        ("[" * 100_000, "nested too deep"),
     ],
 )
 def test_any_other_label_map_is_refused(tmp_path: Path, text: str, reason: str) -> None:

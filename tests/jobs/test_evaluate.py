@@ -24,7 +24,8 @@ from tests.clusters import ROOT
 from tests.datapipe.small_sets import encode, picture
 from tests.small_runs import NUM_LABELS, final, run, small_config, spoil
 from xdist import checkpoint
-from xdist.config import EvaluationConfig, TrainConfig
+from xdist.config import TrainConfig
+from xdist.evaluation_config import EvaluationConfig
 from xdist.summary import Summary
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240), pytest.mark.usefixtures("cluster")]

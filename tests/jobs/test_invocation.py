@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -123,3 +124,29 @@ def test_a_dry_run_says_what_the_run_would_take_and_leaves_nothing(
     for word in ("samples/s", "memory of a worker", "a checkpoint"):
         assert word in told
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_dry_run_that_can_leave_nothing_there_says_so_in_a_line(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    arguments = ["--dry-run", "--run-dir", "foo://bucket/run"]
+    code = command_line.main("job", PRESETS, default="cifar", description="", arguments=arguments)
+    assert code == 2
+    assert "foo://bucket/run" in caplog.text
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_lines_that_a_full_disk_refuses_are_left_out_of_the_log(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    log_file = command_line.LogFile("/dev/full")
+    logger = logging.getLogger("full")
+    logger.addHandler(log_file)
+    try:
+        logger.warning("one")
+        logger.warning("two")
+    finally:
+        logger.removeHandler(log_file)
+        log_file.close()
+    assert caplog.text.count("/dev/full lacks lines") == 1
+    assert capsys.readouterr().err == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -110,6 +111,27 @@ def test_a_damaged_part_is_named_and_the_one_before_is_taken(
     assert found is not None
     assert found.manifest.cut.step == 3
     assert file in caplog.text
+
+
+@settings(derandomize=True, deadline=None, max_examples=300)
+@given(
+    number=st.integers(0, 4), place=st.floats(0, 1, exclude_max=True), flipped=st.integers(0, 255)
+)
+def test_whatever_byte_is_flipped_and_wherever_a_file_ends_nothing_damaged_is_loaded(
+    tmp_path_factory: pytest.TempPathFactory, number: int, place: float, flipped: int
+) -> None:
+    """flipped: bits of a byte, but of space, which may become another one; none: the file ends
+    there.
+    """
+    written = save(tmp_path_factory.mktemp("run"), step=3)
+    path = Path(written.url, [*files(), checkpoint.MANIFEST][number])
+    payload = bytearray(path.read_bytes())
+    places = [i for i, byte in enumerate(payload) if byte not in b" \n"]
+    at = places[int(place * len(places))]
+    payload[at:] = [payload[at] ^ flipped, *payload[at + 1 :]] if flipped else b""
+    path.write_bytes(payload)
+    with pytest.raises(CheckpointDamaged, match=re.escape(str(path))):
+        Checkpoint.open(written.url).verify()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": "xdist-checkpoint"}'])

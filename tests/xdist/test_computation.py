@@ -177,6 +177,16 @@ def test_it_tells_its_observer_of_each_part() -> None:
     assert observer.phases == ["forward", "backward"] * 2
 
 
+@pytest.mark.parametrize(("steps", "parts"), [(1, [2, 2, 1]), (2, [1] * 5)])
+def test_more_images_than_usual_are_computed_in_more_parts_not_in_larger_ones(
+    steps: int, parts: list[int]
+) -> None:
+    config, batch = with_compute(accumulation_steps=steps), make_batch([1, 2, 0, 3, 1])
+    computation = Computation(config, make_flat(), most_images=2)
+    assert sorted((stop - start for start, stop in computation._rows(batch)), reverse=True) == parts
+    assert len(computation._rows(make_batch([1, 2]))) == steps
+
+
 def test_cuda_graphs_without_a_gpu_are_refused() -> None:
     with pytest.raises(UserError, match="cuda_graphs is True; allowed: False for workers without"):
         Computation(with_compute(cuda_graphs=True), make_flat())
@@ -205,7 +215,7 @@ def test_a_compiled_model_has_the_same_gradients_and_tells_of_each() -> None:
         compiled, plain = make_flat(), make_flat()
 
 
-@pytest.mark.long
+@pytest.mark.by_hand
 @pytest.mark.timeout(600)
 def test_a_model_is_compiled_once_for_labels_of_any_number() -> None:
     flat = make_flat()
@@ -219,7 +229,7 @@ def test_a_model_is_compiled_once_for_labels_of_any_number() -> None:
     assert counters["unique_graphs"] == before
 
 
-@pytest.mark.long
+@pytest.mark.by_hand
 @pytest.mark.timeout(600)
 def test_dropout_of_a_compiled_model_is_a_function_of_the_seed() -> None:
     flat, batch = make_flat(dropout=0.5), make_batch([1, 2, 0, 3])

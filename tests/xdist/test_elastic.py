@@ -21,9 +21,10 @@ from tests.clusters import QUICK_HEALTH_CHECKS, AddedNode, Cluster, own_cluster,
 from tests.namespaces import Host, network
 from tests.recorded import Planned, Recording, kill_self, recorded_topology
 from tests.server_versions import EndsAtOneVersion
-from tests.small_runs import NUM_TRAIN, causes, final, records, run, small_config
+from tests.small_runs import NUM_TRAIN, causes, final, records, run, saved_step, small_config
 from tests.strategies import ActsBefore
 from xdist.config import ClusterConfig, TrainConfig
+from xdist.errors import RunFailed
 from xdist.servers_config import ServersConfig
 from xdist.strategies import UpdateStrategy
 from xdist.topologies import Outcome, RunPlan, nodes
@@ -101,10 +102,10 @@ def test_a_drained_node_is_left_at_the_end_of_a_step_and_then_leaves(
 
 
 @pytest.mark.long
-def test_nobody_leaves_the_node_of_the_driver_when_it_is_drained(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_where_the_node_of_the_driver_is_drained_all_is_saved_and_the_run_ends(
+    tmp_path: Path,
 ) -> None:
-    """It would end before its time, and the driver with it."""
+    """It would end with the node. The same command goes on."""
     config = config_of(tmp_path, num_workers=2, cluster=ClusterConfig(placement="SPREAD"))
     with own_cluster(num_cpus=1, variables=QUICK_HEALTH_CHECKS) as cluster:
         cluster.add_node(num_cpus=1)
@@ -113,11 +114,14 @@ def test_nobody_leaves_the_node_of_the_driver_when_it_is_drained(
             drain = partial(head.drain, deadline_s=120)
             planned = Planned("drain", None, 10, drain, node_id=head.node_id)
             topologies = recorded_topology(tmp_path / "recording", [planned])
-            run(config, tmp_path / "run", topologies=topologies)
+            with pytest.raises(RunFailed, match="the node of the driver is being drained"):
+                run(config, tmp_path / "run", topologies=topologies)
             assert nodes.draining() == {head.node_id}
-    assert check(config, tmp_path).sizes() == [2]
+    recording = Recording(tmp_path / "recording")
+    recording.check(num_samples=NUM_TRAIN)
+    assert recording.sizes() == [2]
     assert causes(tmp_path / "run") == []
-    assert "the node of the driver is being drained" in caplog.text
+    assert saved_step(tmp_path / "run") == max(recording.steps()) >= 10
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from datapipe.errors import BadIndex
 from datapipe.position import Position
 from tests.recorded import Planned, Recording, kill_self, recorded_topology
 from tests.small_runs import NUM_TRAIN, causes, final, records, run, saved_step, small_config
@@ -23,6 +24,7 @@ from xdist import checkpoint
 from xdist.config import CheckpointConfig, ClusterConfig, TrainConfig
 from xdist.driver import TOPOLOGIES
 from xdist.interruption import Interruption
+from xdist.topologies import Outcome, RunPlan, Task
 from xdist.topologies.push_pull import PushPullTopology, push_pull_strategy
 
 pytestmark = [
@@ -115,6 +117,95 @@ def test_a_state_that_is_saved_is_not_saved_again(tmp_path: Path) -> None:
     assert interrupted(config_of(tmp_path), tmp_path, topologies) == 0
     assert len(list(first.iterdir())) == 3
     assert Recording(tmp_path / "recording").applied == []
+
+
+def tell_after_a_part(driver: int) -> None:
+    """SIGTERM to the driver when the next part that this process writes is there."""
+    store = checkpoint._store
+
+    def store_and_tell(url: str, payload: bytes | memoryview) -> None:
+        checkpoint._store = store
+        store(url, payload)
+        os.kill(driver, signal.SIGTERM)
+
+    checkpoint._store = store_and_tell
+
+
+def tell_before_it_publishes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGTERM to this process when the second checkpoint is about to be there."""
+    calls, publish = itertools.count(1), checkpoint.publish
+
+    def tell_and_publish(url: str, manifest: checkpoint.Manifest) -> checkpoint.Checkpoint:
+        if next(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return publish(url, manifest)
+
+    monkeypatch.setattr(checkpoint, "publish", tell_and_publish)
+
+
+@pytest.mark.parametrize("being", ["written", "published"])
+def test_a_signal_in_the_middle_of_a_save_loses_no_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, being: str
+) -> None:
+    saves_often = replace(SAVES_LATE, every_samples=40, keep=100)
+    config = config_of(tmp_path, checkpoint=saves_often)
+    planned = []
+    if being == "written":
+        planned.append(Planned("end", 0, 7, partial(tell_after_a_part, os.getpid()), "save"))
+    else:
+        tell_before_it_publishes(monkeypatch)
+    topologies = recorded_topology(tmp_path / "recording", planned)
+    saved = interrupted(config, tmp_path, topologies)
+    recording = Recording(tmp_path / "recording")
+    assert saved == max(recording.steps())
+    run(config, tmp_path / "run", topologies=recorded_topology(tmp_path / "again"))
+    again = Recording(tmp_path / "again")
+    assert min(again.steps()) == saved + 1
+    recording.followed_by(again).check(num_samples=NUM_TRAIN, num_epochs=config.num_epochs)
+
+
+def test_what_cannot_be_scored_ends_the_run_when_all_is_saved(tmp_path: Path) -> None:
+    scores_often = replace(SAVES_LATE, every_samples=80, evaluate_every=1)
+    config = config_of(tmp_path, is_scored=True, checkpoint=scores_often)
+    index = tmp_path / "evaluation" / "index.json"
+    planned = [Planned("spoil", 0, 3, partial(index.write_text, "{}"))]
+    with pytest.raises(BadIndex):
+        run(
+            config,
+            tmp_path / "run",
+            topologies=recorded_topology(tmp_path / "recording", planned),
+        )
+    recording = Recording(tmp_path / "recording")
+    recording.check(num_samples=NUM_TRAIN)
+    assert saved_step(tmp_path / "run") == max(recording.steps())
+
+
+class TellsInASave:
+    """A topology that tells its driver to end when one of two servers has written its part of the
+    second checkpoint.
+    """
+
+    def __init__(self, plan: RunPlan) -> None:
+        self._topology = PushPullTopology(plan)
+        self._num_saved = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._topology, name)
+
+    def receive(self, task: Task, result: Any) -> Outcome:
+        outcome = self._topology.receive(task, result)
+        self._num_saved += task.action == "save"
+        if self._num_saved == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return outcome
+
+
+def test_a_signal_in_the_middle_of_a_save_of_servers_loses_no_update(tmp_path: Path) -> None:
+    config = small_config(tmp_path, strategy="push_pull")
+    saved = interrupted(config, tmp_path, {"push_pull": TellsInASave})
+    run(config, tmp_path / "run")
+    assert [record["step"] for record in records(tmp_path / "run", "start")] == [0, saved]
+    assert final(tmp_path / "run").manifest.cut.position == Position(epoch=config.num_epochs)
 
 
 @pytest.mark.long

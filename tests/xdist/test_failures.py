@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError, RayTaskError
 
 from datapipe.errors import MissingShard
@@ -48,3 +49,10 @@ def test_a_shard_that_only_one_node_lacks_is_no_error_of_the_user(tmp_path: Path
         (tmp_path / "shard.tar").touch()
     remote = RayTaskError("train", "Traceback", MissingShard(("s3://bucket/shard.tar",)))
     assert fault_of(Task("worker 1", "train", 1), remote) is None
+
+
+def test_a_gpu_that_fails_costs_its_worker() -> None:
+    error = RayTaskError("train", "Traceback", torch.AcceleratorError("uncorrectable ECC error"))
+    fault = fault_of(Task("worker 1", "train", 1), error)
+    assert fault is not None
+    assert (fault.kind, fault.cause) == ("lost", "uncorrectable ECC error")

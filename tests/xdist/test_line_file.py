@@ -48,6 +48,5 @@ file.append({"number": 3})
 """
     path = tmp_path / "lines"
     subprocess.run([sys.executable, "-c", code, str(path)], check=True)
-    whole = [line for line in path.read_text().splitlines() if line.endswith("}")]
-    assert [json.loads(line)["number"] for line in whole] == [1, 2, 3]
-    assert len(path.read_text().splitlines()) == 4
+    lines = path.read_text().splitlines()
+    assert [json.loads(line)["number"] for line in lines] == [1, 2, 3]

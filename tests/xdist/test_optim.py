@@ -256,7 +256,10 @@ def test_folding_ranges_equals_folding_the_whole_to_the_bit() -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("config", [SGD, RMSPROP], ids=["sgd", "rmsprop"])
+@pytest.mark.parametrize(
+    "config",
+    [pytest.param(SGD, id="sgd", marks=pytest.mark.by_hand), pytest.param(RMSPROP, id="rmsprop")],
+)
 def test_a_fused_update_equals_the_plain_one_to_the_bit_on_a_cpu(config: OptimizerConfig) -> None:
     config = replace(config, average_decay=0.9)
     plain, fused = (

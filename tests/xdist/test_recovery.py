@@ -31,9 +31,9 @@ from tests.small_runs import (
     spoil,
     weights_of,
 )
-from xdist import optim
+from xdist import checkpoint, optim
 from xdist.compute_config import ComputeConfig
-from xdist.config import ClusterConfig, TrainConfig
+from xdist.config import CheckpointConfig, ClusterConfig, TrainConfig
 from xdist.errors import PeerLost, RunFailed
 from xdist.model_config import ModelConfig
 
@@ -81,7 +81,7 @@ def test_an_undisturbed_run_is_one_group(tmp_path: Path) -> None:
     assert run_with(config_of(tmp_path), tmp_path).sizes() == [3]
 
 
-@pytest.mark.parametrize("worker", [0, 1, 2])
+@pytest.mark.parametrize("worker", [0, 1, pytest.param(2, marks=pytest.mark.by_hand)])
 def test_the_others_go_on_when_one_is_killed_and_it_comes_back(tmp_path: Path, worker: int) -> None:
     recording = run_with(config_of(tmp_path), tmp_path, kills(worker, 10), full_size=3)
     assert recording.sizes() == [3, 2, 3]
@@ -95,7 +95,10 @@ def test_a_step_that_its_killed_worker_had_sent_all_of_counts(tmp_path: Path) ->
     assert recording.steps()[11][1] == 2
 
 
-@pytest.mark.parametrize("on_resize", ["keep_global_batch", "keep_worker_batch"])
+@pytest.mark.parametrize(
+    "on_resize",
+    ["keep_global_batch", pytest.param("keep_worker_batch", marks=pytest.mark.by_hand)],
+)
 def test_the_only_one_that_is_ahead_dies_while_the_group_recovers(
     tmp_path: Path, on_resize: str
 ) -> None:
@@ -175,7 +178,8 @@ def test_when_all_are_killed_the_last_checkpoint_counts(
 ) -> None:
     config = config_of(tmp_path)
     run(config, tmp_path / "undisturbed")
-    planned = [kills(worker, 20) for worker in range(3)]
+    saved = Path(checkpoint.checkpoint_url(str(tmp_path / "run"), 4), checkpoint.MANIFEST)
+    planned = [kills_when(saved, worker, 20) for worker in range(3)]
     topologies = recorded_topology(tmp_path / "recording", planned)
     run(config, tmp_path / "run", topologies=topologies)
     assert_set_back(tmp_path, [event.name for event in planned], caplog)
@@ -229,13 +233,20 @@ def test_a_run_beyond_its_budget_of_recoveries_ends_and_can_be_resumed(
     assert final(tmp_path / "run").manifest.cut.position == Position(epoch=config.num_epochs)
 
 
-def test_an_exception_in_one_worker_ends_the_run_with_its_traceback(tmp_path: Path) -> None:
-    planned = [Planned("break", 1, 10, break_down)]
+@pytest.mark.parametrize("workers", [[1], [0, 1, 2]])
+def test_an_exception_ends_the_run_with_its_traceback_when_the_others_have_saved(
+    tmp_path: Path, workers: list[int]
+) -> None:
+    """What nobody else has is lost since the last checkpoint."""
+    planned = [Planned(f"break-{worker}", worker, 10, break_down) for worker in workers]
     topologies = recorded_topology(tmp_path / "recording", planned)
+    late = CheckpointConfig(every_samples=100_000, evaluate_every=0)
     with pytest.raises(ZeroDivisionError) as caught:
-        run(config_of(tmp_path), tmp_path / "run", topologies=topologies)
+        run(config_of(tmp_path, checkpoint=late), tmp_path / "run", topologies=topologies)
     assert "break_down" in str(caught.value)
     assert causes(tmp_path / "run") == []
+    saved = saved_step(tmp_path / "run")
+    assert saved >= 9 if workers == [1] else saved == 0
 
 
 def break_down() -> None:

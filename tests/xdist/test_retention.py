@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Collection
 from pathlib import Path
 
@@ -44,6 +45,20 @@ def test_an_unpublished_newest_one_is_left_alone(tmp_path: Path) -> None:
     url = checkpoint.checkpoint_url(str(tmp_path), 2)
     checkpoint.write_statistics(url, STATISTICS)
     assert prune(tmp_path, newest=1, config=NOTHING_ELSE) == [1, 2]
+
+
+@pytest.mark.parametrize("keep", [2, 5])
+def test_an_unpublished_one_goes_when_two_later_ones_are_there(tmp_path: Path, keep: int) -> None:
+    for step in (3, 5, 6):
+        save(tmp_path, step=step)
+    for step in (2, 4):
+        checkpoint.write_statistics(checkpoint.checkpoint_url(str(tmp_path), step), STATISTICS)
+    config = CheckpointConfig(keep=keep, keep_best=0)
+    assert prune(tmp_path, newest=3, config=config) == [2, 3, 4, 5, 6]
+    unfinished = {checkpoint.checkpoint_url(str(tmp_path), 4)}
+    left = prune(tmp_path, newest=6, spare=unfinished, config=config)
+    assert left == sorted([4, *[3, 5, 6][-keep:]])
+    assert prune(tmp_path, newest=6, config=config) == [3, 5, 6][-keep:]
 
 
 def test_damaged_newer_ones_do_not_cost_the_good_ones(tmp_path: Path) -> None:
@@ -96,6 +111,45 @@ def test_every_nth_stays_for_good(tmp_path: Path) -> None:
         save(tmp_path, step=step)
         prune(tmp_path, newest=step, config=config)
     assert steps(tmp_path) == [4, 8, 10]
+
+
+def test_one_whose_pin_was_refused_is_pinned_the_next_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = CheckpointConfig(keep=1, keep_best=0, keep_every=2)
+    retention = retention_of(tmp_path, config)
+    save(tmp_path, step=1)
+    retention.prune(newest=1)
+    save(tmp_path, step=2)
+    with monkeypatch.context() as refusing:
+        refusing.setattr("xdist.retention.write_bytes", refuse)
+        with pytest.raises(PermissionError):
+            retention.prune(newest=2)
+    save(tmp_path, step=3)
+    retention.prune(newest=3)
+    assert steps(tmp_path) == [2, 3]
+
+
+def refuse(*_arguments: object) -> None:
+    raise PermissionError
+
+
+def test_one_that_cannot_be_deleted_keeps_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    saved = [save(tmp_path, step=step) for step in (1, 2, 3)]
+
+    def delete(url: str) -> None:
+        if url == saved[0].url:
+            raise PermissionError(f"{url} is somebody else's")
+        shutil.rmtree(url)
+
+    monkeypatch.setattr("xdist.retention.remove_directory", delete)
+    assert prune(tmp_path, newest=3, config=NOTHING_ELSE) == [1, 3]
+    assert f"checkpoint not deleted: {saved[0].url}" in caplog.text
+    found = checkpoint.latest(str(tmp_path))
+    assert found is not None
+    assert found.manifest.cut.step == 3
 
 
 def test_what_is_kept_for_good_stays_so_where_the_settings_change(tmp_path: Path) -> None:

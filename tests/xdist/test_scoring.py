@@ -21,8 +21,9 @@ from tests.datapipe.small_sets import encode, picture
 from tests.small_runs import NUM_LABELS, small_config, spoil
 from xdist import checkpoint
 from xdist.checkpoint import Checkpoint, Cut, Manifest
-from xdist.config import CheckpointConfig, EvaluationConfig, MeasureName, TrainConfig
+from xdist.config import CheckpointConfig, TrainConfig
 from xdist.errors import UnknownFormat, UserError
+from xdist.evaluation_config import EvaluationConfig, MeasureName
 from xdist.flat import FlatModel
 from xdist.scorer import ScoringQueue, ScoringRequest
 from xdist.scoring import (
@@ -298,20 +299,19 @@ class TestScoringQueue:
         changed = replace(config, checkpoint=CheckpointConfig(evaluate_every=every))
         return ScoringQueue(changed, save_every_samples=14)
 
-    def test_every_nth_checkpoint_on_averaged_weights(
-        self, config: TrainConfig, tmp_path: Path
-    ) -> None:
+    def test_every_nth_checkpoint(self, config: TrainConfig, tmp_path: Path) -> None:
         found = saved(config, tmp_path)  # After 28 samples: the second one.
         for every, is_queued in ((1, True), (2, True), (3, False), (0, False)):
             queue = self.queue(config, every=every)
             queue.add(found, is_last=False)
             assert queue.first == (ScoringRequest(found, "average") if is_queued else None)
 
-    def test_the_last_one_always_on_both_kinds_of_weights(
-        self, config: TrainConfig, tmp_path: Path
+    @pytest.mark.parametrize(("every", "is_last"), [(1, False), (0, True)])
+    def test_both_kinds_of_weights_are_scored_and_of_the_last_one_always(
+        self, config: TrainConfig, tmp_path: Path, every: int, is_last: bool
     ) -> None:
-        queue, found = self.queue(config, every=0), saved(config, tmp_path)
-        queue.add(found, is_last=True)
+        queue, found = self.queue(config, every=every), saved(config, tmp_path)
+        queue.add(found, is_last=is_last)
         assert queue.checkpoint_urls == {found.url}
         for weights in ("average", "raw"):
             assert queue.first is not None
@@ -326,4 +326,10 @@ class TestScoringQueue:
         first, second, third = (saved(config, tmp_path / name) for name in "abc")
         for found in (first, second, third):
             queue.add(found, is_last=False)
-        assert queue.checkpoint_urls == {first.url, third.url}
+        wanted = []
+        while queue.first is not None:
+            wanted.append((queue.first.checkpoint.url, queue.first.weights))
+            queue.remove_first()
+        assert wanted == [
+            (found.url, weights) for found in (first, third) for weights in ("average", "raw")
+        ]

@@ -134,7 +134,7 @@ class StrikesAtLastCut(StrikesServers):
         return outcome
 
 
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("number", [pytest.param(0, marks=pytest.mark.by_hand), 1])
 def test_a_server_that_is_killed_while_the_last_cut_is_saved_costs_nothing(
     tmp_path: Path, number: int
 ) -> None:
@@ -175,7 +175,7 @@ def test_a_cut_that_is_heard_of_after_its_term_is_not_waited_for(tmp_path: Path)
     assert not was_set_back(tmp_path)
 
 
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("number", [0, pytest.param(1, marks=pytest.mark.by_hand)])
 def test_a_killed_server_takes_the_run_back_to_the_last_checkpoint(
     tmp_path: Path, number: int, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -198,7 +198,14 @@ def assert_cost_is_told(directory: Path, log: str) -> None:
     assert max(*told, *known) <= step + num_lost <= 46
 
 
-@pytest.mark.parametrize("names", [["server 0"], ["server 1"], ["server 0", "server 1"]])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["server 0"],
+        pytest.param(["server 1"], marks=pytest.mark.by_hand),
+        ["server 0", "server 1"],
+    ],
+)
 def test_replicas_take_over_and_nothing_is_lost(tmp_path: Path, names: list[str]) -> None:
     run_with_struck_servers(tmp_path, *names, replicas=1)
     assert sorted(causes(tmp_path / "run")) == [f"{name} lost" for name in names]

@@ -18,8 +18,9 @@ from datapipe.position import Position
 from tests.small_runs import NUM_EVALUATION, NUM_LABELS, small_config
 from xdist import checkpoint
 from xdist.checkpoint import Cut, Manifest
-from xdist.config import ClusterConfig, EvaluationConfig
+from xdist.config import ClusterConfig
 from xdist.errors import NotEnoughResources
+from xdist.evaluation_config import EvaluationConfig
 from xdist.flat import FlatModel
 from xdist.label_space import LabelSpace
 from xdist.scoring import ScoringPlan, plan_scoring, score_part

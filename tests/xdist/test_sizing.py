@@ -12,7 +12,7 @@ from xdist.compute_config import ComputeConfig
 from xdist.config import ClusterConfig, TrainConfig
 from xdist.errors import NotEnoughResources, UserError
 from xdist.servers_config import ServersConfig
-from xdist.sizing import num_lanes, sized
+from xdist.sizing import most_images_of_a_worker, num_lanes, sized
 
 SYNC = TrainConfig(
     data=DataConfig(train="somewhere"),
@@ -159,3 +159,10 @@ def test_auto_takes_workers_that_can_all_have_the_same_batch(
     config = sized(config, [{"CPU": cpus}])
     assert config.num_workers == expected
     assert num_lanes(config, num_workers=expected) % expected == 0
+
+
+def test_what_a_worker_computes_at_most_while_none_is_lost() -> None:
+    five = replace(SYNC, batch_size=60, num_workers=5, num_lanes=12)
+    assert most_images_of_a_worker(five) == 15  # Some have three lanes, of five images.
+    assert most_images_of_a_worker(replace(five, strategy="push_pull")) == 60
+    assert most_images_of_a_worker(replace(five, num_workers="auto")) == 60  # It may be alone.

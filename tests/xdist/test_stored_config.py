@@ -15,8 +15,9 @@ from jft_async import PRESETS as ASYNC_PRESETS
 from datapipe.position import Position
 from xdist import checkpoint
 from xdist.checkpoint import Checkpoint, Cut, Manifest
-from xdist.config import EvaluationConfig, TrainConfig
+from xdist.config import TrainConfig
 from xdist.errors import UnknownFormat
+from xdist.evaluation_config import EvaluationConfig
 from xdist.flat import Layout
 from xdist.plain_config import from_json
 from xdist.stored_config import stored_config
@@ -51,7 +52,7 @@ def test_unknown_fields_are_named() -> None:
 def test_a_needed_field_that_is_missing_is_named() -> None:
     value = as_stored(CONFIG)
     del value["loss"]
-    with pytest.raises(TypeError, match="loss"):
+    with pytest.raises(ValueError, match="missing fields loss"):
         from_json(TrainConfig, value)
 
 

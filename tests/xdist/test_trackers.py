@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from xdist import trackers as trackers_module
 from xdist.errors import UserError
 from xdist.trackers import Trackers, make_trackers, scalars
 
@@ -71,23 +72,27 @@ def test_what_a_run_does_again_replaces_what_it_had_done(
 
 
 class Broken:
-    """Fails with what it is told first."""
+    """Fails with what it is told, until it does not."""
 
     def __init__(self) -> None:
         self.num_calls = 0
+        self.told: list[int] = []
+        self.is_whole = False
 
     def go_back(self, samples: int) -> None:
         pass
 
     def log(self, values: Mapping[str, float], *, samples: int) -> None:
         self.num_calls += 1
-        raise OSError(f"no connection at {samples}: {len(values)} values")
+        if not self.is_whole:
+            raise OSError(f"no connection at {samples}: {len(values)} values")
+        self.told.append(samples)
 
     def close(self) -> None:
         pass
 
 
-def test_one_that_fails_costs_no_other_and_is_told_nothing_more(
+def test_one_that_fails_costs_no_other_and_is_asked_again_when_the_run_ends(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken = Broken()
@@ -97,9 +102,44 @@ def test_one_that_fails_costs_no_other_and_is_told_nothing_more(
     for samples in (10, 20):
         trackers.record(train_at(samples, 1.0))
     trackers.close()
-    assert broken.num_calls == 1
-    assert caplog.text.count("broken is told nothing any more: no connection at 10") == 1
+    assert broken.num_calls == 2
+    assert caplog.text.count("broken fails, and is told later, if it does not: no conn") == 1
+    assert "broken lacks the last 2 records" in caplog.text
     assert len(curves(tmp_path)["train/loss"]) == 2
+
+
+def test_one_that_failed_is_told_what_it_has_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trackers_module, "RETRY_S", 0.0)
+    broken = Broken()
+    trackers = Trackers({"broken": lambda: broken})
+    for samples in (10, 20):
+        trackers.record(train_at(samples, 1.0))
+    trackers._beside.submit(lambda: setattr(broken, "is_whole", True)).result()
+    trackers.record(train_at(30, 1.0))
+    trackers.close()
+    assert broken.told == [10, 20, 30]
+
+
+def test_curves_go_on_when_their_disk_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trackers_module, "RETRY_S", 0.0)
+    directory = tmp_path / "run"
+    directory.mkdir()
+    trackers = tensorboard(directory)
+    trackers.go_back(0)
+    trackers.record(train_at(10, 3.0))
+    trackers._beside.submit(int).result()
+    directory.rename(tmp_path / "away")
+    directory.touch()
+    trackers.go_back(10)  # Opens a file.
+    trackers.record(train_at(20, 2.0))
+    trackers._beside.submit(int).result()
+    directory.unlink()
+    (tmp_path / "away").rename(directory)
+    trackers.record(train_at(30, 1.0))
+    trackers.close()
+    assert curves(directory)["train/loss"] == [(10, 3.0), (20, 2.0), (30, 1.0)]
 
 
 @pytest.mark.skipif(find_spec("wandb") is not None, reason="wandb is installed")
@@ -135,7 +175,7 @@ def test_a_run_of_wandb_goes_on_where_it_was(
     monkeypatch.setenv("WANDB_MODE", "offline")
     for samples in (10, 20):
         tell_once(make_trackers(("wandb",), tmp_path, **RUN), samples)
-    assert "wandb is told nothing" not in caplog.text
+    assert "wandb fails" not in caplog.text
     assert list((tmp_path / "wandb").glob("offline-run-*-1/run-1.wandb"))
 
 

@@ -102,6 +102,8 @@ class Group:
         self.timeout_s = timeout_s
         self._aborted = threading.Event()
         self._is_nccl = device.type == "cuda"
+        self._waits_for_gpu = self._is_nccl and world_size > 1
+        """Nobody but itself ends the sum of one rank: its update may be queued behind that."""
         self._group: Any = None
         self._meeting = meeting = dist.PrefixStore(rendezvous.prefix, store)
         self._door = Door(own_address)
@@ -164,15 +166,15 @@ class Group:
             self._see_through(work)
 
     def _see_through(self, work: Any) -> None:
-        if self._is_nccl:
+        if self._waits_for_gpu:
             self._wait_for_gpu(work)
         work.wait()
 
     def wait_for_own(self) -> None:
         """Until this rank's GPU has done all that its host has asked of it, so that what follows is
-        the wait for others. Nothing to wait for on a CPU.
+        the wait for others. Nothing to wait for on a CPU, nor alone.
         """
-        if not self._is_nccl:
+        if not self._waits_for_gpu:
             return
         cuda: Any = torch.cuda  # Its events are not typed.
         done = cuda.Event()
@@ -246,6 +248,8 @@ class Group:
     def _peers(self, what: str) -> Iterator[None]:
         try:
             yield
+        except torch.AcceleratorError:  # Of this rank's own GPU.
+            raise
         except RuntimeError as error:  # Also DistBackendError, DistNetworkError, DistStoreError.
             message = f"rank {self._rank}: {what}: {error}"
             raise PeerLost(message, self._door.unreached()) from error

@@ -135,12 +135,12 @@ class Fault:
 
     task: Task
     cause: str
-    kind: Literal["lost", "never_ran", "unfit", "complaint", "link", "unsaved"]
+    kind: Literal["lost", "never_ran", "unfit", "bug", "complaint", "link", "unsaved"]
     """lost: whoever had the task is gone, or is to be ended. never_ran: it was to start on a node
-    that had gone. unfit: it could not start, for what its node has or lacks; the others go on.
-    complaint: it is healthy, and says that another one is gone. link: nobody is gone, and they did
-    not reach one another. unsaved: nobody is gone, and what is to be saved could not be written; it
-    is tried again.
+    that had gone. unfit: it could not start, for what its node has or lacks; the others go on. bug:
+    what it has raised ends the run, when the others have saved. complaint: it is healthy, and says
+    that another one is gone. link: nobody is gone, and they did not reach one another. unsaved:
+    nobody is gone, and what is to be saved could not be written; it is tried again.
     """
 
 

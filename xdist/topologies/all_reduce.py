@@ -142,6 +142,7 @@ class AllReduceTopology:
         return self._staff.start_due(step=self._first_step)
 
     def watch(self) -> Outcome:
+        self._staff.request.keep()
         if self._group.round is None:
             self._headcount.look(is_first=self._is_first)
         is_broken = self._group.is_broken

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import platform
 import secrets
 import signal
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -37,6 +39,8 @@ Result = TypeVar("Result")
 
 ANSWERED_WITHIN_S = 60.0
 """By a node, whose first process may have to start, and import torch."""
+REQUEST_EVERY_S = 30.0
+"""From one request to the autoscaler to the next."""
 PROBE_BYTES = 1 << 16
 """Of nothing, a disk that is full has room."""
 
@@ -104,7 +108,7 @@ def resources_for(config: TrainConfig, *, resumes: bool) -> list[dict[str, float
     """
     cluster = config.cluster
     if cluster.max_world_size is not None:
-        ask_for_workers(config, cluster.max_world_size)
+        WorkerRequest(config, cluster.max_world_size).keep()
     elif not resumes:
         return resources()
     fewest = sizing.fewest_to_begin(config, resumes=resumes)
@@ -118,11 +122,23 @@ def resources_for(config: TrainConfig, *, resumes: bool) -> list[dict[str, float
     return found
 
 
-def ask_for_workers(config: TrainConfig, num_workers: int) -> None:
-    """Have the autoscaler make room for so many workers, until `withdraw_request`. There is one
-    such request in a cluster: the last one counts.
+class WorkerRequest:
+    """Has the autoscaler make room for so many workers, where the run may grow, until
+    `withdraw_request`. There is one such request in a cluster: that of another run replaces it, and
+    the end of that run withdraws it. So it is made again and again.
     """
-    request_resources(bundles=[worker_bundle(config.cluster)] * num_workers)
+
+    def __init__(self, config: TrainConfig, num_workers: int) -> None:
+        self._may_grow = config.cluster.max_world_size is not None
+        self._bundles = [worker_bundle(config.cluster)] * num_workers
+        self._made = -math.inf
+
+    def keep(self) -> None:
+        """Make it, if it was not made for a while."""
+        now = time.monotonic()
+        if self._may_grow and now - self._made > REQUEST_EVERY_S:
+            request_resources(bundles=self._bundles)
+            self._made = now
 
 
 def withdraw_request() -> None:

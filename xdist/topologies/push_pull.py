@@ -61,7 +61,7 @@ class PushPullTopology:
         )
 
     def launch(self, start: Checkpoint) -> Pending:
-        plan, cluster = self._plan, self._plan.config.cluster
+        plan = self._plan
         self._start = start
         saved_step = start.manifest.cut.step
         self._draining: frozenset[str] = frozenset()
@@ -89,8 +89,8 @@ class PushPullTopology:
             lives=self._server_lives,
         )
         self._saves = ServerSaves(self._servers, plan.run_dir)
-        if cluster.max_world_size is not None:
-            nodes.ask_for_workers(plan.config, plan.most_workers)
+        self._request = nodes.WorkerRequest(plan.config, plan.most_workers)
+        self._request.keep()
         pending = self._servers.start()
         for number in range(plan.most_workers):
             is_expected = number < plan.num_workers
@@ -310,6 +310,7 @@ class PushPullTopology:
         """Who does not answer, or is stuck, loses what it had leased; those that parted from the
         servers join again.
         """
+        self._request.keep()
         faults = [*self._workers.silent(is_broken=False), *self._workers.stuck_alone()]
         faults += self._servers.silent()
         faults += self._workers.unheard(self._room.has_place)

@@ -47,6 +47,7 @@ class Staff:
             ),
         )
         self._room: Room | None = None
+        self.request = nodes.WorkerRequest(plan.config, self._num_wanted)
         self._restarts = Restarts()
         self.draining: frozenset[str] = frozenset()
         """The ids of the nodes that are about to go."""
@@ -67,8 +68,7 @@ class Staff:
             fewest_workers=plan.fewest_to_begin if is_first else cluster.min_world_size,
         )
         self.num_together = self._room.num_together
-        if cluster.max_world_size is not None:
-            nodes.ask_for_workers(plan.config, self._num_wanted)
+        self.request.keep()
         num_at_once = plan.num_workers + cluster.num_spares
         if cluster.num_spares and not sizing.fits(plan.config, nodes.resources(), num_at_once):
             logger.warning(

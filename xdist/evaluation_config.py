@@ -1,0 +1,35 @@
+"""EvaluationConfig: how a run's weights are scored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from datapipe.checks import check_least, check_types
+
+MeasureName = Literal["top_k", "map", "map_image_wise"]
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How the evaluation shards are scored."""
+
+    measures: tuple[MeasureName, ...] = ()
+    """top_k: top-1 and top-5; map: weighted MAP@100 of the classes; map_image_wise: of the images.
+    None of them is top_k for softmax, map for sigmoid.
+    """
+    class_weights: str | None = None
+    """File of the labels that are scored and their weights: CSV (label,weight), JSON
+    ({label: weight}) or a labels.json; None scores all, weighted by the training labels'
+    frequencies.
+    """
+    skip: str | None = None
+    """File of samples that do not count, one a line: a key, or a number of an ILSVRC2012 validation
+    image (the blacklist).
+    """
+    batch_size: int = 64
+    """Samples that are scored together; with other batches the last bits of a score may differ."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "evaluation.")
+        check_least(self, "evaluation.", batch_size=1)
