@@ -32,6 +32,8 @@ PORTS = range(20_000, 32_768)
 """Above the ports of Ray's workers (10002 to 19999), below those that Linux hands out by itself."""
 START_LIMIT_S = 60.0
 LOG_TAIL_BYTES = 2000
+STARTED = b"Ray runtime started"
+"""Of the head's log."""
 NO_IDLE_WORKERS = {"RAY_enable_worker_prestart": "0", "RAY_prestart_worker_first_driver": "0"}
 """Ray starts a process for each CPU before anybody asks: a second of a core each, and ours have an
 environment of their own, for which none of those will do.
@@ -49,6 +51,8 @@ class LocalHead:
     this process's environment reaches it; those in `variables` do. `arguments` makes more arguments
     of `ray start`, given the head as far as it is: address and directory. Raises `HeadFailed`.
 
+    Without `has_jobs` it takes no jobs, and starts sooner: `ray.init` is all that finds it.
+
     Nodes on other addresses can join a head that has a `node_ip` of its own and, among the
     variables, `RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=1`, which undoes the binding to loopback.
     """
@@ -59,11 +63,13 @@ class LocalHead:
         num_cpus: int,
         variables: Mapping[str, str] | None = None,
         node_ip: str = LOOPBACK,
+        has_jobs: bool = True,
         arguments: Callable[[LocalHead], Sequence[str]] = lambda _: (),
     ) -> None:
         self._num_cpus = num_cpus
         self._variables = variables or {}
         self._node_ip = node_ip
+        self._has_jobs = has_jobs
         self._arguments = arguments
 
     def __enter__(self) -> Self:
@@ -142,6 +148,7 @@ class LocalHead:
             f"--node-ip-address={self._node_ip}",
             f"--port={self._port}",
             f"--ray-client-server-port={self._client_port}",
+            f"--include-dashboard={self._has_jobs}",
             f"--dashboard-host={LOOPBACK}",
             f"--dashboard-port={self._dashboard_port}",
             "--dashboard-agent-listen-port=0",
@@ -166,6 +173,8 @@ class LocalHead:
         """Whether it is this head that answers: no other takes its token."""
         if self._guard.poll() is not None:
             raise self._failure(f"ended with code {self._guard.returncode}")
+        if not self._has_jobs:
+            return STARTED in os.pread(self._log.fileno(), os.fstat(self._log.fileno()).st_size, 0)
         connection = HTTPConnection(LOOPBACK, self._dashboard_port, timeout=5)
         token = self.environment["RAY_AUTH_TOKEN"]
         try:

@@ -189,6 +189,7 @@ def own_cluster(
                     **variables,
                 },
                 node_ip=host.ip if host else LOOPBACK,
+                has_jobs=False,
                 arguments=arguments,
             )
             resources.enter_context(head)

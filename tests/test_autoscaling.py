@@ -16,6 +16,8 @@ from tests.clusters import wait_until
 
 pytestmark = [pytest.mark.faults, pytest.mark.ray, pytest.mark.timeout(120)]
 LIMIT_S = 30
+IDLE_S = 5
+"""A node that has just come may be idle for a second or two, until somebody starts there."""
 
 
 class Actor:
@@ -26,7 +28,7 @@ class Actor:
 @pytest.fixture
 def scaling() -> Iterator[AutoscalingCluster]:
     with autoscaling_cluster(
-        num_cpus=1, cpus_per_node=1, max_workers=1, idle_timeout_s=1
+        num_cpus=1, cpus_per_node=1, max_workers=1, idle_timeout_s=IDLE_S
     ) as started:
         yield started
 
@@ -69,7 +71,7 @@ def test_requested_resources_outlive_their_driver_and_end_with_an_empty_request(
         wait_for_nodes(2)
     with scaling.cluster.connected():
         # Without the request it would go in the while, as the last line shows.
-        assert placement_group([{"CPU": 9}]).wait(6) is False
+        assert placement_group([{"CPU": 9}]).wait(IDLE_S + 5) is False
         wait_for_nodes(2)
         request_resources(bundles=[])
         wait_for_nodes(1)
