@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datapipe.errors import BadIndex, MissingIndex, MissingShard
+from datapipe.listing import listed_sizes, without_unlisted
 from datapipe.manifest import Manifest, ShardEntries, ShardEntry, read_manifest
 from datapipe.range_reader import read_again
 from datapipe.storage import (
@@ -24,9 +25,7 @@ from datapipe.storage import (
     directory_of,
     exists,
     join,
-    listed_sizes,
     names_in,
-    without_unlisted,
     write_bytes,
 )
 from datapipe.table import ShardTable, read_table

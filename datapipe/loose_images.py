@@ -13,8 +13,18 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 
 from datapipe.errors import DataError, NoImages
+from datapipe.listing import sizes_listed
 from datapipe.sources import ImageFile, is_image, list_files
-from datapipe.storage import absolute, copy_file, exists, join, local_path, names_in, read_bytes
+from datapipe.storage import (
+    WEB_URLS,
+    absolute,
+    copy_file,
+    exists,
+    join,
+    local_path,
+    names_below,
+    read_bytes,
+)
 
 EXPECTED = "<image>.jpg (or .jpeg, .png, .webp)"
 
@@ -30,8 +40,8 @@ class LooseImage:
 
 
 def loose_images(place: str) -> Iterator[LooseImage]:
-    """The images at a path or URL, sorted by name: of one image, a tar, or a folder of these, of
-    this machine with all that is below it, elsewhere without. Errors, at once: `NoImages`,
+    """The images at a path or URL, sorted by name: of one image, a tar, or a folder of these with
+    all that is below it, which web servers do not tell. Errors, at once: `NoImages`,
     `PackingError`, `UnreadableUrl`.
     """
     url = absolute(place)
@@ -98,7 +108,9 @@ def _remote(url: str) -> Iterator[LooseImage]:
         if not exists(url):
             raise NoImages(url, "there is no such file")
         yield LooseImage(url, partial(read_bytes, url))
-    else:
-        for name in sorted(names_in(url)):
+    elif names := sizes_listed(url) if url.startswith(WEB_URLS) else names_below(url):
+        for name in sorted(names):
             if is_image(PurePosixPath(name)) or name.endswith(".tar"):
                 yield from _below(_remote(join(url, name)), join(url, name))
+    elif exists(url):
+        yield LooseImage(url, partial(read_bytes, url))

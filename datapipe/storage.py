@@ -10,8 +10,7 @@ from __future__ import annotations
 import io
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -31,7 +30,6 @@ Result = TypeVar("Result")
 
 S3_PROTOCOLS = ("s3", "s3a")
 WEB_URLS = ("http://", "https://")
-NUM_ASKED_AT_ONCE = 16
 LOCAL_URLS = ("file://", "local://")
 """Become paths: what is local is read where it lies, never by way of a cache."""
 WHOLE_FILE = "the server sends whole files instead of ranges"
@@ -109,37 +107,18 @@ def sizes_in(directory: str) -> dict[str, int | None]:
     return {entry["name"].rstrip("/").rpartition("/")[2]: entry.get("size") for entry in listed}
 
 
-def sizes_listed(directory: str) -> dict[str, int | None]:
-    """`sizes_in`; nothing where a web server does not list, as few do."""
-    try:
-        return sizes_in(directory)
-    except UnreadableUrl:
-        if not directory.startswith(WEB_URLS):
-            raise
-        return {}
-
-
-def listed_sizes(urls: Iterable[str]) -> dict[str, int | None]:
-    """The files among these that listings name, with their sizes as `sizes_in` has them.
-
-    One listing a directory; none where a web server does not list.
-    """
-    urls = list(urls)
-    sizes = {directory: sizes_listed(directory) for directory in set(map(directory_of, urls))}
-    places = [(url, directory_of(url), url.rpartition("/")[2]) for url in urls]
-    return {url: sizes[where][name] for url, where, name in places if name in sizes[where]}
+def names_below(directory: str) -> list[str]:
+    """The files in a directory and in those below it, by their paths from there."""
+    filesystem, path = open_filesystem(directory)
+    with _reading(directory):
+        filesystem.invalidate_cache(path)
+        found = filesystem.find(path)
+    return [name for each in found if (name := each[len(path.rstrip("/")) + 1 :])]
 
 
 def is_private(url: str) -> bool:
     """Whether other processes do not see what is there."""
     return url.startswith("memory://")
-
-
-def without_unlisted(urls: Sequence[str]) -> list[str]:
-    """The files that no listing named, without those that a web server has all the same."""
-    with ThreadPoolExecutor(NUM_ASKED_AT_ONCE) as pool:
-        there = pool.map(lambda url: url.startswith(WEB_URLS) and exists(url), urls)
-        return [url for url, is_there in zip(urls, there, strict=True) if not is_there]
 
 
 def modified(url: str) -> datetime | None:

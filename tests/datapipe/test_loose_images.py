@@ -5,6 +5,7 @@ from __future__ import annotations
 import tarfile
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from datapipe.errors import DataError
@@ -59,6 +60,20 @@ def test_a_damaged_shard_of_a_folder_costs_no_other_image(tmp_path: Path) -> Non
     assert set(images) == {"a.png", "b.jpg", "c.JPEG", "broken.tar", "000001.jpg"}
     with pytest.raises(DataError, match=r"broken\.tar"):
         images["broken.tar"].read()
+
+
+def test_a_folder_in_a_bucket_has_those_below_too(tmp_path: Path) -> None:
+    fill(tmp_path)
+    bucket = f"memory://{tmp_path.name}"
+    filesystem = fsspec.filesystem("memory")
+    filesystem.put(f"{tmp_path}/", f"/{tmp_path.name}/", recursive=True)
+    filesystem.pipe(f"/{tmp_path.name}-blob", payload(3))
+    names = [image.name.removeprefix(bucket) for image in loose_images(bucket)]
+    assert names == ["/a.png", "/b.jpg", "/below/c.JPEG", "/shard.tar/000001.jpg"]
+    [blob] = loose_images(f"{bucket}-blob")
+    assert blob.read() == payload(3)
+    with pytest.raises(DataError, match="holds no images"):
+        loose_images(f"{bucket}-absent")
 
 
 def test_urls_are_read_where_they_lie(tmp_path: Path) -> None:
