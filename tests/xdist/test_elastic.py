@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -23,7 +24,7 @@ from tests.recorded import Planned, Recording, kill_self, recorded_topology
 from tests.server_versions import EndsAtOneVersion
 from tests.small_runs import NUM_TRAIN, causes, final, records, run, saved_step, small_config
 from tests.strategies import ActsBefore
-from xdist.config import ClusterConfig, TrainConfig
+from xdist.config import CheckpointConfig, ClusterConfig, TrainConfig
 from xdist.errors import RunFailed
 from xdist.servers_config import ServersConfig
 from xdist.strategies import UpdateStrategy
@@ -124,6 +125,41 @@ def test_where_the_node_of_the_driver_is_drained_all_is_saved_and_the_run_ends(
     assert saved_step(tmp_path / "run") == max(recording.steps()) >= 10
 
 
+def test_where_all_are_on_nodes_with_a_notice_what_there_is_is_saved_before_they_go(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No checkpoint and no report is due."""
+    saving = CheckpointConfig(every_samples=10**6, evaluate_every=0)
+    config = config_of(tmp_path, num_workers=2, checkpoint=saving, report_every_steps=100)
+    config = replace(config, cluster=ClusterConfig(wait_s=60))
+    recording = tmp_path / "recording"
+    with own_cluster(num_cpus=0, variables=QUICK_HEALTH_CHECKS) as cluster:
+        node = cluster.add_node(num_cpus=2)
+
+        def die_when_saved() -> None:
+            wait_until(lambda: saved_step(tmp_path / "run") >= 10 or None)
+            node.kill()
+
+        def add_node_then() -> None:
+            wait_until(lambda: (recording / "die").exists() or None)
+            cluster.add_node(num_cpus=2)
+
+        drain = partial(node.drain, deadline_s=120)
+        planned = [
+            Planned("drain", None, 10, drain, node_id=node.node_id),
+            Planned("die", None, 30, die_when_saved, node_id=node.node_id),
+        ]
+        with cluster.connected(), ThreadPoolExecutor(1) as beside:
+            added = beside.submit(add_node_then)
+            topologies = recorded_topology(recording, planned, num_slow_steps=29, slow_until="die")
+            run(config, tmp_path / "run", topologies=topologies)
+            added.result()
+    assert final(tmp_path / "run").manifest.cut.position == Position(epoch=config.num_epochs)
+    [step] = re.findall(r"run set back to its last checkpoint step=(\d+)", caplog.text)
+    assert 10 <= int(step) < 30
+    assert caplog.text.count("what there is is saved") == 1
+
+
 @pytest.mark.parametrize(
     ("num_workers", "sizes", "changes"),
     [
@@ -206,7 +242,7 @@ def test_an_asynchronous_worker_starts_anew_elsewhere_when_its_node_is_drained(
 
 class DrainsAServer(EndsAtOneVersion):
     """A topology in which a node is drained that has a server or a replica; workers wait until none
-    is there any more, and each has its replica.
+    is there any more, and each has its replica, if the run has some.
     """
 
     def __init__(self, plan: RunPlan, *, added: Sequence[AddedNode], settled: Path) -> None:
@@ -218,7 +254,8 @@ class DrainsAServer(EndsAtOneVersion):
     def watch(self) -> Outcome:
         outcome: Outcome = self._topology.watch()
         servers = self._topology._servers
-        if len(servers._attached) == len(servers.primaries):
+        num_replicas = self._plan.config.servers.replicas * len(servers.primaries)
+        if servers.is_led and len(servers._attached) == num_replicas:
             places = {hand.process.node_id for hand in servers if hand.process is not None}
             if self._drained is None:
                 self._drained = self._added[min(places & self._added.keys())]
@@ -234,18 +271,23 @@ def waits_for(file: Path, *arguments: Any, number: int) -> ActsBefore:
     return ActsBefore(strategy, 5, marker, lambda: wait_until(lambda: file.exists() or None))
 
 
-@pytest.mark.by_hand
-def test_servers_with_replicas_leave_a_node_that_is_drained(tmp_path: Path) -> None:
+@pytest.mark.parametrize("replicas", [0, pytest.param(1, marks=pytest.mark.by_hand)])
+def test_servers_leave_a_node_that_is_drained(
+    tmp_path: Path, replicas: Literal[0, 1], caplog: pytest.LogCaptureFixture
+) -> None:
+    """What they have is saved first, where there is no replica."""
     cluster_config = ClusterConfig(placement="SPREAD", cpus_per_server=1)
     config = small_config(tmp_path, strategy="push_pull", cluster=cluster_config)
-    config = replace(config, servers=ServersConfig(replicas=1))
+    config = replace(config, servers=ServersConfig(replicas=replicas))
     with own_cluster(num_cpus=2, variables=QUICK_HEALTH_CHECKS) as cluster:
-        added = [cluster.add_node(num_cpus=2) for _ in range(3)]
+        added = [cluster.add_node(num_cpus=2) for _ in range(2 + replicas)]
         with cluster.connected():
             make = partial(DrainsAServer, added=added, settled=tmp_path / "settled")
             run(config, tmp_path / "run", topologies={"push_pull": make})
     assert (tmp_path / "settled").exists()
     assert causes(tmp_path / "run") == []
+    assert ("what there is is saved" in caplog.text) == (replicas == 0)
+    assert "set back" not in caplog.text
     assert final(tmp_path / "run").manifest.cut.position == Position(epoch=2)
 
 

@@ -141,6 +141,48 @@ def test_what_somebody_had_not_written_who_is_gone_is_saved_anew(workers: Worker
     assert all(hand.can_save for hand in workers.hands)
 
 
+class Course:
+    """Notes where it is to be saved."""
+
+    def __init__(self) -> None:
+        self.saved: list[int | str] = []
+
+    def cut_short(self, step: int) -> None:
+        self.saved.append(step)
+
+    def save_at_end(self) -> None:
+        self.saved.append("end")
+
+
+def test_where_all_are_on_nodes_with_a_notice_one_is_saved_at_once_and_once(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    course: Any = Course()
+    for number, hand in enumerate(workers.hands):
+        monkeypatch.setattr(type(hand), "node_id", property(lambda hand: f"node {hand.number}"))
+        workers.saving.heed_notice(workers.hands, {f"node {n}" for n in range(number + 1)})
+        assert workers.saving.is_urgent == (number == 1)
+    workers.saving.plan(course, 7)
+    assert workers.save(7)
+    workers.saving.heed_notice(workers.hands, {"node 0", "node 1"})
+    workers.saving.heed_notice(workers.hands[:1], {"node 0", "node 1"})
+    assert not workers.saving.is_urgent
+    workers.saving.plan(course, 8)
+    assert course.saved == [7]
+
+
+def test_where_another_one_is_late_the_urgent_one_is_owed(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert workers.save(10)
+    monkeypatch.setattr(rules, "LATE_S", 0.0)
+    workers.saving.is_urgent = True
+    assert not workers.save(12)
+    for number in range(2):
+        workers.tell(number, 10, written(number))
+    assert workers.saving.owes
+
+
 def test_one_that_hangs_holds_up_no_end(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
     workers.save(10)
     workers.saving.shares(cut_at(20, True), workers.hands, is_ending=False)

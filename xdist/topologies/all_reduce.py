@@ -155,6 +155,7 @@ class AllReduceTopology:
         pending = self._staff.look_for_draining(step=self._first_step) | self._start_due()
         if not self._is_first:
             pending |= self._staff.start_successors(seated=self._seated, leaving=self._leaving)
+            self._saving.heed_notice(self._seated, self._staff.draining)
         return self._advance(pending)
 
     def end_soon(self) -> Outcome:
@@ -270,7 +271,7 @@ class AllReduceTopology:
                 pending |= self._crew.tell(hand, "abort")
             group.is_aborted = True
             return pending
-        wants_stop = self._wants_change or self._is_ending
+        wants_stop = self._wants_change or self._is_ending or self._saving.is_urgent
         if group.is_stopping or group.round != "train" or not wants_stop:
             return {}
         group.is_stopping = True
@@ -357,8 +358,7 @@ class AllReduceTopology:
                 self._ends_at = step
                 return {}
             self._course.cut_short(step)
-        if self._saving.owes:
-            self._course.save_at_end()
+        self._saving.plan(self._course, step)
         segment = self._course.segment
         assert segment is not None
         self._group.round = "train"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from xdist.checkpoint import Cut, Part
+from xdist.segments import Course
 from xdist.share_writer import Written
 from xdist.strategies import Share
 from xdist.topologies import Outcome, Pending, Saved, Task
@@ -63,6 +64,10 @@ class Saving:
         """When the last one was there."""
         self._owes = False
         """Whether one was given up, and none was begun after it."""
+        self.is_urgent = False
+        """Whether what there is is to be saved at the end of the step."""
+        self._going: frozenset[str] = frozenset()
+        """The ids of nodes on which all workers were when these had a notice to go."""
 
     @property
     def is_at_work(self) -> bool:
@@ -79,8 +84,10 @@ class Saving:
         if cut is not None and self._is_late and not self.is_waited_for:
             said = "checkpoint left out, as an earlier one is being written yet step=%d"
             logger.warning(said, cut.step)
+            self._owes = self._owes or self.is_urgent
         elif cut is not None:
             shares = shares_of(seated)
+        self.is_urgent = False
         self._owners = {hand.life: hand for hand in seated if hand.life in shares}
         return shares
 
@@ -167,6 +174,24 @@ class Saving:
         """Nobody goes on to write."""
         for one in list(self._unwritten.values()):
             self._give_up(one, "nobody writes any more")
+
+    def heed_notice(self, seated: Sequence[Hand], draining: Collection[str]) -> None:
+        """Where all are on nodes that are about to go, those may go before others can take over:
+        what there is is saved, once.
+        """
+        at = frozenset(hand.node_id for hand in seated if hand.node_id is not None)
+        if at and at.issubset(draining) and not at.issubset(self._going):
+            logger.warning("all workers are on nodes that are about to go: what there is is saved")
+            self.is_urgent, self._going = True, at
+
+    def plan(self, course: Course, step: int | None) -> None:
+        """Have the segment that begins with `step` saved: there, where that is urgent, or at its
+        end, where one is owed for one that was given up.
+        """
+        if self.is_urgent and step is not None and step != self.saved_step:
+            course.cut_short(step)
+        elif self.owes:
+            course.save_at_end()
 
     @property
     def owes(self) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,6 +85,8 @@ class ServerCrew:
         self.term = 0
         self.is_led = False
         """Whether the servers of this term take pushes."""
+        self._saved_for: set[int] = set()
+        """Lives of servers for whose nodes' notice the state was saved."""
         self._parted_since: float | None = None
         """When a server did not reach another one in this term."""
 
@@ -212,7 +214,7 @@ class ServerCrew:
         self._attached.discard(hand.life)
         if self._replicas.get(hand.number) is hand:
             del self._replicas[hand.number]
-            return self._start_replica(hand.number)
+            return self._start_replica(hand.number) if self._has_replicas else {}
         replica = self._replicas.pop(hand.number, None)
         if replica is None or replica.life not in self._attached:
             if replica is not None:
@@ -222,7 +224,8 @@ class ServerCrew:
         self._attached.discard(replica.life)
         self._primaries[hand.number] = replica
         logger.warning("replica took over server=%d term=%d", hand.number, self.term + 1)
-        return self._begin_term() | self._start_replica(hand.number)
+        begun = self._begin_term()
+        return begun | self._start_replica(hand.number) if self._has_replicas else begun
 
     def _ask_newest(self, *, but: ServerHand) -> None:
         """Ask those who are left how far the run has come, which nobody will know any more."""
@@ -234,14 +237,20 @@ class ServerCrew:
                 self.newest_version = max(self.newest_version, ray.get(answer))
 
     def settle(self) -> Pending:
-        """Have servers with replicas leave a node that is about to go, and a replica one that it
-        shares with its primary, when another node has come. One after the other: meanwhile the
-        state is on one node.
+        """Have servers leave a node that is about to go, once each has a replica elsewhere, and a
+        replica one that it shares with its primary, when another node has come. One after the
+        other: meanwhile the state is on one node.
         """
-        if not self.is_led or len(self._attached) < len(self._primaries):
+        if not self.is_led:
             return {}
         draining, staying = nodes.to_leave(), nodes.staying()
+        if saved := self._save_before_loss(draining):
+            return saved
+        if self._has_replicas and len(self._attached) < len(self._primaries):
+            return {}
         for number, replica in self._replicas.items():
+            if replica.life not in self._attached:
+                continue
             primary = self._primaries[number]
             assert replica.process is not None, "it is attached"
             assert primary.process is not None, "it has a replica"
@@ -253,7 +262,40 @@ class ServerCrew:
             if beside in draining:
                 logger.info("server %d leaves its node, which is being drained", number)
                 return self.lose(primary) or {}
-        return {}
+        return self._start_successors(draining)
+
+    def _on(self, going: Collection[str]) -> list[ServerHand]:
+        """Primaries without a replica on these nodes."""
+        replicated = {
+            number for number, each in self._replicas.items() if each.life in self._attached
+        }
+        return [
+            hand
+            for hand in self.primaries
+            if hand.number not in replicated
+            and hand.process is not None
+            and hand.process.node_id in going
+        ]
+
+    def _save_before_loss(self, draining: Collection[str]) -> Pending:
+        """A node may go before those who have the only state on it can leave: in a new term, what
+        there is is saved.
+        """
+        told = {hand.life for hand in self._on(draining)}
+        if told.issubset(self._saved_for):
+            return {}
+        self._saved_for |= told
+        logger.warning("servers are on a node that is about to go: what there is is saved")
+        return self._begin_term()
+
+    def _start_successors(self, draining: Collection[str]) -> Pending:
+        """Replicas elsewhere, which will take the places of servers without one on such a node."""
+        pending: Pending = {}
+        for hand in self._on(draining):
+            if hand.number not in self._replicas:
+                logger.info("server %d is to leave its node, which is being drained", hand.number)
+                pending |= self._start_replica(hand.number)
+        return pending
 
     def felt(self, hand: ServerHand, version: int) -> Pending:
         """A pulse came back, with the version that the server is at; send the next one."""
