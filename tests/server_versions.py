@@ -27,7 +27,8 @@ class EndsAtOneVersion:
 
     def close(self) -> None:
         latest = checkpoint.latest(self._plan.run_dir)
-        if latest is not None and latest.manifest.cut.is_final:
+        is_open = any(self._topology._servers)  # Not closed before.
+        if is_open and latest is not None and latest.manifest.cut.is_final:
             wait_until(lambda: self._versions() == {latest.manifest.cut.step} or None)
         self._topology.close()
 

@@ -26,6 +26,7 @@ from datapipe.label_map import LabelMap
 from datapipe.labels import Label, read_labels
 from datapipe.manifest import Manifest, ShardEntries, ShardEntry
 from datapipe.sources import list_images
+from datapipe.writer import RawImage, write_shards
 from tests.mutations import damaged, foreign_json, foreign_lines
 from tests.xdist.test_checkpoint import save
 from xdist import checkpoint, invocation
@@ -37,6 +38,7 @@ from xdist.model_config import ModelConfig
 from xdist.report import page, read_run
 from xdist.retention import read_scores
 from xdist.run_directory import CONFIG, METRICS, QUARANTINE, RunDirectory
+from xdist.scoring import skipped_samples
 from xdist.stored_config import stored_config
 from xdist.weight_files import MODEL_KEY, read_file
 
@@ -95,6 +97,22 @@ def read_config(directory: Path) -> None:
     except SystemExit as error:
         code = int(error.code or 0)
     assert code == 2
+
+
+def packed(directory: Path) -> None:
+    images = [RawImage(bytes(100), "jpg", (), f"i-{number}.jpg") for number in range(2)]
+    write_shards(
+        images,
+        directory=str(directory / "set"),
+        labels=LABELS,
+        prefix="set",
+        samples_per_shard=2,
+        shard_bytes=None,
+    )
+
+
+def skip(directory: Path) -> None:
+    skipped_samples(str(directory / "skip.txt"), ShardIndex.open(str(directory / "set")))
 
 
 def report(directory: Path) -> None:
@@ -186,6 +204,7 @@ KINDS = {
         "i.parquet", table_of_images("parquet"), lambda where: list_images(where / "i.parquet"),
         damaged,
     ),
+    "samples to skip": Kind("skip.txt", b"i-0\n293\n", skip, damaged, packed),
     "configuration": Kind(CONFIG, as_json(RUN.to_json()), read_config, foreign_json),
     "configuration of what is resumed": Kind(CONFIG, as_json(RUN.to_json()), resume, foreign_json),
     "records": Kind(METRICS, RECORDS, draw, foreign_lines, begun),

@@ -7,6 +7,7 @@ dealt with first.
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -47,9 +48,7 @@ TOPOLOGIES: Mapping[str, MakeTopology] = {
     "push_pull": PushPullTopology,
 }
 GRACE_S = 5.0
-"""After a fault: how long others may take to say what they know of it. The first to notice is
-seldom the culprit.
-"""
+"""After a fault, for others to say what they know: the first to notice is seldom the culprit."""
 WATCH_EVERY_S = 1.0
 """How often the driver looks at what would not tell."""
 PUBLISHED_EVERY_S = 0.02
@@ -79,7 +78,7 @@ class Driver:
         self._topology = topology
         self._pending: Pending = {}
         self._scorer = Scorer(preparation.scoring, config, save_every_samples=every)
-        self._publications = Publications(run.url, config, save_every_samples=every)
+        self._publications = Publications(run, config, save_every_samples=every)
         self._overdue = Overdue(config.checkpoint.max_age_s)
         self._scores: dict[str, dict[str, float]] = {}
         cluster = config.cluster
@@ -102,7 +101,7 @@ class Driver:
         finally:
             self._topology.close()
             is_done = self._publications.close(self._ending.left_s)
-            self._log.close(syncs=is_done)
+            self._log.close(syncs=is_done, error=sys.exc_info()[1])
         cut = self._latest.manifest.cut
         return Summary(
             self._run.url, cut.step, cut.num_samples, time.monotonic() - started, self._scores
@@ -135,10 +134,13 @@ class Driver:
 
     def _is_over(self) -> bool:
         is_saving = self._publications.is_busy or self._topology.is_saving
-        unfinished = (
-            is_saving or self._scorer.has_work or any(task.ends for task in self._pending.values())
-        )
-        return self._is_trained() and not unfinished
+        if not self._is_trained() or is_saving or any(each.ends for each in self._pending.values()):
+            return False
+        if not self._scorer.has_room:
+            self._pending = {}
+            self._topology.close()
+            self._scorer.take_room()
+        return not self._scorer.has_work
 
     def _is_trained(self) -> bool:
         """Whether the latest checkpoint is the run's last."""
@@ -146,9 +148,7 @@ class Driver:
 
     def _handle_next(self) -> None:
         self._scorer.go_on()
-        waiting = list(self._pending)
-        if self._scorer.task is not None:
-            waiting.append(self._scorer.task)
+        waiting = [*self._pending, *filter(None, [self._scorer.task])]
         timeout_s = PUBLISHED_EVERY_S if self._publications.is_busy else WATCH_EVERY_S
         ready = first_ready(waiting, timeout_s=timeout_s)
         if ready and ready[0] == self._scorer.task:
@@ -208,16 +208,11 @@ class Driver:
 
     def _end_with(self, error: RayError, task: Task) -> Fault:
         """The run cannot go on, for what a task has raised: it ends, once what the others have
-        trained is saved. Raises it where there is nothing to save.
+        trained is saved.
         """
         why = last_line(error)
-        self._end_for(self._cause_of(error), why)
+        self._ending.fail(self._cause_of(error), why)
         return Fault(task, why, "bug")
-
-    def _end_for(self, cause: Exception, why: str | None = None) -> None:
-        if self._newest_step == self._latest.manifest.cut.step:
-            raise cause
-        self._ending.fail(cause, why)
 
     def _cause_of(self, error: RayError) -> Exception:
         cause = cause_of(error)
@@ -229,7 +224,7 @@ class Driver:
         try:
             self._log.corrupt(samples)
         except TooManyBadSamples as error:
-            self._end_for(error)
+            self._ending.fail(error)
 
     def _publish_if_complete(self, saved: Saved) -> None:
         """Publish a checkpoint once all its parts are there."""
@@ -266,7 +261,7 @@ class Driver:
         except RayTaskError as error:
             if not isinstance(error.cause, MAY_PASS):
                 self._scorer.give_up(last_line(error))
-                return self._end_for(self._cause_of(error), last_line(error))
+                return self._ending.fail(self._cause_of(error), last_line(error))
             if self._scorer.wants_last:
                 self._count_and_record("scoring", str(error.cause))
             self._scorer.put_off(str(error.cause))

@@ -8,6 +8,7 @@
         │   ├── NotEnoughResources   the cluster has no room for the workers and servers
         │   ├── RunDirectoryError    the run directory cannot be written, or holds another run
         │   │   └── PartMissing      what a node wrote into it is not there
+        │   ├── RunTaken             another process has begun to drive the run
         │   ├── UnknownFormat        another version of this program wrote the checkpoint
         │   └── CheckpointDamaged    a part of a checkpoint is missing or fails its SHA-256
         ├── PeerLost           another worker or a server is gone; this one is healthy
@@ -36,6 +37,10 @@ class NotEnoughResources(UserError):
 
 class RunDirectoryError(UserError):
     """The run directory cannot be written, or holds another run."""
+
+
+class RunTaken(UserError):
+    """Another process has begun to drive the run in the same directory."""
 
 
 class PartMissing(RunDirectoryError):

@@ -29,7 +29,13 @@ class EvaluationConfig:
     """
     batch_size: int = 64
     """Samples that are scored together; with other batches the last bits of a score may differ."""
+    num_cpus: float = 0.0
+    """CPUs that scoring reserves during a run, and computes with; 0: none, it has the threads of a
+    worker, on the driver's node. The last checkpoint is scored on what the workers had.
+    """
+    num_gpus: int = 0
+    """GPUs that scoring reserves during a run, beside those of the workers."""
 
     def __post_init__(self) -> None:
         check_types(self, "evaluation.")
-        check_least(self, "evaluation.", batch_size=1)
+        check_least(self, "evaluation.", batch_size=1, num_cpus=0, num_gpus=0)

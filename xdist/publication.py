@@ -21,6 +21,7 @@ from xdist.checkpoint import Checkpoint, Cut, Manifest, Part
 from xdist.config import TrainConfig
 from xdist.errors import PartMissing, RunDirectoryError
 from xdist.retention import Retention
+from xdist.run_directory import RunDirectory
 from xdist.scorer import ScoringRequest
 
 logger = logging.getLogger(__name__)
@@ -46,11 +47,11 @@ class _Unfinished:
 class Publications:
     """Collects parts, and publishes a checkpoint when all of its parts are there."""
 
-    def __init__(self, run_dir: str, config: TrainConfig, *, save_every_samples: int) -> None:
-        self._run_dir = run_dir
+    def __init__(self, run: RunDirectory, config: TrainConfig, *, save_every_samples: int) -> None:
+        self._run = run
         self._config = config
         self._retention = Retention(
-            run_dir, config.checkpoint, save_every_samples=save_every_samples
+            run.url, config.checkpoint, save_every_samples=save_every_samples
         )
         self._unfinished: dict[int, _Unfinished] = {}
         self._complete: deque[tuple[Manifest, float]] = deque()
@@ -100,8 +101,12 @@ class Publications:
     def _publish_next(self) -> None:
         if self._complete and self._publishing is None:
             manifest, _ = self._complete[0]
-            url = checkpoint.checkpoint_url(self._run_dir, manifest.cut.step)
-            self._publishing = self._beside.submit(partial(checkpoint.publish, url, manifest))
+            url = checkpoint.checkpoint_url(self._run.url, manifest.cut.step)
+            self._publishing = self._beside.submit(partial(self._publish, url, manifest))
+
+    def _publish(self, url: str, manifest: Manifest) -> Checkpoint:
+        self._run.check_owned()
+        return checkpoint.publish(url, manifest)
 
     @property
     def is_busy(self) -> bool:
@@ -111,7 +116,7 @@ class Publications:
     def take(self, *, waits: bool = False) -> Published | None:
         """One that is there now, told once; None where there is none, at once unless it waits.
         Raises `RunDirectoryError` where the storage refused one; that is tried again. One that
-        lacks a part is given up (`PartMissing`), where others follow.
+        lacks a part is given up (`PartMissing`), where others follow. Raises `RunTaken`.
         """
         if self._tidying is not None and self._tidying.done():
             self._tidying.result()  # A bug is to be heard.
@@ -146,14 +151,14 @@ class Publications:
         call that. What the storage refuses is done another time.
         """
         unfinished = {*self._unfinished, *(manifest.cut.step for manifest, _ in self._complete)}
-        spare = scoring | {checkpoint.checkpoint_url(self._run_dir, step) for step in unfinished}
+        spare = scoring | {checkpoint.checkpoint_url(self._run.url, step) for step in unfinished}
 
         def tidy() -> None:
             try:
                 self._retention.prune(newest=newest, spare=spare)
                 then()
             except (OSError, UnreadableUrl) as error:
-                logger.warning("run directory %s not tidied: %s", self._run_dir, error)
+                logger.warning("run directory %s not tidied: %s", self._run.url, error)
 
         self._tidying = self._beside.submit(tidy)
 

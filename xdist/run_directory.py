@@ -7,12 +7,14 @@
     tensorboard/        event files, if it is among the trackers
     curves.png          loss, score and throughput against samples
     summary.json        how the run ended
+    owner.json          of a remote one, the process that drives the run
     prometheus_targets.json   where the driver's metrics are, while it runs
     profile/            trace.json.gz, of torch's profiler, and steps.txt, if the run was profiled
     checkpoints/        see checkpoint.py
 
 A remote run directory has a local twin, which is uploaded whenever `sync` is called. A local one
-belongs to one process at a time, by a lock that ends with the process.
+belongs to one process at a time, by a lock that ends with the process. A remote one belongs to who
+has opened it last, as owner.json says: where a driver is lost from sight, another must not wait.
 """
 
 from __future__ import annotations
@@ -21,6 +23,9 @@ import fcntl
 import json
 import logging
 import math
+import os
+import platform
+import secrets
 import shutil
 import tempfile
 import time
@@ -30,12 +35,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from datapipe.errors import CorruptSample
+from datapipe.errors import CorruptSample, UnreadableUrl
 from datapipe.json_text import parse_json
 from datapipe.storage import absolute, read_bytes, write_bytes
 from xdist.config import TrainConfig
-from xdist.errors import RunDirectoryError
+from xdist.errors import RunDirectoryError, RunTaken
 from xdist.line_file import LineFile
+from xdist.patient_storage import fetch
 from xdist.run_records import parsed, thinned, whole
 
 if TYPE_CHECKING:
@@ -47,7 +53,7 @@ CONFIG, METRICS, QUARANTINE, LOG, CURVES = (
     "config.json", "metrics.jsonl", "quarantine.jsonl", "log.txt", "curves.png",
 )  # fmt: skip
 PROFILE = "profile"
-LOCK = ".lock"
+LOCK, OWNER = ".lock", "owner.json"
 CURVES_EVERY_S = 30.0
 DRAWN_RECORDS = 4000
 """Of how a run trained: a line has fewer pixels, and all those of a month would take a GB."""
@@ -75,6 +81,8 @@ OPERATION = (
     "data.cache_gb",
     "data.decode_threads",
     "data.prefetch_batches",
+    "evaluation.num_cpus",
+    "evaluation.num_gpus",
     "checkpoint.final_save_s",
     "checkpoint.max_age_s",
 )
@@ -120,6 +128,9 @@ class RunDirectory:
         self.url = absolute(url)
         self._drawn = -math.inf
         self._is_remote = "://" in self.url
+        self._token = secrets.token_hex(16)
+        self._is_taken = False
+        """Whether another process has opened a remote one since."""
         self.was_begun = False
         """Whether a run of this configuration had all that it needs when it began."""
         try:
@@ -148,6 +159,7 @@ class RunDirectory:
             self._quarantine.end_last_line()
             self._listed = self._read_quarantine()
             self._upload()
+            self._own()
         except BlockingIOError as error:
             raise RunDirectoryError(
                 f"{self.url} is in use by a run that is under way; wait for it, end it, "
@@ -166,6 +178,31 @@ class RunDirectory:
         return RunDirectoryError(
             f"run_dir {self.url} cannot be written: {error}; choose another with --run-dir"
         )
+
+    def _own(self) -> None:
+        if self._is_remote:
+            facts = {"token": self._token, "host": platform.node(), "process": os.getpid()}
+            write_bytes(f"{self.url}/{OWNER}", json.dumps(facts).encode())
+
+    def check_owned(self) -> None:
+        """Raise `RunTaken` where another process has opened this remote directory since; nothing is
+        uploaded to it any more. Raises `RunDirectoryError` where that cannot be known now.
+        """
+        if not self._is_remote:
+            return
+        try:
+            owner = parse_json(fetch(f"{self.url}/{OWNER}"))
+            found, who = owner["token"], f"process {owner['process']} on {owner['host']}"
+        except FileNotFoundError:
+            return
+        except (OSError, UnreadableUrl, ValueError, KeyError, TypeError) as error:
+            raise RunDirectoryError(f"{self.url}/{OWNER} cannot be read: {error}") from error
+        if found != self._token:
+            self._is_taken = True
+            raise RunTaken(
+                f"{self.url} is driven by {who} by now, which has begun later; this run ends, and "
+                "leaves it to that one; give another --run-dir to have both"
+            )
 
     @property
     def log(self) -> Path:
@@ -259,7 +296,7 @@ class RunDirectory:
         self._upload()
 
     def _upload(self) -> None:
-        if self._is_remote:
+        if self._is_remote and not self._is_taken:
             for file in self.local.rglob("*"):
                 if file.name != LOCK and file.is_file():
                     name = file.relative_to(self.local).as_posix()

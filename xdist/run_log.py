@@ -60,12 +60,12 @@ class RunLog:
         logger.info("metrics served address=http://%s/metrics", place)
         self._record("start", kernels=dict(kernels))
 
-    def close(self, *, syncs: bool = True) -> None:
+    def close(self, *, syncs: bool = True, error: BaseException | None = None) -> None:
         """Nothing is served any more; the run directory is what it is to be in the end. syncs:
-        nobody else is at that.
+        nobody else is at that. error: with which the run ends.
         """
         self._metrics.close()
-        self._trackers.close()
+        self._trackers.close(error)
         try:
             if syncs:
                 self._run.sync()

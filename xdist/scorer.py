@@ -1,4 +1,6 @@
-"""Scorer: which checkpoints of a run are scored, one after the other, in a task beside training."""
+"""Scorer: which checkpoints of a run are scored, one after the other, in a process beside training;
+the last one by as many as have trained.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,13 @@ from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from datapipe.errors import CorruptSample, MissingShard, UnreadableUrl
-from xdist import fork_servers, scoring
+from xdist import fork_servers
 from xdist.checkpoint import Checkpoint
 from xdist.config import TrainConfig
-from xdist.errors import CheckpointDamaged
+from xdist.errors import CheckpointDamaged, NotEnoughResources
 from xdist.retention import read_scores
-from xdist.scoring import ScoringPlan
+from xdist.scoring import ScoringPlan, num_batches, score_part
+from xdist.sharded_scoring import placing, score_sharded
 from xdist.state import WeightsName, averages
 from xdist.topologies import nodes
 from xdist.topologies.actors import CONTROL, NO_RETRIES, end
@@ -95,10 +98,21 @@ class ScoringProcess:
     """An actor that scores one checkpoint, and answers meanwhile as long as it runs."""
 
     def score(
-        self, plan: ScoringPlan, checkpoint_url: str, weights: WeightsName
+        self, plan: ScoringPlan, checkpoint_url: str, weights: WeightsName, num_workers: int
     ) -> tuple[dict[str, float], tuple[CorruptSample, ...]]:
-        """As `scoring.score` does."""
-        return scoring.score(plan, checkpoint_url, weights)
+        """The scores of all measures, and the samples that could not be scored. num_workers: that
+        count parts of it elsewhere, where there is room for them; else it is done here.
+        """
+        tally = None
+        if min(num_workers, num_batches(plan)) > 1:
+            try:
+                tally = score_sharded(plan, checkpoint_url, weights, num_workers=num_workers)
+            except NotEnoughResources as error:
+                logger.warning("scored on one node: %s", error)
+        if tally is None:
+            num_cpus = plan.config.evaluation.num_cpus
+            tally = score_part(plan, checkpoint_url, weights, num_cpus=num_cpus)
+        return tally.scores(), tuple(tally.corrupt)
 
     def pulse(self) -> None:
         """On a thread of its own: it runs."""
@@ -121,13 +135,19 @@ class Scorer:
     ) -> None:
         """plan: None scores nothing."""
         self._plan = plan
-        self._cluster = config.cluster
+        self._config = config
+        self.has_room = False
+        """Whether nobody trains any more."""
+        self._reserved: dict[str, Any] | None = None
+        """What scoring asks of the cluster, once that is known."""
         self._queue = ScoringQueue(config, save_every_samples=save_every_samples)
         self.task: ray.ObjectRef[Any] | None = None
         """To wait for; None while nothing is scored."""
         self._process: ActorHandle[Any] | None = None
         self._pulse: ray.ObjectRef[Any] | None = None
         self._pulse_sent = 0.0
+        self._has_answered = False
+        """Whether that has started: before, what it reserves may not be free."""
         self._not_before = 0.0
         self._num_put_off = 0
 
@@ -136,6 +156,12 @@ class Scorer:
         if self._plan is not None:
             self._queue.add(wanted, is_last=is_last)
             self.go_on()
+
+    def take_room(self) -> None:
+        """Nobody trains any more: what is left to be scored is scored on what the workers had. The
+        last checkpoint waits for that.
+        """
+        self.has_room = True
 
     def begin(self, found: Checkpoint, *, is_trained: bool) -> None:
         """A run begins with this checkpoint: its last one, or one that should have been scored, and
@@ -200,15 +226,39 @@ class Scorer:
     def go_on(self) -> None:
         """Begin with the next one, if there is one, and none is being scored."""
         wanted = self._queue.first
+        if self.wants_last and not self.has_room:
+            return
         if self.task is not None:
             self._check_pulse()
         elif wanted is not None and time.monotonic() >= self._not_before:
-            here = NodeAffinitySchedulingStrategy(nodes.here(), soft=True)
-            options = {**NO_RETRIES, "num_cpus": 0, "scheduling_strategy": here}
-            options |= fork_servers.options(self._cluster)
-            self._process = process = _process_class().options(**options).remote()
-            self.task = process.score.remote(self._plan, wanted.checkpoint.url, wanted.weights)
-            self._feel(process)
+            self._start(wanted)
+
+    def _start(self, wanted: ScoringRequest) -> None:
+        url = wanted.checkpoint.url
+        options = self._beside_driver() if self.has_room else self._options(url)
+        self._process = process = _process_class().options(**NO_RETRIES, **options).remote()
+        num_workers = self._config.num_workers if self.has_room else 1
+        self.task = process.score.remote(self._plan, url, wanted.weights, num_workers)
+        self._has_answered = False
+        self._feel(process)
+
+    def _beside_driver(self) -> dict[str, Any]:
+        here = NodeAffinitySchedulingStrategy(nodes.here(), soft=True)
+        cluster = self._config.cluster
+        return {"num_cpus": 0, "scheduling_strategy": here, **fork_servers.options(cluster)}
+
+    def _options(self, checkpoint_url: str) -> dict[str, Any]:
+        evaluation = self._config.evaluation
+        if not (evaluation.num_cpus or evaluation.num_gpus):
+            return self._beside_driver()
+        assert self._plan is not None, "something is to be scored"
+        self._reserved = self._reserved or placing(
+            self._plan,
+            checkpoint_url,
+            num_cpus=evaluation.num_cpus,
+            num_gpus=evaluation.num_gpus,
+        )
+        return self._reserved
 
     def _feel(self, process: ActorHandle[Any]) -> None:
         pulse: Any = process.pulse.options(concurrency_group=CONTROL)
@@ -221,8 +271,9 @@ class Scorer:
         if process is None or pulse is None or silence_s < PULSE_S:
             return
         if ray.wait([pulse], timeout=0)[0]:
+            self._has_answered = True
             self._feel(process)
-        elif silence_s > SILENCE_LIMIT_S:
+        elif silence_s > SILENCE_LIMIT_S and (self._has_answered or self._reserved is None):
             logger.warning("what scores gave no answer for %g s", SILENCE_LIMIT_S)
             self._pulse = None  # It is told once.
             end([process])

@@ -210,28 +210,27 @@ def _stem(name: str) -> str:
     return PurePosixPath(name).name.partition(".")[0]
 
 
-def score(
-    plan: ScoringPlan, checkpoint_url: str, weights: WeightsName
-) -> tuple[dict[str, float], tuple[CorruptSample, ...]]:
-    """The scores of all measures, and the samples that could not be scored."""
-    tally = score_part(plan, checkpoint_url, weights, part=0, num_parts=1)
-    return tally.scores(), tuple(tally.corrupt)
-
-
 def num_batches(plan: ScoringPlan) -> int:
     """Batches of the evaluation set."""
     return -(-ShardIndex.open(plan.index_url).num_samples // plan.config.evaluation.batch_size)
 
 
 def score_part(
-    plan: ScoringPlan, checkpoint_url: str, weights: WeightsName, *, part: int, num_parts: int
+    plan: ScoringPlan,
+    checkpoint_url: str,
+    weights: WeightsName,
+    *,
+    part: int = 0,
+    num_parts: int = 1,
+    num_cpus: float | None = None,
 ) -> Tally:
-    """Count one of `num_parts` contiguous parts of the evaluation set.
+    """Count one of `num_parts` contiguous parts of the evaluation set, with as many threads as
+    `num_cpus`, or as a worker has.
 
     The parts are cut between batches, so every image is computed in the same batch, and with the
     same bits, whatever their number. Raises `UserError`, `DataError`.
     """
-    torch.set_num_threads(max(1, int(plan.config.cluster.cpus_per_worker)))
+    torch.set_num_threads(max(1, int(num_cpus or plan.config.cluster.cpus_per_worker)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(plan.config, plan.num_classes, Checkpoint.open(checkpoint_url), weights)
     model.to(device)

@@ -67,7 +67,10 @@ def score_sharded(
     Raises `NotEnoughResources` when there is no room for a worker within `cluster.wait_s`,
     `TooManyBadSamples`, and what a part raised.
     """
-    options = _options(plan, checkpoint_url)
+    cluster = plan.config.cluster
+    options = placing(
+        plan, checkpoint_url, num_cpus=cluster.cpus_per_worker, num_gpus=cluster.gpus_per_worker
+    )
     _wait_for_room(options, plan.config.cluster)
     num_parts = min(num_workers, num_batches(plan))
     function: Any = score_part  # Ray's types know no keyword-only arguments.
@@ -88,19 +91,20 @@ def score_sharded(
     return tally
 
 
-def _options(plan: ScoringPlan, checkpoint_url: str) -> dict[str, Any]:
-    """What every part asks of the cluster; all run here, where other nodes do not see the files."""
-    cluster = plan.config.cluster
+def placing(
+    plan: ScoringPlan, checkpoint_url: str, *, num_cpus: float, num_gpus: float | str
+) -> dict[str, Any]:
+    """What a task, or an actor, that scores asks of the cluster: so much; it runs here, where other
+    nodes do not see the files.
+    """
     options: dict[str, Any] = {
-        "num_cpus": cluster.cpus_per_worker,
-        "num_gpus": cluster.gpus_per_worker,
-        **fork_servers.options(cluster),
+        "num_cpus": num_cpus,
+        "num_gpus": num_gpus,
+        **fork_servers.options(plan.config.cluster),
     }
     for url in (checkpoint_url, plan.index_url, plan.config.data.evaluation):
         if url is not None and "://" not in url and (blind := nodes.blind_to(url)):
-            logger.warning(
-                "all parts run on this node, as %d others do not see %s", len(blind), url
-            )
+            logger.warning("scoring is on this node, as %d others do not see %s", len(blind), url)
             here = NodeAffinitySchedulingStrategy(nodes.here(), soft=False)
             return {**options, "scheduling_strategy": here}
     return options

@@ -121,14 +121,16 @@ def _num_servers(config: TrainConfig, num_workers: int) -> int:
 
 
 def fits(config: TrainConfig, resources: Nodes, num_workers: int) -> bool:
-    """Whether the nodes hold so many workers, and servers and their replicas beside them: each on
-    one node.
+    """Whether the nodes hold so many workers, and beside them servers, their replicas, and what
+    scores: each on one node.
     """
     gpus = _gpus_per_worker(config, resources)
     free = [(node.get("CPU", 0), node.get("GPU", 0)) for node in resources]
     wanted = [(config.cluster.cpus_per_worker, gpus)] * num_workers
     server = config.cluster.cpus_per_server, config.cluster.gpus_per_server
     wanted += [server] * (_num_servers(config, num_workers) * (1 + config.servers.replicas))
+    if config.data.evaluation is not None:
+        wanted.append((config.evaluation.num_cpus, config.evaluation.num_gpus))
     for cpus, gpus in wanted:
         rooms = (i for i, node in enumerate(free) if node[0] >= cpus and node[1] >= gpus)
         room = next(rooms, None)
@@ -160,6 +162,9 @@ def _missing(config: TrainConfig, resources: Nodes, num_workers: int, num_server
     fields = ["num_workers" if isinstance(config.num_workers, int) else "cluster.min_world_size"]
     fields += ["cluster.cpus_per_worker"] + ["cluster.gpus_per_worker"] * bool(gpus)
     fields += ["cluster.cpus_per_server"] * (config.strategy == "push_pull")
+    scoring = config.evaluation.num_cpus, config.evaluation.num_gpus
+    is_scored = config.data.evaluation is not None and any(scoring)
+    fields += ["evaluation.num_cpus", "evaluation.num_gpus"] * is_scored
     lower = f"{', '.join(fields[:-1])} or {fields[-1]}"
     each = _amounts(cluster.cpus_per_worker, gpus)
     of_server = _amounts(cluster.cpus_per_server, cluster.gpus_per_server)
@@ -168,7 +173,8 @@ def _missing(config: TrainConfig, resources: Nodes, num_workers: int, num_server
     there = f"{_total(resources, 'CPU'):g} CPU and {_total(resources, 'GPU'):g} GPU"
     there += f" on {len(resources)} nodes" if len(resources) > 1 else ""
     return (
-        f"{num_workers} workers of {each}{servers if num_servers else ''} do not fit: "
+        f"{num_workers} workers of {each}{servers if num_servers else ''}"
+        f"{f' and scoring of {_amounts(*scoring)}' if is_scored else ''} do not fit: "
         f"the cluster has {there}; lower {lower}, or add nodes"
     )
 

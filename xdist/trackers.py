@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from xdist.beside import Beside
 from xdist.config import TrackerName
@@ -43,6 +43,16 @@ MOST_MISSED = 10_000
 """Records that are kept for one that fails."""
 
 
+Ended = Literal["FINISHED", "FAILED", "KILLED"]
+"""How a run ended, in MLflow's words; killed: by who may resume it."""
+
+
+def _ended_by(error: BaseException | None) -> Ended:
+    if error is None:
+        return "FINISHED"
+    return "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+
+
 class Tracker(Protocol):
     """One of them."""
 
@@ -52,8 +62,8 @@ class Tracker(Protocol):
     def go_back(self, samples: int) -> None:
         """The run goes on from here: what came later is void."""
 
-    def close(self) -> None:
-        """Nothing follows."""
+    def close(self, ended: Ended) -> None:
+        """Nothing follows, until the run is resumed."""
 
 
 _file_numbers = itertools.count()
@@ -98,7 +108,7 @@ class TensorBoard:
         made = f"{time.time():017.6f}.{platform.node()}.{os.getpid()}.{next(_file_numbers)}"
         return self._directory / f"events.out.tfevents.{made}"
 
-    def close(self) -> None:
+    def close(self, ended: Ended) -> None:
         """Nothing is open."""
 
 
@@ -118,8 +128,8 @@ class WandB:
     def log(self, values: Mapping[str, float], *, samples: int) -> None:
         self._run.log({**values, "samples": samples})
 
-    def close(self) -> None:
-        self._run.finish()
+    def close(self, ended: Ended) -> None:
+        self._run.finish(exit_code=int(ended != "FINISHED"))
 
 
 class MLflow:
@@ -134,7 +144,9 @@ class MLflow:
             experiment, run_name=name, tags={"xdist_run": run_id}
         )  # fmt: skip
         self._run_id = made.info.run_id
-        if not found:
+        if found:
+            self._client.update_run(self._run_id, status="RUNNING")
+        else:
             self._client.log_dict(self._run_id, config, "config.json")
 
     def go_back(self, samples: int) -> None:
@@ -144,8 +156,8 @@ class MLflow:
         for name, value in values.items():
             self._client.log_metric(self._run_id, name, value, step=samples)
 
-    def close(self) -> None:
-        self._client.set_terminated(self._run_id)
+    def close(self, ended: Ended) -> None:
+        self._client.set_terminated(self._run_id, status=ended)
 
 
 def make_trackers(
@@ -211,11 +223,11 @@ class _Told:
         tracker, self._tracker = self._tracker, None
         with suppress(Exception):
             if tracker is not None:
-                tracker.close()
+                tracker.close("FAILED")
 
-    def close(self) -> None:
+    def close(self, ended: Ended) -> None:
         """Tell it all, and that nothing follows."""
-        self._missed.append(lambda tracker: tracker.close())
+        self._missed.append(lambda tracker: tracker.close(ended))
         self._catch_up()
         if self._missed:
             logger.warning("%s lacks the last %d records", self._name, len(self._missed) - 1)
@@ -242,10 +254,10 @@ class Trackers:
         for told in self._all:
             self._beside.submit(partial(told.tell, what))
 
-    def close(self) -> None:
-        """Return when all is told, or after a while."""
+    def close(self, error: BaseException | None = None) -> None:
+        """Return when all is told, or after a while. error: with which the run ends."""
         for told in self._all:
-            self._beside.submit(told.close)
+            self._beside.submit(partial(told.close, _ended_by(error)))
         if not self._beside.close(CLOSING_S):
             logger.warning("not all trackers have got everything within %g s", CLOSING_S)
 

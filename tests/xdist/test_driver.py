@@ -44,6 +44,7 @@ from xdist import native_update, optim
 from xdist.computation import BatchSums, make_loss
 from xdist.config import CheckpointConfig, ClusterConfig, TrainConfig
 from xdist.errors import NotEnoughResources, RunDirectoryError, RunFailed
+from xdist.evaluation_config import EvaluationConfig
 from xdist.flat import FlatModel
 from xdist.servers_config import ServersConfig
 from xdist.strategies import UpdateStrategy
@@ -64,12 +65,17 @@ def test_a_run_trains_saves_and_scores(
 ) -> None:
     caplog.set_level(logging.INFO)
     config = small_config(tmp_path, strategy=strategy, is_scored=True)
+    config = replace(config, evaluation=EvaluationConfig(batch_size=8, num_cpus=1))
+    config = replace(config, checkpoint=replace(config.checkpoint, evaluate_every=1))
     summary = run(config, tmp_path / "run")
     assert final(tmp_path / "run").manifest.cut.position == Position(epoch=2)
     assert summary.num_samples == 2 * NUM_TRAIN
     assert set(summary.scores) == {"average", "raw"}
     measure = "top1" if strategy == "all_reduce" else "map100"
     assert 0 <= summary.scores["average"][measure] <= 1
+    scored = records(tmp_path / "run", "evaluation")
+    assert scored[0]["step"] < scored[-1]["step"]
+    assert [record["scores"] for record in scored[-2:]] == list(summary.scores.values())
     files = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"config.json", "metrics.jsonl", "curves.png", "tensorboard", "checkpoints"} <= files
     train = records(tmp_path / "run", "train")

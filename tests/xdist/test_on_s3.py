@@ -7,6 +7,7 @@ import os
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,9 @@ from tests.recorded import Planned, Recording, recorded_topology
 from tests.small_runs import NUM_TRAIN, final, run, saved_step, small_config, weights_of
 from tests.xdist.test_endings import told
 from xdist import checkpoint
+from xdist.errors import RunTaken
 from xdist.interruption import Interruption
+from xdist.run_directory import RunDirectory
 
 moto_server = pytest.importorskip("moto.server")
 s3fs = pytest.importorskip("s3fs")
@@ -87,6 +90,15 @@ def test_a_synchronous_run_loses_no_step(tmp_path: Path, bucket: Bucket) -> None
     run(config, tmp_path / "local")
     assert torch.equal(weights_of(final(url)), weights_of(final(tmp_path / "local")))
     check_faults(bucket)
+
+
+def test_a_run_that_another_process_has_begun_to_drive_ends(tmp_path: Path, bucket: Bucket) -> None:
+    url, config = f"{bucket.url}/run", small_config(tmp_path, strategy="all_reduce")
+    planned = [Planned("take", 0, 20, partial(RunDirectory, url, config))]
+    with pytest.raises(RunTaken, match=r"s3://.*/run is driven by process \d+ on .*; give another"):
+        run(config, url, topologies=recorded_topology(tmp_path / "recording", planned))
+    assert 0 < saved_step(url) <= 24
+    assert len(read_bytes(f"{url}/metrics.jsonl").splitlines()) < 20
 
 
 @pytest.mark.by_hand

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from xdist.checkpoint import Cut, Part
 from xdist.config import TrainConfig
 from xdist.errors import PartMissing
 from xdist.publication import Publications, Published
+from xdist.run_directory import RunDirectory
 
 
 def config_of(directory: Path) -> TrainConfig:
@@ -28,7 +30,9 @@ class Owners:
     """Those who write the parts of checkpoints."""
 
     def __init__(self, run_dir: Path) -> None:
-        self.publications = Publications(str(run_dir), config_of(run_dir), save_every_samples=10)
+        config = config_of(run_dir)
+        self.run = RunDirectory(str(run_dir), config)
+        self.publications = Publications(self.run, config, save_every_samples=10)
         self.first = save(run_dir, step=0).manifest
         self._run_dir = run_dir
 
@@ -45,8 +49,14 @@ class Owners:
         return self._run_dir / "checkpoints" / f"step-{step:012d}"
 
 
-def test_one_is_there_when_its_last_part_is(tmp_path: Path) -> None:
+@pytest.fixture
+def owners(tmp_path: Path) -> Iterator[Owners]:
     owners = Owners(tmp_path)
+    with owners.run:
+        yield owners
+
+
+def test_one_is_there_when_its_last_part_is(owners: Owners) -> None:
     cut, (last, *parts) = owners.write(1)
     assert owners.tell(cut, tuple(parts)) is None
     published = owners.tell(cut, (last,))
@@ -56,11 +66,10 @@ def test_one_is_there_when_its_last_part_is(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("is_final", [False, True])
 def test_one_whose_part_is_not_there_is_none_and_holds_up_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_final: bool
+    owners: Owners, monkeypatch: pytest.MonkeyPatch, is_final: bool
 ) -> None:
     """As where each node has a run directory of its own. The last one is tried again."""
     monkeypatch.setattr(patient_storage, "STORING_LIMIT_S", 0.0)
-    owners = Owners(tmp_path)
     cut, parts = owners.write(1)
     part = owners.directory(1) / parts[0].file
     part.rename(part.with_name("away"))
@@ -81,8 +90,7 @@ def test_one_whose_part_is_not_there_is_none_and_holds_up_none(
     owners.publications.close()
 
 
-def test_one_that_lacks_a_part_is_given_up_when_two_later_ones_are_there(tmp_path: Path) -> None:
-    owners = Owners(tmp_path)
+def test_one_that_lacks_a_part_is_given_up_when_two_later_ones_are_there(owners: Owners) -> None:
     unfinished, (_, *parts) = owners.write(1)
     assert owners.tell(unfinished, tuple(parts)) is None
     are_there = []

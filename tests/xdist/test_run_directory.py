@@ -14,7 +14,7 @@ from datapipe.errors import CorruptSample
 from datapipe.storage import read_bytes
 from xdist.compute_config import ComputeConfig
 from xdist.config import CheckpointConfig, ClusterConfig, OptimizerConfig, TrainConfig
-from xdist.errors import RunDirectoryError
+from xdist.errors import RunDirectoryError, RunTaken
 from xdist.profiling import Profile
 from xdist.run_directory import CONFIG as CONFIG_NAME
 from xdist.run_directory import RunDirectory, identity
@@ -204,3 +204,15 @@ def test_a_remote_directory_has_everything_after_a_sync() -> None:
         assert [record["step"] for record in again.records()] == [5]
         local = again.local
     assert not local.exists()
+
+
+def test_a_remote_directory_belongs_to_who_has_opened_it_last() -> None:
+    url = "memory://bucket/taken"
+    with RunDirectory(url, CONFIG) as first, RunDirectory(url, CONFIG) as last:
+        last.check_owned()
+        with pytest.raises(RunTaken, match=r"taken is driven by process \d+ on .*; this run ends"):
+            first.check_owned()
+        for run, step in ((last, 5), (first, 3)):
+            run.record(kind="start", step=step, samples=8 * step, time=0.0)
+            run.sync()
+    assert json.loads(read_bytes(f"{url}/metrics.jsonl"))["step"] == 5

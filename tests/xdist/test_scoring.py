@@ -32,7 +32,6 @@ from xdist.scoring import (
     load_model,
     measures,
     plan_scoring,
-    score,
     score_part,
     skipped_samples,
 )
@@ -113,8 +112,9 @@ def test_all_measures_are_scored_on_both_kinds_of_weights(
     config: TrainConfig, tmp_path: Path
 ) -> None:
     plan, url = plan_of(config), saved(config, tmp_path).url
-    raw, corrupt = score(plan, url, "raw")
-    average, _ = score(plan, url, "average")
+    found = score_part(plan, url, "raw")
+    raw, corrupt = found.scores(), tuple(found.corrupt)
+    average = score_part(plan, url, "average").scores()
     assert set(raw) == {"top1", "top5", "map100", "map100_prevalence", "map100_image_wise"}
     assert raw["map100_prevalence"] == average["map100_prevalence"]
     assert raw["map100"] != average["map100"]

@@ -23,6 +23,7 @@ from xdist.errors import NotEnoughResources
 from xdist.evaluation_config import EvaluationConfig
 from xdist.flat import FlatModel
 from xdist.label_space import LabelSpace
+from xdist.scorer import ScoringProcess
 from xdist.scoring import ScoringPlan, plan_scoring, score_part
 from xdist.sharded_scoring import count_workers, score_sharded
 from xdist.state import STATISTICS, WEIGHTS
@@ -123,7 +124,7 @@ def test_where_other_nodes_do_not_see_the_data_all_parts_run_here(
     data = replace(plan.config.data, evaluation=str(tmp_path / "absent"))
     unseen = replace(plan, config=replace(plan.config, data=data))
     assert score_sharded(unseen, url, "raw", num_workers=2).num_images == NUM_EVALUATION
-    assert "all parts run on this node, as 1 others do not see" in caplog.text
+    assert "scoring is on this node, as 1 others do not see" in caplog.text
 
 
 class Tenant:
@@ -134,7 +135,10 @@ class Tenant:
 @pytest.mark.ray
 @pytest.mark.timeout(120)
 @pytest.mark.usefixtures("cluster")
-def test_a_full_cluster_is_waited_for_and_then_an_error(tmp_path: Path) -> None:
+def test_a_full_cluster_is_waited_for_and_then_an_error(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Which a run does not end for that has come to its last score."""
     plan, url = planned(tmp_path, wait_s=0.5)
     tenant_class: Any = ray.remote(Tenant)
     tenant = tenant_class.options(num_cpus=8).remote()
@@ -142,5 +146,8 @@ def test_a_full_cluster_is_waited_for_and_then_an_error(tmp_path: Path) -> None:
     try:
         with pytest.raises(NotEnoughResources, match=r"no room for a worker of 1 CPU .* 0\.5 s"):
             score_sharded(plan, url, "raw", num_workers=2)
+        scores, _ = ScoringProcess().score(plan, url, "raw", num_workers=2)
+        assert scores == score_part(plan, url, "raw").scores()
+        assert "scored on one node: no room for a worker" in caplog.text
     finally:
         ray.kill(tenant)

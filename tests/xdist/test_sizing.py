@@ -11,6 +11,7 @@ from datapipe.config import DataConfig
 from xdist.compute_config import ComputeConfig
 from xdist.config import ClusterConfig, TrainConfig
 from xdist.errors import NotEnoughResources, UserError
+from xdist.evaluation_config import EvaluationConfig
 from xdist.servers_config import ServersConfig
 from xdist.sizing import most_images_of_a_worker, num_lanes, sized
 
@@ -73,6 +74,21 @@ def test_servers_that_reserve_cpus_count() -> None:
         sized(replace(ASYNC, cluster=cluster, servers=replicas), [{"CPU": 4.0}])
     with pytest.raises(NotEnoughResources, match=r"2 servers of 50 CPU do not fit"):
         sized(replace(ASYNC, cluster=ClusterConfig(cpus_per_server=50)), [{"CPU": 6.0}])
+
+
+def test_scoring_that_reserves_a_gpu_leaves_it_out_for_workers() -> None:
+    scored = replace(
+        SYNC,
+        data=DataConfig(train="somewhere", evaluation="elsewhere"),
+        evaluation=EvaluationConfig(num_cpus=2, num_gpus=1),
+    )
+    nodes = [{"CPU": 16.0, "GPU": 4.0}] * 2
+    assert sized(scored, nodes).num_workers == 7
+    assert sized(replace(scored, data=SYNC.data), nodes).num_workers == 8
+    with pytest.raises(
+        NotEnoughResources, match=r"and scoring of 2 CPU and 1 GPU do not fit.*lower"
+    ):
+        sized(replace(scored, num_workers=8), nodes)
 
 
 def test_servers_that_reserve_gpus_leave_them_out_for_workers() -> None:

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from xdist import trackers as trackers_module
 from xdist.errors import UserError
-from xdist.trackers import Trackers, make_trackers, scalars
+from xdist.trackers import Ended, Trackers, make_trackers, scalars
 
 TRAIN = {
     "kind": "train", "samples": 40, "loss": 2.5, "learning_rate": 0.1, "samples_per_s": 8.0,
@@ -88,7 +88,7 @@ class Broken:
             raise OSError(f"no connection at {samples}: {len(values)} values")
         self.told.append(samples)
 
-    def close(self) -> None:
+    def close(self, ended: Ended) -> None:
         pass
 
 
@@ -159,11 +159,12 @@ def test_a_run_of_mlflow_goes_on_where_it_was(
     mlflow: Any = pytest.importorskip("mlflow", reason="pip install '.[mlflow]'")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file://{tmp_path}/mlruns")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    for samples in (10, 20):
-        tell_once(make_trackers(("mlflow",), tmp_path, **RUN), samples)
     client = mlflow.MlflowClient()
-    [experiment] = client.search_experiments(filter_string="name = 'imagenet_sync'")
-    [found] = client.search_runs([experiment.experiment_id])
+    for samples, error, status in ((10, KeyboardInterrupt(), "KILLED"), (20, None, "FINISHED")):
+        tell_once(make_trackers(("mlflow",), tmp_path, **RUN), samples, error)
+        [experiment] = client.search_experiments(filter_string="name = 'imagenet_sync'")
+        [found] = client.search_runs([experiment.experiment_id])
+        assert found.info.status == status
     history = client.get_metric_history(found.info.run_id, "train/loss")
     assert [(metric.step, metric.value) for metric in history] == [(10, 1.0), (20, 1.0)]
 
@@ -182,8 +183,8 @@ def test_a_run_of_wandb_goes_on_where_it_was(
 RUN: dict[str, Any] = {"name": "imagenet_sync-1234", "run_id": "1", "config": {"a": {"b": 1}}}
 
 
-def tell_once(ways: Mapping[str, Any], samples: int) -> None:
+def tell_once(ways: Mapping[str, Any], samples: int, error: BaseException | None = None) -> None:
     trackers = Trackers(ways)
     trackers.go_back(samples - 10)
     trackers.record(train_at(samples, 1.0))
-    trackers.close()
+    trackers.close(error)
