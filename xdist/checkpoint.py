@@ -2,13 +2,14 @@
 
 A checkpoint is a directory `step-000000001234` below `<run>/checkpoints`:
 
-- `range-<start>-<stop>.safetensors`: one range of the flat vector (weights, average, optimizer
-slots),
-- `statistics.safetensors`: running batch-norm statistics and their average,
+- `range-<start>-<stop>-<hash>.safetensors`: one range of the flat vector (weights, average,
+optimizer slots),
+- `statistics-<hash>.safetensors`: running batch-norm statistics and their average,
 - `manifest.json`: step, samples, position and what it counts in, layout of the flat vector, config,
 versions, every part's size and SHA-256, and the SHA-256 of all this.
 
 The manifest is written last, under another name, and renamed: without it there is no checkpoint.
+Parts are named by their content: who is left of an earlier life of the run overwrites none of them.
 Both strategies write this format, and a reader may ask for any range whatever ranges were written.
 Only tensors and plain values are stored; nothing is pickled.
 """
@@ -52,7 +53,10 @@ MANIFEST = "manifest.json"
 DIRECTORY = re.compile(r"step-\d+")
 BEST = "best.json"
 """In a run directory: which of its checkpoints has the best score."""
-STATISTICS_PART = "statistics.safetensors"
+STATISTICS_PART = "statistics"
+"""How the name of its file begins."""
+HASH_DIGITS = 16
+"""Of a part's SHA-256, in its name."""
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +72,10 @@ class Part:
     stop: int
     num_bytes: int
     sha256: str
+
+    @property
+    def is_statistics(self) -> bool:
+        return self.file.startswith(STATISTICS_PART)
 
 
 @dataclass(frozen=True)
@@ -96,7 +104,7 @@ class Manifest:
     @property
     def ranges(self) -> list[Part]:
         """The parts that hold ranges of the flat vector, in order."""
-        parts = [part for part in self.parts if part.file != STATISTICS_PART]
+        parts = [part for part in self.parts if not part.is_statistics]
         return sorted(parts, key=lambda part: part.start)
 
     @property
@@ -199,16 +207,16 @@ def make_directory(run_dir: str) -> None:
         ) from error
 
 
-def range_file(start: int, stop: int) -> str:
-    """The name of the part that holds [start, stop) of the flat vector."""
-    return f"range-{start:012d}-{stop:012d}.safetensors"
+def range_part(start: int, stop: int) -> str:
+    """How the name of the file begins that holds [start, stop) of the flat vector."""
+    return f"range-{start:012d}-{stop:012d}"
 
 
 def write_range(url: str, tensors: Mapping[str, Tensor], *, start: int, stop: int) -> Part:
     """Write one range of the flat vector into the checkpoint directory `url`. Raises
     `RunDirectoryError`.
     """
-    return write(url, range_file(start, stop), Payload.of(tensors), start, stop)
+    return write(url, range_part(start, stop), Payload.of(tensors), start, stop)
 
 
 def write_statistics(url: str, tensors: Mapping[str, Tensor]) -> Part:
@@ -218,11 +226,15 @@ def write_statistics(url: str, tensors: Mapping[str, Tensor]) -> Part:
     return write(url, STATISTICS_PART, Payload.of(tensors), 0, 0)
 
 
-def write(url: str, file: str, payload: Payload, start: int, stop: int) -> Part:
-    """Write a part into the checkpoint directory `url`. Raises `RunDirectoryError`."""
+def write(url: str, name: str, payload: Payload, start: int, stop: int) -> Part:
+    """Write a part into the checkpoint directory `url`. name: how that of its file begins. Raises
+    `RunDirectoryError`.
+    """
     content = payload.content
+    digest = hashlib.sha256(content).hexdigest()
+    file = f"{name}-{digest[:HASH_DIGITS]}.safetensors"
     _store(f"{url}/{file}", content)
-    return Part(file, start, stop, len(content), hashlib.sha256(content).hexdigest())
+    return Part(file, start, stop, len(content), digest)
 
 
 def publish(url: str, manifest: Manifest) -> Checkpoint:
@@ -279,7 +291,7 @@ class Checkpoint:
 
     def read_statistics(self) -> dict[str, Tensor]:
         """Batch-norm statistics by name, (S,) float32 each."""
-        part = next(part for part in self.manifest.parts if part.file == STATISTICS_PART)
+        part = next(part for part in self.manifest.parts if part.is_statistics)
         return self._read(part)
 
     def verify(self) -> None:

@@ -30,9 +30,9 @@ NOT_KEPT = "it was not kept, as others were being written"
 
 @dataclass(frozen=True)
 class Piece:
-    """What is to become a file of a checkpoint, as `checkpoint.Part` has it."""
+    """What is to become a file of a checkpoint, as `checkpoint.write` takes it."""
 
-    file: str
+    name: str
     start: int
     stop: int
     tensors: Mapping[str, Tensor]
@@ -96,12 +96,12 @@ class ShareWriter:
 
     def save(self, step: int, url: str, pieces: Sequence[Piece]) -> None:
         """Copy a share, of the checkpoint in the directory `url`, and begin to write it; one of the
-        same step and files that is being written goes on. It is left out where two earlier ones are
+        same step and names that is being written goes on. It is left out where two earlier ones are
         not written in a while.
         """
         with self._changed:
             known = self._shares.get(step)
-            if known and [p.file for p in known.pieces] == [p.file for p in pieces]:
+            if known and [p.name for p in known.pieces] == [p.name for p in pieces]:
                 return
             if not self._changed.wait_for(self._makes_room, WAIT_S):
                 return
@@ -152,7 +152,7 @@ class ShareWriter:
     def _write(self, share: _Share) -> Written:
         try:
             parts = tuple(
-                checkpoint.write(share.url, piece.file, payload, piece.start, piece.stop)
+                checkpoint.write(share.url, piece.name, payload, piece.start, piece.stop)
                 for piece, payload in zip(share.pieces, share.payloads, strict=True)
             )
         except RunDirectoryError as error:

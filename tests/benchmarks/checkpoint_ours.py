@@ -62,9 +62,9 @@ def main(directory: Path, saves: int) -> None:
 
 def pieces_of(state: RangeState, flat: FlatModel) -> list[Piece]:
     """What a worker that is alone saves."""
-    file = checkpoint.range_file(state.start, state.stop)
+    name = checkpoint.range_part(state.start, state.stop)
     return [
-        Piece(file, state.start, state.stop, state.tensors()),
+        Piece(name, state.start, state.stop, state.tensors()),
         Piece(checkpoint.STATISTICS_PART, 0, 0, {STATISTICS: flat.statistics}),
     ]
 

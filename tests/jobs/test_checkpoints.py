@@ -54,7 +54,8 @@ def test_what_is_pinned_stays_until_it_is_not(run_dir: Path) -> None:
 def test_a_damaged_one_is_found_by_reading(
     run_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = Path(checkpoint.checkpoint_url(str(run_dir), 2), checkpoint.STATISTICS_PART)
+    directory = Path(checkpoint.checkpoint_url(str(run_dir), 2))
+    [path] = directory.glob(f"{checkpoint.STATISTICS_PART}-*")
     payload = bytearray(path.read_bytes())
     payload[-1] ^= 1
     path.write_bytes(payload)

@@ -66,7 +66,8 @@ def test_damaged_newer_ones_do_not_cost_the_good_ones(tmp_path: Path) -> None:
         save(tmp_path, step=step)
     for step in (3, 4):
         directory = Path(checkpoint.checkpoint_url(str(tmp_path), step))
-        (directory / checkpoint.STATISTICS_PART).unlink()
+        [path] = directory.glob(f"{checkpoint.STATISTICS_PART}-*")
+        path.unlink()
     prune(tmp_path, newest=2, config=NOTHING_ELSE)
     found = checkpoint.latest(str(tmp_path))
     assert found is not None

@@ -37,7 +37,7 @@ def storage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Storage]:
 
 
 def pieces_of(weights: torch.Tensor) -> list[Piece]:
-    return [Piece(checkpoint.range_file(0, SIZE), 0, SIZE, {"weights": weights})]
+    return [Piece(checkpoint.range_part(0, SIZE), 0, SIZE, {"weights": weights})]
 
 
 def url_of(run_dir: Path, step: int) -> str:
@@ -46,7 +46,7 @@ def url_of(run_dir: Path, step: int) -> str:
 
 
 def stored(url: str) -> torch.Tensor:
-    path = Path(url, checkpoint.range_file(0, SIZE))
+    [path] = Path(url).glob(f"{checkpoint.range_part(0, SIZE)}-*")
     return safetensors.torch.load(path.read_bytes())["weights"]
 
 
@@ -87,7 +87,7 @@ def test_the_memory_of_one_that_is_written_serves_another(tmp_path: Path) -> Non
         assert writer.written(step).parts
     assert len(places) <= 1
     writer.save(6, url_of(tmp_path, 6), [Piece("other", 0, 2, {"weights": weights[:2]})])
-    assert writer.written(6).parts[0].file == "other"
+    assert writer.written(6).parts[0].file.startswith("other-")
 
 
 def test_memory_that_is_reserved_serves_the_first_one(tmp_path: Path) -> None:

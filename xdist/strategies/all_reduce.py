@@ -273,7 +273,7 @@ class AllReduce:
         number, num_shares = share
         start, stop = even_ranges(self._state.stop, num_shares)[number]
         tensors = {name: tensor[start:stop] for name, tensor in self._state.tensors().items()}
-        pieces = [Piece(checkpoint.range_file(start, stop), start, stop, tensors)]
+        pieces = [Piece(checkpoint.range_part(start, stop), start, stop, tensors)]
         if number == 0:
             pieces.append(Piece(checkpoint.STATISTICS_PART, 0, 0, self._statistics.tensors()))
         return pieces
