@@ -26,6 +26,7 @@ from datapipe.label_map import LabelMap
 from datapipe.labels import Label, read_labels
 from datapipe.manifest import Manifest, ShardEntries, ShardEntry
 from datapipe.sources import list_images
+from datapipe.storage import write_bytes
 from datapipe.writer import RawImage, write_shards
 from tests.mutations import damaged, foreign_json, foreign_lines
 from tests.xdist.test_checkpoint import save
@@ -37,7 +38,7 @@ from xdist.label_space import read_class_weights
 from xdist.model_config import ModelConfig
 from xdist.report import page, read_run
 from xdist.retention import read_scores
-from xdist.run_directory import CONFIG, METRICS, QUARANTINE, RunDirectory
+from xdist.run_directory import CONFIG, METRICS, OWNER, QUARANTINE, RunDirectory
 from xdist.scoring import skipped_samples
 from xdist.stored_config import stored_config
 from xdist.weight_files import MODEL_KEY, read_file
@@ -97,6 +98,13 @@ def read_config(directory: Path) -> None:
     except SystemExit as error:
         code = int(error.code or 0)
     assert code == 2
+
+
+def owned(directory: Path) -> None:
+    url = f"memory://{directory.name}"
+    with RunDirectory(url, RUN) as run:
+        write_bytes(f"{url}/{OWNER}", (directory / OWNER).read_bytes())
+        run.check_owned()
 
 
 def packed(directory: Path) -> None:
@@ -204,6 +212,7 @@ KINDS = {
         "i.parquet", table_of_images("parquet"), lambda where: list_images(where / "i.parquet"),
         damaged,
     ),
+    "owner": Kind(OWNER, as_json({"token": "a", "host": "b", "process": 3}), owned, foreign_json),
     "samples to skip": Kind("skip.txt", b"i-0\n293\n", skip, damaged, packed),
     "configuration": Kind(CONFIG, as_json(RUN.to_json()), read_config, foreign_json),
     "configuration of what is resumed": Kind(CONFIG, as_json(RUN.to_json()), resume, foreign_json),

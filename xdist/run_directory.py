@@ -14,7 +14,8 @@
 
 A remote run directory has a local twin, which is uploaded whenever `sync` is called. A local one
 belongs to one process at a time, by a lock that ends with the process. A remote one belongs to who
-has opened it last, as owner.json says: where a driver is lost from sight, another must not wait.
+has begun to drive the run last, as owner.json says: for a driver that is lost from sight nobody
+waits.
 """
 
 from __future__ import annotations
@@ -130,7 +131,7 @@ class RunDirectory:
         self._is_remote = "://" in self.url
         self._token = secrets.token_hex(16)
         self._is_taken = False
-        """Whether another process has opened a remote one since."""
+        """Whether another process has taken a remote one since."""
         self.was_begun = False
         """Whether a run of this configuration had all that it needs when it began."""
         try:
@@ -159,7 +160,6 @@ class RunDirectory:
             self._quarantine.end_last_line()
             self._listed = self._read_quarantine()
             self._upload()
-            self._own()
         except BlockingIOError as error:
             raise RunDirectoryError(
                 f"{self.url} is in use by a run that is under way; wait for it, end it, "
@@ -179,23 +179,29 @@ class RunDirectory:
             f"run_dir {self.url} cannot be written: {error}; choose another with --run-dir"
         )
 
-    def _own(self) -> None:
+    def take(self) -> None:
+        """A run begins here: another process that drives one in this remote directory ends when it
+        saves next.
+        """
         if self._is_remote:
             facts = {"token": self._token, "host": platform.node(), "process": os.getpid()}
-            write_bytes(f"{self.url}/{OWNER}", json.dumps(facts).encode())
+            with self.told_of_refusals():  # Not in the twin, with which it would be uploaded again.
+                write_bytes(f"{self.url}/{OWNER}", json.dumps(facts).encode())
 
     def check_owned(self) -> None:
-        """Raise `RunTaken` where another process has opened this remote directory since; nothing is
-        uploaded to it any more. Raises `RunDirectoryError` where that cannot be known now.
+        """Raise `RunTaken` where another process has taken this remote directory since; it is not
+        synced any more. Raises `RunDirectoryError` where that cannot be known now.
         """
         if not self._is_remote:
             return
         try:
             owner = parse_json(fetch(f"{self.url}/{OWNER}"))
             found, who = owner["token"], f"process {owner['process']} on {owner['host']}"
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            logger.warning("%s/%s says nothing, and is written anew", self.url, OWNER)
+            self.take()
             return
-        except (OSError, UnreadableUrl, ValueError, KeyError, TypeError) as error:
+        except (OSError, UnreadableUrl) as error:
             raise RunDirectoryError(f"{self.url}/{OWNER} cannot be read: {error}") from error
         if found != self._token:
             self._is_taken = True

@@ -24,7 +24,7 @@ from typing import Any, Literal, Protocol
 
 from xdist.beside import Beside
 from xdist.config import TrackerName
-from xdist.errors import UserError
+from xdist.errors import RunTaken, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -43,13 +43,15 @@ MOST_MISSED = 10_000
 """Records that are kept for one that fails."""
 
 
-Ended = Literal["FINISHED", "FAILED", "KILLED"]
-"""How a run ended, in MLflow's words; killed: by who may resume it."""
+Ended = Literal["FINISHED", "FAILED", "KILLED"] | None
+"""How a run ended, in MLflow's words; killed: by who may resume it. None: it goes on."""
 
 
 def _ended_by(error: BaseException | None) -> Ended:
     if error is None:
         return "FINISHED"
+    if isinstance(error, RunTaken):
+        return None
     return "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
 
 
@@ -63,7 +65,7 @@ class Tracker(Protocol):
         """The run goes on from here: what came later is void."""
 
     def close(self, ended: Ended) -> None:
-        """Nothing follows, until the run is resumed."""
+        """Nothing follows, until it is made anew."""
 
 
 _file_numbers = itertools.count()
@@ -129,7 +131,7 @@ class WandB:
         self._run.log({**values, "samples": samples})
 
     def close(self, ended: Ended) -> None:
-        self._run.finish(exit_code=int(ended != "FINISHED"))
+        self._run.finish(exit_code=int(ended in ("FAILED", "KILLED")))
 
 
 class MLflow:
@@ -157,7 +159,8 @@ class MLflow:
             self._client.log_metric(self._run_id, name, value, step=samples)
 
     def close(self, ended: Ended) -> None:
-        self._client.set_terminated(self._run_id, status=ended)
+        if ended is not None:
+            self._client.set_terminated(self._run_id, status=ended)
 
 
 def make_trackers(
@@ -223,7 +226,7 @@ class _Told:
         tracker, self._tracker = self._tracker, None
         with suppress(Exception):
             if tracker is not None:
-                tracker.close("FAILED")
+                tracker.close(None)
 
     def close(self, ended: Ended) -> None:
         """Tell it all, and that nothing follows."""

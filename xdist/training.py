@@ -74,6 +74,7 @@ def _train(
     resources = nodes.resources_for(config, resumes=run.was_begun)
     preparation = adapt(prepare(config, run, resources))
     plan = nodes.placed(preparation.plan)
+    run.take()
     run.store(CONFIG, preparation.config.to_json())
     logger.info("configuration %s", json.dumps(plan.config.to_json()))
     start = starting_checkpoint(plan, resume_from)

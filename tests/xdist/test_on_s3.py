@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from tenacity import retry, retry_if_exception_type, stop_after_delay
 
+from datapipe.errors import UnreadableUrl
 from datapipe.position import Position
 from datapipe.storage import names_in, read_bytes
 from tests.clusters import own_cluster
@@ -21,7 +23,8 @@ from tests.recorded import Planned, Recording, recorded_topology
 from tests.small_runs import NUM_TRAIN, final, run, saved_step, small_config, weights_of
 from tests.xdist.test_endings import told
 from xdist import checkpoint
-from xdist.errors import RunTaken
+from xdist.config import TrainConfig
+from xdist.errors import RunDirectoryError, RunTaken
 from xdist.interruption import Interruption
 from xdist.run_directory import RunDirectory
 
@@ -92,9 +95,22 @@ def test_a_synchronous_run_loses_no_step(tmp_path: Path, bucket: Bucket) -> None
     check_faults(bucket)
 
 
+def take(url: str, config: TrainConfig) -> None:
+    """As another process that begins to drive does; its storage may refuse meanwhile."""
+
+    @retry(
+        retry=retry_if_exception_type((RunDirectoryError, UnreadableUrl)), stop=stop_after_delay(30)
+    )
+    def begin() -> None:
+        with RunDirectory(url, config) as run:
+            run.take()
+
+    begin()
+
+
 def test_a_run_that_another_process_has_begun_to_drive_ends(tmp_path: Path, bucket: Bucket) -> None:
     url, config = f"{bucket.url}/run", small_config(tmp_path, strategy="all_reduce")
-    planned = [Planned("take", 0, 20, partial(RunDirectory, url, config))]
+    planned = [Planned("take", 0, 20, partial(take, url, config))]
     with pytest.raises(RunTaken, match=r"s3://.*/run is driven by process \d+ on .*; give another"):
         run(config, url, topologies=recorded_topology(tmp_path / "recording", planned))
     assert 0 < saved_step(url) <= 24

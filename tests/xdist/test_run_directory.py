@@ -206,9 +206,12 @@ def test_a_remote_directory_has_everything_after_a_sync() -> None:
     assert not local.exists()
 
 
-def test_a_remote_directory_belongs_to_who_has_opened_it_last() -> None:
+def test_a_remote_directory_belongs_to_who_has_begun_a_run_there_last() -> None:
     url = "memory://bucket/taken"
     with RunDirectory(url, CONFIG) as first, RunDirectory(url, CONFIG) as last:
+        first.take()
+        first.check_owned()
+        last.take()
         last.check_owned()
         with pytest.raises(RunTaken, match=r"taken is driven by process \d+ on .*; this run ends"):
             first.check_owned()
@@ -216,3 +219,13 @@ def test_a_remote_directory_belongs_to_who_has_opened_it_last() -> None:
             run.record(kind="start", step=step, samples=8 * step, time=0.0)
             run.sync()
     assert json.loads(read_bytes(f"{url}/metrics.jsonl"))["step"] == 5
+
+
+def test_where_it_is_not_told_whose_it_is_it_is_told_anew() -> None:
+    url = "memory://bucket/told"
+    with RunDirectory(url, CONFIG) as run:
+        for content in (None, b"", b"[]", b'{"token": 1}'):
+            if content is not None:
+                fsspec.filesystem("memory").pipe("/bucket/told/owner.json", content)
+            run.check_owned()
+            assert set(json.loads(read_bytes(f"{url}/owner.json"))) == {"token", "host", "process"}
