@@ -30,11 +30,12 @@ class EvaluationConfig:
     batch_size: int = 64
     """Samples that are scored together; with other batches the last bits of a score may differ."""
     num_cpus: float = 0.0
-    """CPUs that scoring reserves during a run, and computes with; 0: none, it has the threads of a
-    worker, on the driver's node. The last checkpoint is scored on what the workers had.
+    """CPUs that scoring asks the cluster for during a run, beside its workers, and computes with.
+    0: none, it has the threads of a worker, on the driver's node. The last checkpoint is scored on
+    what the workers had.
     """
     num_gpus: int = 0
-    """GPUs that scoring reserves during a run, beside those of the workers."""
+    """GPUs that scoring asks for during a run, beside those of the workers."""
 
     def __post_init__(self) -> None:
         check_types(self, "evaluation.")

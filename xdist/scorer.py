@@ -17,10 +17,11 @@ from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from datapipe.errors import CorruptSample, MissingShard, UnreadableUrl
-from xdist import fork_servers
+from xdist import fork_servers, sizing
 from xdist.checkpoint import Checkpoint
 from xdist.config import TrainConfig
 from xdist.errors import CheckpointDamaged, NotEnoughResources
+from xdist.failures import LOST
 from xdist.retention import read_scores
 from xdist.scoring import ScoringPlan, num_batches, score_part
 from xdist.sharded_scoring import placing, score_sharded
@@ -47,6 +48,8 @@ class ScoringRequest:
 
     checkpoint: Checkpoint
     weights: WeightsName
+    is_last: bool = False
+    """Whether it is the run's last one."""
 
 
 class ScoringQueue:
@@ -80,7 +83,7 @@ class ScoringQueue:
         self._pass_over()
         names: tuple[WeightsName, ...] = ("average", "raw") if self._has_average else ("raw",)
         wanted = [name for name in names if name not in known]
-        self._requests.extend(ScoringRequest(checkpoint, name) for name in wanted)
+        self._requests.extend(ScoringRequest(checkpoint, name, is_last) for name in wanted)
 
     def _pass_over(self) -> None:
         """Drop all of those that wait behind the first one."""
@@ -101,14 +104,16 @@ class ScoringProcess:
         self, plan: ScoringPlan, checkpoint_url: str, weights: WeightsName, num_workers: int
     ) -> tuple[dict[str, float], tuple[CorruptSample, ...]]:
         """The scores of all measures, and the samples that could not be scored. num_workers: that
-        count parts of it elsewhere, where there is room for them; else it is done here.
+        count parts of it elsewhere, with what workers have; 0, or where there is no room for them:
+        it is done here.
         """
         tally = None
-        if min(num_workers, num_batches(plan)) > 1:
+        has_more = plan.config.cluster.gpus_per_worker or min(num_workers, num_batches(plan)) > 1
+        if num_workers and has_more:
             try:
                 tally = score_sharded(plan, checkpoint_url, weights, num_workers=num_workers)
-            except NotEnoughResources as error:
-                logger.warning("scored on one node: %s", error)
+            except (NotEnoughResources, *LOST) as error:
+                logger.warning("scored by the driver alone: %s", error)
         if tally is None:
             num_cpus = plan.config.evaluation.num_cpus
             tally = score_part(plan, checkpoint_url, weights, num_cpus=num_cpus)
@@ -138,16 +143,18 @@ class Scorer:
         self._config = config
         self.has_room = False
         """Whether nobody trains any more."""
-        self._reserved: dict[str, Any] | None = None
+        self._asks: dict[str, Any] | None = None
         """What scoring asks of the cluster, once that is known."""
+        self._is_asking = False
+        """Whether it has asked for that, and not got it yet."""
         self._queue = ScoringQueue(config, save_every_samples=save_every_samples)
         self.task: ray.ObjectRef[Any] | None = None
         """To wait for; None while nothing is scored."""
         self._process: ActorHandle[Any] | None = None
         self._pulse: ray.ObjectRef[Any] | None = None
         self._pulse_sent = 0.0
-        self._has_answered = False
-        """Whether that has started: before, what it reserves may not be free."""
+        self._lacks_room = False
+        """Whether it asks for that no more, as it has got none."""
         self._not_before = 0.0
         self._num_put_off = 0
 
@@ -162,6 +169,8 @@ class Scorer:
         last checkpoint waits for that.
         """
         self.has_room = True
+        if self._is_asking:
+            self._start_over()
 
     def begin(self, found: Checkpoint, *, is_trained: bool) -> None:
         """A run begins with this checkpoint: its last one, or one that should have been scored, and
@@ -190,6 +199,7 @@ class Scorer:
         assert task is not None
         assert wanted is not None
         self.task = self._process = self._pulse = None
+        self._is_asking = False
         scores, corrupt = ray.get(task)
         self._remove_first()
         return wanted, scores, corrupt
@@ -198,7 +208,7 @@ class Scorer:
     def wants_last(self) -> bool:
         """Whether the run's last checkpoint is to be scored next: nothing else is left to do."""
         wanted = self._queue.first
-        return wanted is not None and wanted.checkpoint.manifest.cut.is_final
+        return wanted is not None and wanted.is_last
 
     def put_off(self, why: str) -> None:
         """The first one could not be scored. After some tries the next one is, unless there can be
@@ -235,12 +245,21 @@ class Scorer:
 
     def _start(self, wanted: ScoringRequest) -> None:
         url = wanted.checkpoint.url
-        options = self._beside_driver() if self.has_room else self._options(url)
+        evaluation = self._config.evaluation
+        asks = not self.has_room and bool(evaluation.num_cpus or evaluation.num_gpus)
+        self._is_asking = asks and not self._lacks_room
+        options = self._options(url) if self._is_asking else self._beside_driver()
         self._process = process = _process_class().options(**NO_RETRIES, **options).remote()
-        num_workers = self._config.num_workers if self.has_room else 1
+        num_workers = sizing.most_workers(self._config) if self.has_room else 0
         self.task = process.score.remote(self._plan, url, wanted.weights, num_workers)
-        self._has_answered = False
         self._feel(process)
+
+    def _start_over(self) -> None:
+        """It has not started yet, where it was to: the next time it may start elsewhere."""
+        assert self._process is not None
+        end([self._process])
+        self.task = self._process = self._pulse = None
+        self._is_asking = False
 
     def _beside_driver(self) -> dict[str, Any]:
         here = NodeAffinitySchedulingStrategy(nodes.here(), soft=True)
@@ -248,17 +267,15 @@ class Scorer:
         return {"num_cpus": 0, "scheduling_strategy": here, **fork_servers.options(cluster)}
 
     def _options(self, checkpoint_url: str) -> dict[str, Any]:
-        evaluation = self._config.evaluation
-        if not (evaluation.num_cpus or evaluation.num_gpus):
-            return self._beside_driver()
         assert self._plan is not None, "something is to be scored"
-        self._reserved = self._reserved or placing(
+        evaluation = self._config.evaluation
+        self._asks = self._asks or placing(
             self._plan,
             checkpoint_url,
             num_cpus=evaluation.num_cpus,
             num_gpus=evaluation.num_gpus,
         )
-        return self._reserved
+        return self._asks
 
     def _feel(self, process: ActorHandle[Any]) -> None:
         pulse: Any = process.pulse.options(concurrency_group=CONTROL)
@@ -271,9 +288,17 @@ class Scorer:
         if process is None or pulse is None or silence_s < PULSE_S:
             return
         if ray.wait([pulse], timeout=0)[0]:
-            self._has_answered = True
+            self._is_asking = False
             self._feel(process)
-        elif silence_s > SILENCE_LIMIT_S and (self._has_answered or self._reserved is None):
+        elif self._is_asking and silence_s > self._config.cluster.wait_s:
+            logger.warning(
+                "no room for what scores within %g s (cluster.wait_s): it is on the driver's node "
+                "now, without what evaluation.num_cpus and evaluation.num_gpus ask for",
+                self._config.cluster.wait_s,
+            )
+            self._lacks_room = True
+            self._start_over()
+        elif not self._is_asking and silence_s > SILENCE_LIMIT_S:
             logger.warning("what scores gave no answer for %g s", SILENCE_LIMIT_S)
             self._pulse = None  # It is told once.
             end([process])

@@ -129,7 +129,7 @@ def fits(config: TrainConfig, resources: Nodes, num_workers: int) -> bool:
     wanted = [(config.cluster.cpus_per_worker, gpus)] * num_workers
     server = config.cluster.cpus_per_server, config.cluster.gpus_per_server
     wanted += [server] * (_num_servers(config, num_workers) * (1 + config.servers.replicas))
-    if config.data.evaluation is not None:
+    if config.data.evaluation is not None and config.checkpoint.evaluate_every:
         wanted.append((config.evaluation.num_cpus, config.evaluation.num_gpus))
     for cpus, gpus in wanted:
         rooms = (i for i, node in enumerate(free) if node[0] >= cpus and node[1] >= gpus)
@@ -163,8 +163,8 @@ def _missing(config: TrainConfig, resources: Nodes, num_workers: int, num_server
     fields += ["cluster.cpus_per_worker"] + ["cluster.gpus_per_worker"] * bool(gpus)
     fields += ["cluster.cpus_per_server"] * (config.strategy == "push_pull")
     scoring = config.evaluation.num_cpus, config.evaluation.num_gpus
-    is_scored = config.data.evaluation is not None and any(scoring)
-    fields += ["evaluation.num_cpus", "evaluation.num_gpus"] * is_scored
+    is_scored = config.data.evaluation and config.checkpoint.evaluate_every and any(scoring)
+    fields += ["evaluation.num_cpus", "evaluation.num_gpus"] * bool(is_scored)
     lower = f"{', '.join(fields[:-1])} or {fields[-1]}"
     each = _amounts(cluster.cpus_per_worker, gpus)
     of_server = _amounts(cluster.cpus_per_server, cluster.gpus_per_server)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,17 @@ import torch
 from torch import Tensor
 
 from datapipe.position import Position
+from tests.clusters import wait_until
 from tests.small_runs import NUM_EVALUATION, NUM_LABELS, small_config
 from xdist import checkpoint
-from xdist.checkpoint import Cut, Manifest
+from xdist import scorer as scorer_module
+from xdist.checkpoint import Checkpoint, Cut, Manifest
 from xdist.config import ClusterConfig
 from xdist.errors import NotEnoughResources
 from xdist.evaluation_config import EvaluationConfig
 from xdist.flat import FlatModel
 from xdist.label_space import LabelSpace
-from xdist.scorer import ScoringProcess
+from xdist.scorer import Scorer, ScoringProcess
 from xdist.scoring import ScoringPlan, plan_scoring, score_part
 from xdist.sharded_scoring import count_workers, score_sharded
 from xdist.state import STATISTICS, WEIGHTS
@@ -127,6 +130,40 @@ def test_where_other_nodes_do_not_see_the_data_all_parts_run_here(
     assert "scoring is on this node, as 1 others do not see" in caplog.text
 
 
+@pytest.mark.ray
+@pytest.mark.timeout(120)
+@pytest.mark.usefixtures("cluster")
+def test_what_scores_is_on_the_drivers_node_where_it_gets_no_room_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As when the node is lost that had it. Two workers score the last checkpoint."""
+    monkeypatch.setattr(scorer_module, "PULSE_S", 0.2)
+    plan, url = planned(tmp_path, wait_s=1)
+    evaluation = replace(plan.config.evaluation, num_gpus=1)
+    checkpoints = replace(plan.config.checkpoint, evaluate_every=1)
+    config = replace(plan.config, evaluation=evaluation, checkpoint=checkpoints)
+    scorer = Scorer(replace(plan, config=config), config, save_every_samples=1)
+    expected = score_part(plan, url, "raw").scores()
+
+    def check_next(*, is_last: bool) -> None:
+        scorer.add(Checkpoint.open(url), is_last=is_last)
+        for _ in range(2):  # The averaged weights are the raw ones yet.
+            wait_until(partial(is_scored, scorer))
+            _, scores, _ = scorer.receive()
+            assert scores == expected
+
+    check_next(is_last=False)
+    assert caplog.text.count("no room for what scores within 1 s") == 1
+    scorer.take_room()
+    check_next(is_last=True)
+    assert not scorer.has_work
+
+
+def is_scored(scorer: Scorer) -> bool | None:
+    scorer.go_on()
+    return (scorer.task is not None and bool(ray.wait([scorer.task], timeout=0)[0])) or None
+
+
 class Tenant:
     def ready(self) -> None:
         """Hold the CPUs."""
@@ -148,6 +185,6 @@ def test_a_full_cluster_is_waited_for_and_then_an_error(
             score_sharded(plan, url, "raw", num_workers=2)
         scores, _ = ScoringProcess().score(plan, url, "raw", num_workers=2)
         assert scores == score_part(plan, url, "raw").scores()
-        assert "scored on one node: no room for a worker" in caplog.text
+        assert "scored by the driver alone: no room for a worker" in caplog.text
     finally:
         ray.kill(tenant)
