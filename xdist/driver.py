@@ -115,6 +115,7 @@ class Driver:
             while not self._is_over():
                 self._end_if_due()
                 self._handle_next()
+        self._ending.raise_failure()
 
     def _end_if_due(self) -> None:
         """Where the run is to end, or cannot go on: end once what was trained is saved."""

@@ -49,6 +49,11 @@ class Ending:
         """What the run ends with."""
         return self._failure or KeyboardInterrupt()
 
+    def raise_failure(self) -> None:
+        """Raise what the run ends with, where it could not go on."""
+        if self._failure is not None:
+            raise self._failure
+
     @property
     def leaving(self) -> RunFailed | None:
         """Why the run cannot stay, where the node of the driver is about to go: with it, whatever

@@ -180,6 +180,20 @@ def test_what_cannot_be_scored_ends_the_run_when_all_is_saved(tmp_path: Path) ->
     assert saved_step(tmp_path / "run") == max(recording.steps())
 
 
+def test_what_cannot_be_scored_in_the_end_ends_the_run_too(tmp_path: Path) -> None:
+    config = config_of(tmp_path, is_scored=True, max_steps=6)
+    raw_alone = replace(config.optimizer, average_half_life_samples=None)
+    index = tmp_path / "evaluation" / "index.json"
+    planned = [Planned("spoil", 0, 3, partial(index.write_text, "{}"))]
+    with pytest.raises(BadIndex):
+        run(
+            replace(config, optimizer=raw_alone),
+            tmp_path / "run",
+            topologies=recorded_topology(tmp_path / "recording", planned),
+        )
+    assert saved_step(tmp_path / "run") == 6
+
+
 class TellsInASave:
     """A topology that tells its driver to end when one of two servers has written its part of the
     second checkpoint.
