@@ -20,7 +20,6 @@ from datapipe.storage import (
     absolute,
     copy_file,
     exists,
-    join,
     local_path,
     names_below,
     read_bytes,
@@ -111,6 +110,7 @@ def _remote(url: str) -> Iterator[LooseImage]:
     elif names := sizes_listed(url) if url.startswith(WEB_URLS) else names_below(url):
         for name in sorted(names):
             if is_image(PurePosixPath(name)) or name.endswith(".tar"):
-                yield from _below(_remote(join(url, name)), join(url, name))
+                below = f"{url}/{name}"  # Not joined: a name in a bucket may look absolute.
+                yield from _below(_remote(below), below)
     elif exists(url):
         yield LooseImage(url, partial(read_bytes, url))

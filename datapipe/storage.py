@@ -108,11 +108,16 @@ def sizes_in(directory: str) -> dict[str, int | None]:
 
 
 def names_below(directory: str) -> list[str]:
-    """The files in a directory and in those below it, by their paths from there."""
+    """The files in a directory and in those below it, by their paths from there; none where there
+    is no directory.
+    """
     filesystem, path = open_filesystem(directory)
-    with _reading(directory):
-        filesystem.invalidate_cache(path)
-        found = filesystem.find(path)
+    try:
+        with _reading(directory):
+            filesystem.invalidate_cache(path)
+            found = filesystem.find(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
     return [name for each in found if (name := each[len(path.rstrip("/")) + 1 :])]
 
 
