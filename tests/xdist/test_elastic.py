@@ -163,15 +163,17 @@ def test_where_all_are_on_nodes_with_a_notice_what_there_is_is_saved_before_they
 @pytest.mark.parametrize(
     ("num_workers", "sizes", "changes"),
     [
-        (1, [1, 1], {"num_lanes": 1, "on_resize": "keep_worker_batch"}),
-        pytest.param(1, [1, 1], {}, marks=pytest.mark.by_hand),
+        (1, [1, 1, 1], {"num_lanes": 1, "on_resize": "keep_worker_batch"}),
+        pytest.param(1, [1, 1, 1], {}, marks=pytest.mark.by_hand),
         pytest.param(3, [3, 3], {}, marks=pytest.mark.by_hand),
     ],
 )
 def test_who_is_needed_leaves_a_drained_node_when_another_is_there(
     tmp_path: Path, num_workers: int, sizes: list[int], changes: dict[str, Any]
 ) -> None:
-    """There is room for another only on a node that joins when the drain has begun."""
+    """There is room for another only on a node that joins when the drain has begun. A single worker
+    stops first to save what there is.
+    """
     recording = tmp_path / "recording"
     cluster_config = ClusterConfig(min_world_size=num_workers)
     config = config_of(tmp_path, num_workers=num_workers, cluster=cluster_config)
