@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from xdist import native_update, weights_board, wire
+from xdist import host_copy, native_update, weights_board, wire
 from xdist.errors import LeaseLost, NotShared
 from xdist.gradient_slots import GradientSlots, SlotsAddress
 from xdist.sequencer import PushId
@@ -107,7 +107,7 @@ class NodeMemory:
     def copy(self, state: RangeState) -> wire.WireVector:
         """The weights, as they are sent to workers elsewhere. To be called at rest."""
         out = self._buffer()
-        return self._lent(out.copy_(state.weights))
+        return self._lent(host_copy.copy(state.weights, out))
 
     def _buffer(self) -> Tensor:
         size = self._stop - self._start

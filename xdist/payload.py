@@ -14,12 +14,15 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from xdist import large_pages
+from xdist import host_copy, large_pages
 
 NAMES_OF_TYPES = {torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16"}
 """As safetensors has them, of all that a training state may be made of."""
-ALIGNMENT = 8
-"""Of the first tensor: safetensors fills its header up with blanks."""
+LENGTH_BYTES = 8
+ALIGNMENT = 64
+"""Of the first tensor, in bytes: a line of a cache. The header is filled up with blanks, as
+safetensors fills it, to multiples of 8.
+"""
 
 
 class Payload:
@@ -62,7 +65,7 @@ class Payload:
     def fill(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy these in, from whatever device they are on."""
         for name, tensor in tensors.items():
-            self._places[name].copy_(tensor, non_blocking=True)
+            host_copy.copy(tensor, self._places[name])
         if any(tensor.is_cuda for tensor in tensors.values()):
             torch.cuda.synchronize()
 
@@ -77,7 +80,7 @@ def _shape(tensors: Mapping[str, Tensor]) -> list[tuple[str, torch.Size, torch.d
 
 
 def _header(tensors: Mapping[str, Tensor], edges: list[int]) -> bytes:
-    """The length of what follows, in eight bytes, and where each tensor is, as JSON (safetensors'
+    """The length of what follows, and where each tensor is, as JSON (safetensors'
     documentation, "Format").
     """
     entries = {
@@ -91,8 +94,8 @@ def _header(tensors: Mapping[str, Tensor], edges: list[int]) -> bytes:
         )
     }
     text = json.dumps(entries).encode()
-    text += b" " * (-len(text) % ALIGNMENT)
-    return len(text).to_bytes(8, "little") + text
+    text += b" " * (-(LENGTH_BYTES + len(text)) % ALIGNMENT)
+    return len(text).to_bytes(LENGTH_BYTES, "little") + text
 
 
 def _memory(size: int, *, is_pinned: bool) -> Tensor:

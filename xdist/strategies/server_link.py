@@ -10,7 +10,7 @@ import torch
 from ray.actor import ActorHandle
 from torch import Tensor
 
-from xdist import bfloat16, wire
+from xdist import bfloat16, host_copy, wire
 from xdist.errors import NotShared
 from xdist.product import Product
 from xdist.sequencer import Push, PushId
@@ -122,5 +122,5 @@ class ServerLink:
         if weights.dtype == torch.bfloat16:
             bfloat16.widen(weights, own)
         else:
-            own.copy_(weights)
+            host_copy.copy(weights, own)
         return reply.version
