@@ -119,7 +119,7 @@ class Publications:
         lacks a part is given up (`PartMissing`), where others follow. Raises `RunTaken`.
         """
         if self._tidying is not None and self._tidying.done():
-            self._tidying.result()  # A bug is to be heard.
+            self._tidying.result()  # A bug is to be heard, and `RunTaken`.
             self._tidying = None
         if self._publishing is None or not (waits or self._publishing.done()):
             return None
@@ -155,9 +155,10 @@ class Publications:
 
         def tidy() -> None:
             try:
+                self._run.check_owned()
                 self._retention.prune(newest=newest, spare=spare)
                 then()
-            except (OSError, UnreadableUrl) as error:
+            except (OSError, UnreadableUrl, RunDirectoryError) as error:
                 logger.warning("run directory %s not tidied: %s", self._run.url, error)
 
         self._tidying = self._beside.submit(tidy)

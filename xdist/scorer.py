@@ -102,22 +102,22 @@ class ScoringProcess:
 
     def score(
         self, plan: ScoringPlan, checkpoint_url: str, weights: WeightsName, num_workers: int
-    ) -> tuple[dict[str, float], tuple[CorruptSample, ...]]:
+    ) -> tuple[dict[str, float], tuple[CorruptSample, ...], str | None]:
         """The scores of all measures, and the samples that could not be scored. num_workers: that
-        count parts of it elsewhere, with what workers have; 0, or where there is no room for them:
-        it is done here.
+        count parts of it elsewhere, with what workers have; 0, or where there is no room for them,
+        which is told: it is done here.
         """
-        tally = None
+        tally = why_alone = None
         has_more = plan.config.cluster.gpus_per_worker or min(num_workers, num_batches(plan)) > 1
         if num_workers and has_more:
             try:
                 tally = score_sharded(plan, checkpoint_url, weights, num_workers=num_workers)
             except (NotEnoughResources, *LOST) as error:
-                logger.warning("scored by the driver alone: %s", error)
+                why_alone = str(error)
         if tally is None:
             num_cpus = plan.config.evaluation.num_cpus
             tally = score_part(plan, checkpoint_url, weights, num_cpus=num_cpus)
-        return tally.scores(), tuple(tally.corrupt)
+        return tally.scores(), tuple(tally.corrupt), why_alone
 
     def pulse(self) -> None:
         """On a thread of its own: it runs."""
@@ -200,7 +200,9 @@ class Scorer:
         assert wanted is not None
         self.task = self._process = self._pulse = None
         self._is_asking = False
-        scores, corrupt = ray.get(task)
+        scores, corrupt, why_alone = ray.get(task)
+        if why_alone is not None:
+            logger.warning("scored on the driver's node alone: %s", why_alone)
         self._remove_first()
         return wanted, scores, corrupt
 

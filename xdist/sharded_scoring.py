@@ -2,7 +2,7 @@
 
 The parts are contiguous and merged in their order, so the result is that of one worker, to the bit.
 A part is a function of the plan and its number alone: one that is lost with its worker is counted
-again.
+again, and so is one that takes much longer than the others, once.
 
 Nothing is cancelled: with `ray.cancel`, forced or not, a task that ends at that moment ends the
 whole calling process ("Tried to complete task that was not pending", ray 2.60). After an error,
@@ -12,7 +12,9 @@ what still runs goes on to its end, or to that of the caller.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import math
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -32,6 +34,10 @@ from xdist.state import WeightsName
 from xdist.topologies import nodes
 
 logger = logging.getLogger(__name__)
+
+LATE_S, LATE_RATIO = 60.0, 4.0
+"""A part is late after so long, and after so many times what those took that are there."""
+LOOK_EVERY_S = 1.0
 
 
 def count_workers(
@@ -76,14 +82,16 @@ def score_sharded(
     function: Any = score_part  # Ray's types know no keyword-only arguments.
     task = ray.remote(function).options(**options)
     shared = ray.put(plan)
-    parts = [
-        task.remote(shared, checkpoint_url, weights, part=part, num_parts=num_parts)
-        for part in range(num_parts)
-    ]
-    _wait(parts)
+
+    def start(part: int) -> ray.ObjectRef[Tally]:
+        begun: ray.ObjectRef[Tally] = task.remote(
+            shared, checkpoint_url, weights, part=part, num_parts=num_parts
+        )
+        return begun
+
     tally = Tally.empty(plan)
-    for part in parts:
-        tally.merge(ray.get(part))
+    for part in _counted(start, num_parts):
+        tally.merge(part)
     num_samples = ShardIndex.open(plan.index_url).num_samples
     num_allowed = plan.config.data.bad_samples_allowed(num_samples)
     if len(tally.corrupt) > num_allowed:
@@ -126,16 +134,36 @@ def _nothing() -> None:
     """Take a place."""
 
 
-def _wait(parts: Sequence[ray.ObjectRef[Any]]) -> None:
-    """Wait for all parts, or raise what the first one that failed raised."""
-    waiting = list(parts)
-    while waiting:
-        (ready,), waiting = ray.wait(waiting, num_returns=1)
-        try:
-            tally = ray.get(ready)
-        except RayTaskError as error:
-            if isinstance(error.cause, (DataError, UserError)):
-                raise error.cause from error
-            raise
-        done, number = len(parts) - len(waiting), parts.index(ready)
-        logger.info("part %d scored images=%d (%d/%d)", number, tally.num_images, done, len(parts))
+def _counted(start: Callable[[int], ray.ObjectRef[Tally]], num_parts: int) -> list[Tally]:
+    """All parts, in their order; or raise what the first one that failed raised."""
+    began = time.monotonic()
+    late_after_s, is_late = math.inf, False
+    waiting = {start(part): part for part in range(num_parts)}
+    tallies: dict[int, Tally] = {}
+    while len(tallies) < num_parts:
+        ready, _ = ray.wait([*waiting], timeout=LOOK_EVERY_S)
+        took_s = time.monotonic() - began
+        for reference in ready:
+            part = waiting.pop(reference)
+            if part in tallies:
+                continue
+            tally = tallies[part] = _get(reference)
+            done = f"({len(tallies)}/{num_parts})"
+            logger.info("part %d scored images=%d %s", part, tally.num_images, done)
+            late_after_s = max(LATE_S, LATE_RATIO * took_s)
+        if took_s > late_after_s and not is_late:
+            is_late = True
+            late = sorted(set(waiting.values()))
+            logger.warning("parts %s are counted once more, as they take %.0f s", late, took_s)
+            waiting |= {start(part): part for part in late}
+    return [tallies[part] for part in range(num_parts)]
+
+
+def _get(part: ray.ObjectRef[Tally]) -> Tally:
+    try:
+        tally: Tally = ray.get(part)
+    except RayTaskError as error:
+        if isinstance(error.cause, (DataError, UserError)):
+            raise error.cause from error
+        raise
+    return tally

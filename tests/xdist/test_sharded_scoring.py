@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import Tensor
 from datapipe.position import Position
 from tests.clusters import wait_until
 from tests.small_runs import NUM_EVALUATION, NUM_LABELS, small_config
-from xdist import checkpoint
+from xdist import checkpoint, sharded_scoring
 from xdist import scorer as scorer_module
 from xdist.checkpoint import Checkpoint, Cut, Manifest
 from xdist.config import ClusterConfig
@@ -84,17 +85,20 @@ def planned(directory: Path, *, wait_s: float = 60) -> tuple[ScoringPlan, str]:
 
 
 @dataclass(frozen=True, eq=False)
-class DeadlySpace(LabelSpace):
-    """A label space whose first use, once, kills the process."""
+class SignallingSpace(LabelSpace):
+    """A label space whose first use, once, sends the process a signal."""
 
     marker: str
+    """A file, which then says which process that was."""
+    number: int
 
     def restrict(
         self, logits: Tensor, label_ids: Tensor, label_offsets: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        if not Path(self.marker).exists():
-            Path(self.marker).touch()
-            os.kill(os.getpid(), signal.SIGKILL)
+        with suppress(FileExistsError), Path(self.marker).open("x") as marker:
+            marker.write(str(os.getpid()))
+            marker.close()
+            os.kill(os.getpid(), self.number)
         return super().restrict(logits, label_ids, label_offsets)
 
 
@@ -102,14 +106,21 @@ class DeadlySpace(LabelSpace):
 @pytest.mark.ray
 @pytest.mark.timeout(120)
 @pytest.mark.usefixtures("cluster")
-def test_a_part_that_is_lost_with_its_worker_is_counted_again_and_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_part_whose_worker_is_lost_or_hangs_is_counted_again_and_once(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    if number == signal.SIGSTOP:
+        monkeypatch.setattr(sharded_scoring, "LATE_S", 1.0)
     plan, url = planned(tmp_path)
     torch.set_num_threads(1)
     whole = score_part(plan, url, "raw", part=0, num_parts=1)
-    marker = tmp_path / "died"
-    deadly = DeadlySpace(plan.space.outputs, plan.space.columns, str(marker))
-    sharded = score_sharded(replace(plan, space=deadly), url, "raw", num_workers=3)
-    assert marker.exists()
+    marker = tmp_path / "process"
+    space = SignallingSpace(plan.space.outputs, plan.space.columns, str(marker), number)
+    sharded = score_sharded(replace(plan, space=space), url, "raw", num_workers=3)
+    with suppress(ProcessLookupError):
+        os.kill(int(marker.read_text()), signal.SIGKILL)
+    assert ("once more" in caplog.text) == (number == signal.SIGSTOP)
     assert sharded.num_images == NUM_EVALUATION
     assert sharded.scores() == whole.scores()
     np.testing.assert_equal(sharded.per_class(), whole.per_class())
@@ -172,9 +183,7 @@ class Tenant:
 @pytest.mark.ray
 @pytest.mark.timeout(120)
 @pytest.mark.usefixtures("cluster")
-def test_a_full_cluster_is_waited_for_and_then_an_error(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_full_cluster_is_waited_for_and_then_an_error(tmp_path: Path) -> None:
     """Which a run does not end for that has come to its last score."""
     plan, url = planned(tmp_path, wait_s=0.5)
     tenant_class: Any = ray.remote(Tenant)
@@ -183,8 +192,8 @@ def test_a_full_cluster_is_waited_for_and_then_an_error(
     try:
         with pytest.raises(NotEnoughResources, match=r"no room for a worker of 1 CPU .* 0\.5 s"):
             score_sharded(plan, url, "raw", num_workers=2)
-        scores, _ = ScoringProcess().score(plan, url, "raw", num_workers=2)
+        scores, _, why_alone = ScoringProcess().score(plan, url, "raw", num_workers=2)
         assert scores == score_part(plan, url, "raw").scores()
-        assert "scored by the driver alone: no room for a worker" in caplog.text
+        assert "no room for a worker" in str(why_alone)
     finally:
         ray.kill(tenant)
