@@ -117,4 +117,6 @@ def _parent(process_id: int) -> int | None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit("no job of its own: `make demo` and the tests keep their Ray heads with it")
     sys.exit(guard(sys.argv[1], sys.argv[2:]))
