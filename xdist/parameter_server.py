@@ -203,12 +203,15 @@ class ParameterServer:
 
     async def apply(self, commit: Commit) -> None:
         """Apply this commit, and those that waited for it, in the order of versions."""
-        if commit.term < self._term or commit.version <= self._range.version:
-            return
-        self._queue.add(commit)
-        if commit.cut is not None and self._report is not None:  # A replica saves nothing.
-            self._queue.keep(commit.version)
-        self._mirror.apply(commit)
+        if commit.term >= self._term and commit.version > self._range.version:
+            await self._apply(commit)
+
+    async def _apply(self, *commits: Commit) -> None:
+        for commit in commits:
+            self._queue.add(commit)
+            if commit.cut is not None and self._report is not None:  # A replica saves nothing.
+                self._queue.keep(commit.version)
+            self._mirror.apply(commit)
         try:
             with self._alarm.on_failure():
                 await self._updates.make_due()
@@ -333,13 +336,9 @@ class ParameterServer:
         """
         async with self._range.at_rest:
             tensors = await self._range.copy()
+            version, staged = self._range.version, self._staging.copies()
             copy = ServerCopy(
-                self._term,
-                self._range.version,
-                tensors,
-                self._staging.copies(),
-                self._queue.commits,
-                self._sequencer,
+                self._term, version, tensors, staged, self._queue.commits, self._sequencer
             )
             taken = self._mirror.begin(replica, copy)
         return await taken
@@ -349,8 +348,8 @@ class ParameterServer:
         self._range.load(copy.tensors, version=copy.version)
         self._term, self._sequencer = copy.term, copy.sequencer
         self._staging.take(copy.staged)
-        for commit in copy.pending:
-            await self.apply(commit)
+        # All at once, whatever their term: its primary will apply them, and nobody drops a piece.
+        await self._apply(*copy.pending)
 
     async def follow(self, decision: Decision) -> None:
         """The replica of server 0: know of a commit before anybody else does; not of one that comes

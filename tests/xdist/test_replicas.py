@@ -194,6 +194,39 @@ def test_a_push_that_was_not_committed_is_dropped_with_its_term(tmp_path: Path) 
     check(scenario)
 
 
+def test_commits_that_wait_while_a_replica_is_made_are_applied_by_both(tmp_path: Path) -> None:
+    """Though a term begins, and one of their workers is replaced, before either applies them."""
+
+    async def scenario() -> None:
+        servers, plain = await begun(tmp_path / "a"), await begun(tmp_path / "b")
+        gradients = gradients_of(servers, 2)
+        primary, replica = servers.primaries[1].server, servers.new(1, is_replica=True)
+        async with replica.server._range.at_rest:
+            async with primary._range.at_rest:
+                attaching = asyncio.ensure_future(primary.attach(replica))
+                await settled()
+                pushes = []
+                for number, gradient in enumerate(gradients):
+                    worker = await Worker.registered(servers, number)
+                    pushes.append(servers.pushing(await worker.described(), gradient))
+                    await servers.lead.pull(number + 1)
+                beginning = asyncio.ensure_future(servers.begin())
+                await settled()
+            await beginning
+            await Worker.registered(servers, 1)
+            await settled()
+        assert await attaching
+        await asyncio.gather(*pushes, return_exceptions=True)
+        servers.primaries[1].is_dead = True
+        servers.primaries[1] = replica
+        await servers.begin()
+        for number, gradient in enumerate(gradients):
+            await (await Worker.registered(plain, number)).push(gradient)
+        assert np.array_equal(await servers.pull(2), await plain.pull(2))
+
+    check(scenario)
+
+
 def test_a_replica_that_is_lost_stops_nobody(tmp_path: Path) -> None:
     async def scenario() -> None:
         servers = await replicated(tmp_path)
