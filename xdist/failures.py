@@ -8,6 +8,7 @@ import re
 from ray.exceptions import (
     NodeDiedError,
     ObjectLostError,
+    ObjectStoreFullError,
     OutOfDiskError,
     OutOfMemoryError,
     RayActorError,
@@ -28,6 +29,8 @@ LOST = (
     OutOfMemoryError,
     OutOfDiskError,
 )
+NODE_IS_FULL = (ObjectStoreFullError, OutOfDiskError)
+"""Errors within a task: its node has no place for what it sends."""
 NEVER_RAN = ("The actor never ran", "node has died")
 """From the text of an `ActorDiedError`: its process had not started when its node went."""
 GPU_ERROR = "AcceleratorError"
@@ -45,7 +48,11 @@ def fault_of(task: Task, error: RayError) -> Fault | None:
             return Fault(task, str(error.cause), "complaint")
         if task.is_alone:
             return Fault(task, last_line(error), "unfit")
-        is_lost = _is_of_its_node(error, task) or type(error.cause).__name__ == GPU_ERROR
+        is_lost = (
+            _is_of_its_node(error, task)
+            or isinstance(error.cause, NODE_IS_FULL)
+            or type(error.cause).__name__ == GPU_ERROR
+        )
         return Fault(task, reason_of(error.cause), "lost") if is_lost else None
     if isinstance(error, RayActorError) and error.actor_init_failed:
         return Fault(task, last_line(error), "unfit") if task.is_alone else None

@@ -40,8 +40,10 @@ class Published:
 class _Unfinished:
     cut: Cut
     started: float
-    parts: dict[str, Part] = field(default_factory=dict)
-    """By their files: a part that is written again is the same one."""
+    parts: dict[tuple[int, int], Part] = field(default_factory=dict)
+    """By their ranges, (0, 0) that of the statistics: one that is written again takes the place of
+    the other, from which it may differ in last bits.
+    """
 
 
 class Publications:
@@ -83,7 +85,7 @@ class Publications:
             return
         started = time.monotonic() if began is None else began
         unfinished = self._unfinished.setdefault(cut.step, _Unfinished(cut, started))
-        unfinished.parts |= {part.file: part for part in parts}
+        unfinished.parts |= {(part.start, part.stop): part for part in parts}
         manifest = Manifest(
             unfinished.cut,
             previous.layout,

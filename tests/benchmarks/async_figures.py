@@ -11,7 +11,8 @@ from rich.table import Table
 
 from tests.benchmarks import limits
 
-RAY_EXAMPLE, KERNEL, TORCH = "ray_example", "kernel", "torch_foreach"
+RAY_EXAMPLE, KERNEL = "ray_example", "kernel"
+TORCH, TORCH_OPTIM = "torch_foreach", "torch_optim"
 OURS, OURS_BF16, OURS_OBJECT_STORE = "ours", "ours_bf16", "ours_object_store"
 ONE_WORKER, OVERLAP_0, OVERLAP_1 = "one_worker", "one_worker_overlap_0", "one_worker_overlap_1"
 NAMES = (
@@ -21,6 +22,7 @@ NAMES = (
     OURS_OBJECT_STORE,
     KERNEL,
     TORCH,
+    TORCH_OPTIM,
     ONE_WORKER,
     OVERLAP_0,
     OVERLAP_1,
@@ -38,6 +40,7 @@ SMALLEST = {
 }
 LARGEST = {"server_recovery_s": 2.0, "lost_updates": 0.0, "double_updates": 0.0}
 WITHOUT_LIMIT = (
+    "kernel_ratio_vs_torch_optim",
     "updates_ratio_bf16",
     "sync_straggler_efficiency",
     "overlap_gain",
@@ -104,6 +107,7 @@ def figures(results: Results) -> dict[str, float | None]:
         "updates_ratio_object_store": results.ratio(OURS_OBJECT_STORE, RAY_EXAMPLE),
         "fraction_of_kernel_rate": results.ratio(OURS, KERNEL),
         "kernel_ratio_vs_torch": results.ratio(KERNEL, TORCH),
+        "kernel_ratio_vs_torch_optim": results.ratio(KERNEL, TORCH_OPTIM),
         "straggler_efficiency": results.efficiency(ASYNCHRONOUS),
         "sync_straggler_efficiency": results.efficiency(SYNCHRONOUS),
         "overlap_gain": results.ratio(OVERLAP_1, OVERLAP_0),

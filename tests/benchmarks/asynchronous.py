@@ -39,6 +39,7 @@ from tests.benchmarks.async_figures import (
     OVERLAP_1,
     RAY_EXAMPLE,
     TORCH,
+    TORCH_OPTIM,
     Results,
     figures,
     missed,
@@ -166,9 +167,8 @@ class Bench:
             "update_kernel", options, environment=os.environ, limit_s=PART_LIMIT_S
         )
         self._note(KERNEL, values["kernel_updates_s"])
-        self._note(
-            TORCH, max(values["torch_foreach_updates_s"], values["torch_foreach_updates_s_1"])
-        )
+        for name in (TORCH, TORCH_OPTIM):
+            self._note(name, max(values[f"{name}_updates_s"], values[f"{name}_updates_s_1"]))
 
     def _updates_per_second(self, part: str, request: Any, head: LocalHead) -> float:
         limit_s = PART_LIMIT_S + STORE_WARM_UP_S + self.arguments.seconds

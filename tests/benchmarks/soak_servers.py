@@ -33,6 +33,8 @@ from xdist.topologies.push_pull import PushPullTopology, push_pull_strategy
 
 NUM_SERVERS = 2
 MEMORY_EVERY_S = 5.0
+SECOND_WITHIN_S = 3.0
+"""Of a kill of a server, every second time: another server is killed."""
 
 
 class RecordsPushes(Wrapped):
@@ -68,15 +70,47 @@ class Killer:
     memory: Memory = field(default_factory=Memory)
     over: threading.Event = field(default_factory=threading.Event)
 
-    def work(self, role: str, every_s: float) -> None:
-        """Kill one of these now and then, until `over`."""
-        draws = random.Random(f"{self.arguments.seed} {role}")
-        while not self.over.wait(every_s * draws.uniform(0.5, 1.5)):
-            processes = self._processes(role)
-            if len(processes) < (NUM_WORKERS if role == "worker" else 2 * NUM_SERVERS):
-                continue  # Somebody is on the way; a server and its replica are not both killed.
-            os.kill(draws.choice(processes), signal.SIGKILL)
-            self.kills[role] += 1
+    def kill_workers(self) -> None:
+        """Kill one of them now and then, until `over`."""
+        draws = random.Random(f"{self.arguments.seed} worker")
+        while not self.over.wait(self.arguments.every_s * draws.uniform(0.5, 1.5)):
+            processes = self._processes("worker")
+            if len(processes) == NUM_WORKERS:  # Else somebody is on the way.
+                self._kill(draws.choice(processes), "worker")
+
+    def kill_servers(self) -> None:
+        """Kill one of them, or its replica, now and then, until `over`; and often one of another
+        pair soon after, while the first one's replica is made.
+        """
+        draws = random.Random(f"{self.arguments.seed} server")
+        while not self.over.wait(self.arguments.server_every_s * draws.uniform(0.5, 1.5)):
+            struck: set[int] = set()
+            for wait_s in (0.0, draws.uniform(0, 2 * SECOND_WITHIN_S)):
+                pairs = {number: pair for number, pair in self._pairs() if number not in struck}
+                if wait_s > SECOND_WITHIN_S or self.over.wait(wait_s) or not pairs:
+                    break
+                number = draws.choice(sorted(pairs))
+                struck.add(number)
+                self._kill(draws.choice(pairs[number]), "server")
+
+    def _kill(self, process: int, role: str) -> None:
+        os.kill(process, signal.SIGKILL)
+        self.kills[role] += 1
+
+    def _pairs(self) -> list[tuple[int, list[int]]]:
+        """The processes of servers that have a replica, and of that."""
+        if self.topology is None:
+            return []
+        servers = self.topology._servers
+        pairs = (
+            (number, (servers._primaries[number].process, replica.process))
+            for number, replica in list(servers._replicas.items())
+            if replica.life in servers._attached
+        )
+        return [
+            (number, [process.process_id for process in pair if process is not None])
+            for number, pair in pairs
+        ]
 
     def watch_memory(self) -> None:
         """How much all have, until `over`."""
@@ -90,15 +124,10 @@ class Killer:
     def _processes(self, role: str) -> list[int]:
         if self.topology is None:
             return []
-        if role == "worker":
-            hands = [hand for hand in self.topology._workers if hand.has_trained]
-            found = [hand.process for hand in hands]
-        else:
-            servers = self.topology._servers
-            ready = [*servers.primaries, *servers._replicas.values()]
-            is_whole = len(servers._attached) == NUM_SERVERS
-            found = [hand.process for hand in ready] if is_whole else []
-        return [process.process_id for process in found if process is not None]
+        if role == "server":
+            return [process for _, pair in self._pairs() for process in pair]
+        hands = [hand for hand in self.topology._workers if hand.has_trained]
+        return [hand.process.process_id for hand in hands if hand.process is not None]
 
 
 def soak(arguments: Arguments, directory: Path) -> dict[str, float]:
@@ -122,9 +151,8 @@ def soak(arguments: Arguments, directory: Path) -> dict[str, float]:
         return killer.topology
 
     deadline = time.monotonic() + 60 * arguments.minutes
-    paces = (("worker", arguments.every_s), ("server", arguments.server_every_s))
-    threads = [threading.Thread(target=killer.work, args=pace, daemon=True) for pace in paces]
-    threads.append(threading.Thread(target=killer.watch_memory, daemon=True))
+    works = (killer.kill_workers, killer.kill_servers, killer.watch_memory)
+    threads = [threading.Thread(target=work, daemon=True) for work in works]
     for thread in threads:
         thread.start()
     try:

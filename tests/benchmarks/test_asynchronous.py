@@ -25,6 +25,7 @@ from tests.benchmarks.async_figures import (
     RAY_EXAMPLE,
     SMALLEST,
     TORCH,
+    TORCH_OPTIM,
     WITHOUT_LIMIT,
     Results,
     figures,
@@ -205,6 +206,7 @@ RATES = {
     OURS_OBJECT_STORE: 20.0,
     KERNEL: 60.0,
     TORCH: 5.0,
+    TORCH_OPTIM: 4.0,
     OVERLAP_0: 10.0,
     OVERLAP_1: 18.0,
 }

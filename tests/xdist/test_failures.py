@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError, RayTaskError
+from ray.exceptions import (
+    ActorDiedError,
+    ObjectStoreFullError,
+    OutOfDiskError,
+    OutOfMemoryError,
+    RayError,
+    RayTaskError,
+)
 
 from datapipe.errors import MissingShard
 from xdist.failures import fault_of
@@ -51,8 +58,16 @@ def test_a_shard_that_only_one_node_lacks_is_no_error_of_the_user(tmp_path: Path
     assert fault_of(Task("worker 1", "train", 1), remote) is None
 
 
-def test_a_gpu_that_fails_costs_its_worker() -> None:
-    error = RayTaskError("train", "Traceback", torch.AcceleratorError("uncorrectable ECC error"))
-    fault = fault_of(Task("worker 1", "train", 1), error)
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("uncorrectable ECC error"),
+        OutOfDiskError("no space"),
+        ObjectStoreFullError("no memory"),
+    ],
+)
+def test_a_gpu_that_fails_or_a_node_that_is_full_costs_its_worker(error: Exception) -> None:
+    fault = fault_of(Task("worker 1", "train", 1), RayTaskError("train", "Traceback", error))
     assert fault is not None
-    assert (fault.kind, fault.cause) == ("lost", "uncorrectable ECC error")
+    assert fault.kind == "lost"
+    assert str(error).startswith(fault.cause)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from xdist import fork_servers
 from xdist.config import ClusterConfig, TrainConfig
 from xdist.parameter_server import ParameterServer
 from xdist.server_plan import ServerPlan
+from xdist.wire import WireVector
 from xdist.worker import Worker
 
 NO_RETRIES = {"max_restarts": 0, "max_task_retries": 0}
@@ -30,6 +35,8 @@ WAITING_CALLS = 3
 CONTROL = "control"
 """The methods of a worker that are called beside all others, as in `Worker.pulse`."""
 NUM_CONTROL_THREADS = 2
+ANSWER_S = 1.0
+"""For those who are about to end to say how far they have come."""
 SAVES = "saves"
 """Where a worker waits for what it writes beside its training."""
 
@@ -88,8 +95,20 @@ def server(plan: ServerPlan, reserved: Mapping[str, float], *, where: Any) -> Ac
         scheduling_strategy=where,
         **fork_servers.options(plan.config.cluster),
     )
-    actor: ActorHandle[Any] = actor_class.remote(plan, share=ray.put)
+    actor: ActorHandle[Any] = actor_class.remote(plan, share=_share)
     return actor
+
+
+def _share(weights: WireVector) -> ray.ObjectRef[WireVector]:
+    """In the process of a server: have weights in the node's object store. Where there is no place
+    for them the process ends, as all who wait for it would wait on; others take over.
+    """
+    try:
+        return ray.put(weights)
+    except (ObjectStoreFullError, OutOfDiskError) as error:
+        sys.stderr.write(f"a parameter server ends, as its node is full: {error}\n")
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def end(actors: Iterable[ActorHandle[Any]]) -> None:
@@ -105,3 +124,13 @@ def first_ready(waiting: list[ray.ObjectRef[Any]], *, timeout_s: float) -> list[
         return []
     ready, _ = ray.wait(waiting, num_returns=1, timeout=timeout_s)
     return ready
+
+
+def answers(asked: Sequence[ray.ObjectRef[Any]]) -> list[Any]:
+    """Those of who is there, and answers within `ANSWER_S`."""
+    ready, _ = ray.wait([*asked], num_returns=len(asked), timeout=ANSWER_S) if asked else ([], [])
+    found = []
+    for answer in ready:
+        with suppress(RayError):
+            found.append(ray.get(answer))
+    return found

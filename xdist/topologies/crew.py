@@ -21,7 +21,7 @@ from ray.actor import ActorHandle
 
 from xdist.patient_storage import STORING_LIMIT_S
 from xdist.topologies import Fault, Pending, Task, nodes
-from xdist.topologies.actors import CONTROL, end
+from xdist.topologies.actors import CONTROL, answers, end
 from xdist.topologies.nodes import Process
 from xdist.worker import Worker
 from xdist.worker_messages import Pulse
@@ -191,6 +191,12 @@ class Crew:
         longest = max(other.pulse.longest_step_s for other in self if other.pulse)
         self.longest_step_s = longest or self.longest_step_s  # Those who are new know of none.
         return self._feel(hand)
+
+    def ask_newest(self) -> None:
+        """Ask all how far the run has come, which nobody will know any more."""
+        pulses: list[Any] = [hand.actor.pulse.options(concurrency_group=CONTROL) for hand in self]
+        found: list[Pulse] = answers([pulse.remote(0.0) for pulse in pulses])
+        self.newest_step = max([self.newest_step, *(pulse.step for pulse in found)])
 
     def _feel(self, hand: Hand) -> Pending:
         pulse: Any = hand.actor.pulse.options(concurrency_group=CONTROL)

@@ -271,6 +271,8 @@ class PushPullTopology:
             server = self._servers.find(lost.life)
             assert server is not None
             pending = self._servers.lose(server)
+            if pending is None:
+                self._workers.ask_newest()
             return None if pending is None else Outcome(pending=pending)
         hand = self._workers.find(lost)
         assert hand is not None
@@ -362,7 +364,7 @@ class PushPullTopology:
 
     @property
     def newest_step(self) -> int:
-        return self._servers.newest_version
+        return max(self._servers.newest_version, self._workers.newest_step)
 
     def close(self) -> None:
         self._workers.clear()

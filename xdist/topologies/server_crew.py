@@ -10,24 +10,21 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayError
 
 from xdist.parameter_server import ParameterServer
 from xdist.topologies import Fault, Pending, Task, nodes
+from xdist.topologies.actors import answers
 from xdist.topologies.crew import LEAST_PATIENCE_S, PULSE_S
 from xdist.topologies.nodes import Process
 from xdist.topologies.remote_server import RemoteServer
 
 logger = logging.getLogger(__name__)
 
-ANSWER_S = 1.0
-"""For servers that are about to end to say at which version they are."""
 PARTED_S = 5.0
 """Since a server did not reach another one, before that is taken for alive: Ray may yet tell."""
 
@@ -231,10 +228,7 @@ class ServerCrew:
         """Ask those who are left how far the run has come, which nobody will know any more."""
         others = [hand for hand in self if hand is not but and hand.process is not None]
         asked: list[ray.ObjectRef[int]] = [hand.actor.pulse.remote(0.0) for hand in others]
-        ready = ray.wait(asked, num_returns=len(asked), timeout=ANSWER_S)[0] if asked else []
-        for answer in ready:
-            with suppress(RayError):
-                self.newest_version = max(self.newest_version, ray.get(answer))
+        self.newest_version = max([self.newest_version, *answers(asked)])
 
     def settle(self) -> Pending:
         """Have servers leave a node that is about to go, once each has a replica elsewhere, and a
