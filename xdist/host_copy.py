@@ -11,9 +11,11 @@ from torch import Tensor
 from xdist import native_update
 
 
-def copy(values: Tensor, out: Tensor) -> Tensor:
-    """`out`, with these values, from whatever device they are on: they may be on their way yet."""
+def copy(values: Tensor, out: Tensor, *, non_blocking: bool = False) -> Tensor:
+    """`out`, with these values, from whatever device they are on. non_blocking: those of a GPU may
+    be on their way yet.
+    """
     if native_update.suits(values, out):
         native_update.copy(values, out)
         return out
-    return out.copy_(values, non_blocking=True)
+    return out.copy_(values, non_blocking=non_blocking)

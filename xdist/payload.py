@@ -65,7 +65,7 @@ class Payload:
     def fill(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy these in, from whatever device they are on."""
         for name, tensor in tensors.items():
-            host_copy.copy(tensor, self._places[name])
+            host_copy.copy(tensor, self._places[name], non_blocking=True)
         if any(tensor.is_cuda for tensor in tensors.values()):
             torch.cuda.synchronize()
 

@@ -86,7 +86,7 @@ class Retention:
         stays = {*spare, *published[-self._config.keep :]}
         if not stays.issuperset(published):
             stays |= {*self._ranked(published)[: self._config.keep_best]}
-        overtaken_by = ["", *published][-2]
+        overtaken_by = published[-2] if len(published) > 1 else ""
         for url in names:
             is_old = MANIFEST in names[url] or url < overtaken_by
             if is_old and url not in stays and PINNED not in names[url]:

@@ -232,8 +232,10 @@ class _Told:
         """Tell it all, and that nothing follows."""
         self._missed.append(lambda tracker: tracker.close(ended))
         self._catch_up()
-        if self._missed:
-            logger.warning("%s lacks the last %d records", self._name, len(self._missed) - 1)
+        if num_records := max(0, len(self._missed) - 1):
+            logger.warning("%s lacks the last %d records", self._name, num_records)
+        elif self._missed:
+            logger.warning("%s was not told that the run has ended", self._name)
 
 
 class Trackers:

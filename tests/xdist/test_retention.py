@@ -40,6 +40,12 @@ def test_the_newest_and_the_spared_stay(tmp_path: Path) -> None:
     assert prune(tmp_path, newest=5, spare={saved[0].url}, config=config) == [1, 4, 5]
 
 
+def test_where_none_is_to_be_seen_none_is_deleted(tmp_path: Path) -> None:
+    """As where a file system is away for a while."""
+    retention = Retention(str(tmp_path / "away"), NOTHING_ELSE, save_every_samples=10)
+    retention.prune(newest=3)
+
+
 def test_an_unpublished_newest_one_is_left_alone(tmp_path: Path) -> None:
     save(tmp_path, step=1)
     url = checkpoint.checkpoint_url(str(tmp_path), 2)

@@ -108,6 +108,27 @@ def test_one_that_fails_costs_no_other_and_is_asked_again_when_the_run_ends(
     assert len(curves(tmp_path)["train/loss"]) == 2
 
 
+class FailsToClose(Broken):
+    """A way to track that hears of all but the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_whole = True
+
+    def close(self, ended: Ended) -> None:
+        raise OSError(f"no answer to {ended}")
+
+
+def test_one_that_does_not_hear_of_the_end_lacks_no_record(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    trackers = Trackers({"late": FailsToClose})
+    trackers.record(train_at(10, 1.0))
+    trackers.close()
+    assert "late was not told that the run has ended" in caplog.text
+    assert "lacks" not in caplog.text
+
+
 def test_one_that_failed_is_told_what_it_has_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trackers_module, "RETRY_S", 0.0)
     broken = Broken()
